@@ -1,0 +1,339 @@
+"""The configuration of a run: YAML file, dotted overrides, every field documented beside itself.
+
+Unknown keys are refused with the nearest known name; every mistake is a ConfigError of one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hatch_ray.run_folder import STAGES, write_atomic
+
+Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A mistake in a config file, an override or the machine it asks for: one line that says what to change."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    base: str = "hatch-tiny"
+    """A Hugging Face Qwen2.5-VL folder or name; "hatch-tiny" is the one in this package."""
+    template: Literal["full-v1", "compact-v1"] = "full-v1"
+    """Prompt template (`protocol/prompt.py`). A trained model must be asked with the one it was trained with."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and activations of learner and vLLM. float32 on CPU."""
+    max_images: Positive = 4
+    """More views than this in one prompt are refused."""
+    max_pixels: Positive = 512 * 28 * 28
+    """An image with more pixels is scaled down to this before the encoder sees it."""
+    max_length: Positive = 4096
+    """Context: prompt (images included) and completion, tokens."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """0 trains all weights; r > 0 trains LoRA adapters of that rank on the language model's linear layers."""
+
+
+class RoomsConfig(Section):
+    train_scenes: Positive = 150
+    """Rooms to train on."""
+    heldout_scenes: Positive = 60
+    """Rooms never trained on."""
+    views_per_scene: Positive = 8
+    """Cameras in one room."""
+    image_size: Annotated[int, Field(ge=28, multiple_of=28)] = 112
+    """Width and height of a view, pixels."""
+    fov_deg: Annotated[float, Field(gt=20, lt=150)] = 90.0
+    """Horizontal field of view."""
+    compass: bool = True
+    """Paint the four walls in fixed hue families by compass direction, so that a view shows its own heading."""
+
+
+class DataConfig(Section):
+    kind: Literal["rooms", "rgbd"] = "rooms"
+    """rooms: rendered. rgbd: posed RGB-D folders (7-Scenes or ScanNet form) below `root`."""
+    root: Path | None = None
+    """Folder of the posed RGB-D frames (kind rgbd), or a dataset made by `hatch data build` (either kind)."""
+    tasks: list[str] = []
+    """Question types, by name; empty means every task that the data can give."""
+    samples: Positive = 1500
+    """Training samples to draw."""
+    heldout_samples: Positive = 300
+    """Held-out samples to draw."""
+    heldout_fraction: Fraction = 0.25
+    """rgbd: the last part of each sequence, by time, that is held out."""
+    gap_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """rgbd: frames left out between train and held-out, so that neighbours do not leak."""
+    frame_step: Positive = 1
+    """rgbd: use every n-th frame."""
+    min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.1
+    max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Overlap of the two views of a pair (share of reprojected pixels) that a question may use."""
+    rooms: RoomsConfig = RoomsConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.kind == "rgbd" and self.root is None:
+            raise ValueError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
+        if self.min_overlap >= self.max_overlap:
+            raise ValueError("data.min_overlap must be below data.max_overlap")
+        return self
+
+
+class Trained(Section):
+    """What every training stage has."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the stage's samples."""
+    max_steps: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many optimizer steps; 0 means by epochs."""
+    batch_size: Positive = 1
+    """Samples (PaStA: pairs) in one optimizer step, over all workers."""
+    lr: Rate = 1e-5
+    """Peak learning rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Linear warm-up."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The paper keeps the rate fixed; cosine falls to zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    grad_clip: Rate = 1.0
+    """Largest gradient norm."""
+    save_every: Positive = 50
+    """Optimizer steps between resumable checkpoints."""
+
+
+class PastaConfig(Trained):
+    grid: Positive = 4
+    """n: each view is an n x n grid of patches (paper: best n = 4)."""
+    tau_target: Rate = 0.1
+    """tau_1 of eq. 2."""
+    tau_model: Rate = 0.1
+    """tau_2 of eq. 3."""
+    min_row_overlap: Annotated[float, Field(ge=0)] = 0.05
+    """Rows of S with a smaller sum carry no correspondence and are left out; 0 keeps all rows as eq. 5 is printed."""
+    pixel_stride: Positive = 4
+    """Every n-th pixel of the depth grid is reprojected."""
+
+
+class SftConfig(Trained):
+    fraction: Fraction = 1.0
+    """Share of the training samples that the stage uses (cold start: 0.1)."""
+
+
+class RewardConfig(Section):
+    action_weight: Annotated[float, Field(ge=0)] = 1.0
+    """lambda_1 of eq. 8."""
+    answer_weight: Annotated[float, Field(ge=0)] = 1.0
+    """lambda_2 of eq. 8."""
+    format_weight: Annotated[float, Field(ge=0)] = 1.0
+    """lambda_3 of eq. 8."""
+    tau_t: Rate = 1.0
+    """Metres, eq. 10 (not given by the paper)."""
+    tau_r: Rate = 30.0
+    """Degrees, eq. 10 (not given by the paper)."""
+    punish_stop: bool = True
+    """Zero for a plan that stays (< 0.05 m and < 2 deg) while the gold one moves (> 0.2 m or > 10 deg)."""
+
+
+class GrpoConfig(Trained):
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """G: completions per prompt."""
+    prompts_per_step: Positive = 4
+    """Prompt groups in one optimizer step, over all workers; `batch_size` is not used by GRPO."""
+    beta: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the KL term (k3 estimator) to the stage's first model; 0 leaves it out."""
+    clip: Rate = 0.2
+    """epsilon of the clipped ratio."""
+    temperature: Rate = 1.0
+    """Sampling temperature of the rollouts."""
+    max_new_tokens: Positive = 1024
+    """Longest completion."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Versions that a group may lag behind the learner; 0 is synchronous."""
+    importance_cap: Rate = 2.0
+    """Upper bound of the correction between the learner's and vLLM's probability of a token (truncated)."""
+    fraction: Fraction = 1.0
+    """Share of the training samples that GRPO draws from."""
+    micro_batch: Positive = 8
+    """Completions in one forward and backward pass of a worker."""
+
+
+class RolloutConfig(Section):
+    actors: Positive = 1
+    """vLLM engines."""
+    cpus: Positive = 1
+    """CPUs of each engine."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each engine."""
+    kv_cache_mb: Positive = 128
+    """Key-value cache of a CPU engine, MiB."""
+    gpu_memory_utilization: Fraction = 0.85
+    """Share of a GPU's memory that an engine may take."""
+
+
+class RewardActorsConfig(Section):
+    actors: Positive = 1
+    """CPU verifiers."""
+    cpus: Annotated[float, Field(gt=0)] = 0.1
+    """CPUs of each."""
+
+
+class LearnerConfig(Section):
+    workers: Positive = 1
+    """Ray Train workers."""
+    cpus: Positive = 1
+    """CPUs of each worker."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each worker."""
+
+
+class EvalConfig(Section):
+    samples: Positive = 300
+    """Held-out samples to answer (all when there are fewer)."""
+    bootstrap: Positive = 2000
+    """Resamples for the 95 % intervals."""
+    max_new_tokens: Positive = 1024
+    """Longest completion (greedy)."""
+
+
+class ServeConfig(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(gt=0, lt=65536)] = 8000
+    """Address of POST /reason."""
+    replicas: Positive = 1
+    cpus: Positive = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """Serve replicas and the resources of each."""
+    max_new_tokens: Positive = 1024
+    """Longest completion."""
+
+
+class Config(Section):
+    run_dir: Path = Path("runs/default")
+    """The run folder; an existing one is resumed."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of data, order, sampling and weights."""
+    stages: list[Stage] = list(STAGES)  # type: ignore[assignment]
+    """Stages to run, in order."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    pasta: PastaConfig = PastaConfig()
+    qa_sft: SftConfig = SftConfig()
+    cold_start: SftConfig = SftConfig(fraction=0.1)
+    grpo: GrpoConfig = GrpoConfig()
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward_actors: RewardActorsConfig = RewardActorsConfig()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalConfig = EvalConfig()
+    serve: ServeConfig = ServeConfig()
+    tensorboard: bool = True
+    """Write RUN/tensorboard."""
+    wandb_project: str = ""
+    """Also log to this Weights & Biases project (needs the `wandb` package); empty does not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if not self.stages:
+            raise ValueError(f"stages is empty; name at least one of {', '.join(STAGES)}")
+        if len(set(self.stages)) != len(self.stages):
+            raise ValueError("stages names a stage twice")
+        if self.stages != [stage for stage in STAGES if stage in self.stages]:
+            raise ValueError(f"stages must keep the order {', '.join(STAGES)}")
+        if self.grpo.prompts_per_step % self.learner.workers:
+            raise ValueError(
+                f"grpo.prompts_per_step={self.grpo.prompts_per_step} must be a multiple of "
+                f"learner.workers={self.learner.workers}"
+            )
+        return self
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """"grpo.beta=0.02" -> ("grpo.beta", 0.02). The value is read as YAML (so 1e-4, true, [a, b] and text work)."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {text!r} is not KEY=VALUE (for example grpo.beta=0.02)")
+    try:
+        parsed = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        raise ConfigError(f"override {text!r}: the value is not readable as YAML") from None
+    return key.strip(), parsed
+
+
+def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set tree["a"]["b"] for "a.b"; ConfigError when a part of the path holds a plain value."""
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key}: {part} is a value, not a section")
+    tree[last] = value
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML config, apply dotted overrides, validate.
+
+    Raises ConfigError with one line: the first mistake, where it is and what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config file {path} does not exist")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections")
+    for override in overrides or []:
+        set_dotted(tree, *parse_override(override))
+    return make_config(tree, where=str(path))
+
+
+def make_config(tree: dict[str, Any], where: str = "config") -> Config:
+    """Validate a nested dictionary."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_mistake(error)}") from None
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistake = error.errors()[0]
+    key = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        known = known_keys()
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        by_name = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+        hint = near[0] if near else (by_name[0] if by_name else "")
+        return f"unknown key {key!r}" + (f"; did you mean {hint!r}?" if hint else "; see docs/configuration.md")
+    message = mistake["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {mistake['input']!r}" if key and mistake["type"] != "value_error" else message
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config as YAML, atomically."""
+    write_atomic(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -1,0 +1,116 @@
+"""The folder of one run: where each thing lies, and how it is written so that a killed process leaves nothing broken.
+
+    RUN/config.yaml              the resolved config
+    RUN/progress.json            stage -> {"done": bool, "step": int}
+    RUN/metrics.jsonl            one object a line: {"stage", "step", "time", name: value, ...}
+    RUN/tensorboard/             the same scalars
+    RUN/data/{train,heldout}/    datasets built for this run (data.root points elsewhere when given)
+    RUN/<stage>/model/           the stage's result, a Hugging Face folder
+    RUN/<stage>/checkpoints/     the stage's resumable states
+    RUN/samples/<stage>.jsonl    completions with every reward term
+    RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
+    RUN/model                    link to the last finished stage's model
+    RUN/report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STAGES = ("pasta", "qa_sft", "cold_start", "grpo")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write text to a temporary file beside `path`, then rename: a reader sees the old or the new file, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+
+
+def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append rows in one write, so that a line is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSONL file; an absent file has none."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+class RunFolder:
+    """Paths and small state of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().resolve()
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def model(self) -> Path:
+        """The last finished stage's Hugging Face folder."""
+        return self.path / "model"
+
+    def data(self, split: str) -> Path:
+        return self.path / "data" / split
+
+    def stage_model(self, stage: str) -> Path:
+        return self.path / stage / "model"
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.path / stage / "checkpoints"
+
+    def samples(self, stage: str) -> Path:
+        return self.path / "samples" / f"{stage}.jsonl"
+
+    def evaluation(self, name: str) -> Path:
+        return self.path / "eval" / f"{name}.json"
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        path = self.path / "progress.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def set_progress(self, stage: str, *, step: int, done: bool) -> None:
+        state = self.progress()
+        state[stage] = {"step": step, "done": done}
+        write_atomic(self.path / "progress.json", json.dumps(state, indent=2))
+
+    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """One line of metrics. Non-finite values are written as null with their name kept in "non_finite"."""
+        bad = [name for name, value in values.items() if value != value or value in (float("inf"), float("-inf"))]
+        row: dict[str, Any] = {"stage": stage, "step": step, "time": round(time.time(), 3)}
+        row |= {name: None if name in bad else value for name, value in values.items()}
+        if bad:
+            row["non_finite"] = bad
+        append_jsonl(self.metrics_path, [row])
+
+    def link_model(self, stage: str) -> None:
+        """Point RUN/model at the stage's result, atomically."""
+        temporary = self.path / f".model.{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path(stage) / "model")
+        os.replace(temporary, self.model)
