@@ -1,0 +1,55 @@
+# `make demo` and `make test` do all their own set-up. `make help` lists the rest.
+BACKEND ?= cpu
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(BACKEND)
+
+.PHONY: demo test lint format install lock doctor clean help
+.DEFAULT_GOAL := help
+
+demo: $(STAMP)  ## the whole loop on rendered rooms, without GPU, weights or data
+	$(BIN)/hatch demo
+
+test: $(STAMP)  ## every test, on real vLLM, Ray and Serve; prints the slowest
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: $(STAMP)  ## look at this machine and say what is missing, and the mend
+	$(BIN)/hatch doctor
+
+install: $(STAMP)  ## the environment in .venv, from requirements/cpu.lock (BACKEND=gpu: gpu.lock)
+
+# The stamp is newer than all it was made from, so a second run installs nothing.
+$(STAMP): requirements/$(BACKEND).lock requirements/install.py pyproject.toml
+	@python="$(PYTHON)"; \
+	for candidate in $(BIN)/python python3.11 python3.12 python3 python; do \
+	  [ -n "$$python" ] && break; \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then \
+	    python=$$($$candidate -c 'import os, sys; print(os.path.realpath(sys.executable))'); \
+	  fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "No working Python 3.11 or 3.12 found. Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv)" >&2; \
+	  echo "or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; \
+	fi; \
+	"$$python" requirements/install.py --backend $(BACKEND)
+	@rm -f $(VENV)/.installed-* && touch $@
+
+lock: $(STAMP)  ## resolve pyproject.toml again into requirements/*.lock
+	$(BIN)/python requirements/lock.py
+
+clean:  ## remove the environment and the tools' caches (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@echo "  Variables: PYTHON=/path/to/python3.11  BACKEND=cpu|gpu"
