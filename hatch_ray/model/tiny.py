@@ -64,7 +64,7 @@ MERGE = 2
 class TinyConfig:
     """Sizes. Head widths are 32: the smallest that vLLM's CPU attention serves."""
 
-    vocab_size: int = 1536
+    vocab_size: int = 1152
     text_layers: int = 4
     text_width: int = 192
     text_heads: int = 6
