@@ -273,7 +273,7 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """"grpo.beta=0.02" -> ("grpo.beta", 0.02). The value is read as YAML (so 1e-4, true, [a, b] and text work)."""
+    """ "grpo.beta=0.02" -> ("grpo.beta", 0.02). The value is read as YAML (so 1e-4, true, [a, b] and text work)."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {text!r} is not KEY=VALUE (for example grpo.beta=0.02)")

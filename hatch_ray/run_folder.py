@@ -1,16 +1,16 @@
 """The folder of one run: where each thing lies, and how it is written so that a killed process leaves nothing broken.
 
-    RUN/config.yaml              the resolved config
-    RUN/progress.json            stage -> {"done": bool, "step": int}
-    RUN/metrics.jsonl            one object a line: {"stage", "step", "time", name: value, ...}
-    RUN/tensorboard/             the same scalars
-    RUN/data/{train,heldout}/    datasets built for this run (data.root points elsewhere when given)
-    RUN/<stage>/model/           the stage's result, a Hugging Face folder
-    RUN/<stage>/checkpoints/     the stage's resumable states
-    RUN/samples/<stage>.jsonl    completions with every reward term
-    RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
-    RUN/model                    link to the last finished stage's model
-    RUN/report.html
+RUN/config.yaml              the resolved config
+RUN/progress.json            stage -> {"done": bool, "step": int}
+RUN/metrics.jsonl            one object a line: {"stage", "step", "time", name: value, ...}
+RUN/tensorboard/             the same scalars
+RUN/data/{train,heldout}/    datasets built for this run (data.root points elsewhere when given)
+RUN/<stage>/model/           the stage's result, a Hugging Face folder
+RUN/<stage>/checkpoints/     the stage's resumable states
+RUN/samples/<stage>.jsonl    completions with every reward term
+RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
+RUN/model                    link to the last finished stage's model
+RUN/report.html
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class ActionFrame:
 
 
 Atom = tuple[str, float]
-"""One camera operation: a key of `geometry.actions.ATOMS` and its non-negative magnitude, e.g. ("turn_right_deg", 30)."""
+"""A camera operation: a key of `geometry.actions.ATOMS`, its non-negative magnitude; e.g. ("turn_right_deg", 30)."""
 
 
 @dataclass(frozen=True)

@@ -119,9 +119,9 @@ def _wrap(degrees: float) -> float:
     return -((180.0 - degrees) % 360.0 - 180.0)
 
 
-def decompose(pose_i: RigidTransform, pose_j: RigidTransform, up: np.ndarray | None) -> tuple[
-    list[Atom], ActionFrame | None
-]:
+def decompose(
+    pose_i: RigidTransform, pose_j: RigidTransform, up: np.ndarray | None
+) -> tuple[list[Atom], ActionFrame | None]:
     """The exact teacher list (appendix B.3): aim at the target place, move there, aim at the target's direction.
 
     Composing it gives camera j's position exactly, and its rotation but for the roll that the vocabulary lacks.

@@ -94,9 +94,7 @@ def format_atom(atom: Atom) -> dict[str, float | int]:
 
 def format_plans(plans: dict[tuple[int, int], tuple[Atom, ...]]) -> str:
     """The JSON inside the action block, compact, pairs in order."""
-    entries = [
-        {"from": i, "to": j, "action": [format_atom(atom) for atom in plans[i, j]]} for i, j in sorted(plans)
-    ]
+    entries = [{"from": i, "to": j, "action": [format_atom(atom) for atom in plans[i, j]]} for i, j in sorted(plans)]
     return json.dumps(entries, separators=(",", ":"))
 
 

@@ -1,0 +1,153 @@
+"""What the model says: the parser that rewards, evaluation and the service share.
+
+A reply is `<action>JSON</action><answer>text</answer>` (eq. 6). Parsing never raises: every fault is a named problem,
+and whatever is still readable is returned, because the terms of the reward are judged separately.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hatch_ray.geometry.actions import check_atoms
+from hatch_ray.sample import Atom
+
+ACTION_BLOCK = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+MAX_BLOCK_CHARS = 20_000
+"""A longer action block is not parsed: it is a runaway generation."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A parsed reply.
+
+    plans      the action list of each readable pair (i, j), i < j.
+    answer     the text of the only answer block, stripped; None when there is none or more than one.
+    problems   what is wrong, as stable names ("no_action_block", "bad_json", "missing_pair", ...), for counting.
+    format_ok  R_format of eq. 11: blocks closed, once each, in order, nothing outside; JSON parses; all pairs covered.
+    """
+
+    plans: dict[tuple[int, int], tuple[Atom, ...]] = field(default_factory=dict)
+    answer: str | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def format_ok(self) -> bool:
+        return not self.problems
+
+
+class _BadPlan(ValueError):
+    """Carries the name of the problem."""
+
+
+def parse_response(text: str, n_views: int, expect_actions: bool | None = None) -> Response:
+    """Parse one reply to a prompt with `n_views` images.
+
+    expect_actions: whether an action block is due; by default it is for two views and more.
+    """
+    expect_actions = n_views > 1 if expect_actions is None else expect_actions
+    problems: list[str] = []
+    answers, actions = ANSWER_BLOCK.findall(text), ACTION_BLOCK.findall(text)
+    problems += _count_blocks("answer", text, len(answers))
+    answer = answers[0].strip() if len(answers) == 1 else None
+    if answer == "":
+        problems.append("empty_answer")
+    plans: dict[tuple[int, int], tuple[Atom, ...]] = {}
+    if expect_actions:
+        problems += _count_blocks("action", text, len(actions))
+        if len(actions) == 1:
+            plans, found = parse_plans(actions[0], n_views)
+            problems += found
+    elif actions:
+        problems.append("unasked_action_block")
+    if not problems:
+        outside = ANSWER_BLOCK.sub("", ACTION_BLOCK.sub("", text)).strip()
+        if outside:
+            problems.append("text_outside_blocks")
+        if expect_actions and text.index("<action>") > text.index("<answer>"):
+            problems.append("answer_before_action")
+    return Response(plans, answer, tuple(dict.fromkeys(problems)))
+
+
+def _count_blocks(name: str, text: str, closed: int) -> list[str]:
+    opened = text.count(f"<{name}>")
+    if closed == 0:
+        return [f"unclosed_{name}_block" if opened else f"no_{name}_block"]
+    if closed > 1 or opened > 1:
+        return [f"several_{name}_blocks"]
+    return []
+
+
+def _refuse_constant(name: str) -> float:
+    raise _BadPlan("bad_json")
+
+
+def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = list(pairs)
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise _BadPlan("bad_json")
+    return dict(pairs)
+
+
+def parse_plans(block: str, n_views: int) -> tuple[dict[tuple[int, int], tuple[Atom, ...]], list[str]]:
+    """The action lists of one block, and the problems met.
+
+    A pair that appears twice counts as not given, whichever of the two is right; a malformed entry costs its own pair
+    only. Extra pairs, such as a reversed (j, i), are a problem and are left out.
+    """
+    if len(block) > MAX_BLOCK_CHARS:
+        return {}, ["action_block_too_long"]
+    try:
+        entries = json.loads(block, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError):
+        return {}, ["bad_json"]
+    if not isinstance(entries, list):
+        return {}, ["not_a_list"]
+    required = {(i, j) for i in range(n_views) for j in range(i + 1, n_views)}
+    plans: dict[tuple[int, int], tuple[Atom, ...]] = {}
+    seen: set[tuple[int, int]] = set()
+    problems: list[str] = []
+    for entry in entries:
+        try:
+            pair, atoms = _parse_entry(entry, required)
+        except _BadPlan as problem:
+            problems.append(str(problem))
+            continue
+        if pair in seen:
+            problems.append("duplicate_pair")
+            plans.pop(pair, None)
+            continue
+        seen.add(pair)
+        plans[pair] = atoms
+    if required - set(plans):
+        problems.append("missing_pair")
+    return plans, problems
+
+
+def _parse_entry(entry: Any, required: set[tuple[int, int]]) -> tuple[tuple[int, int], tuple[Atom, ...]]:
+    if not isinstance(entry, dict) or set(entry) != {"from", "to", "action"}:
+        raise _BadPlan("bad_entry")
+    source, target, steps = entry["from"], entry["to"], entry["action"]
+    if type(source) is not int or type(target) is not int or not isinstance(steps, list):
+        raise _BadPlan("bad_entry")
+    if (source, target) not in required:
+        raise _BadPlan("unknown_pair")
+    atoms = tuple(_parse_atom(step) for step in steps)
+    try:
+        check_atoms(atoms)
+    except ValueError:
+        raise _BadPlan("bad_action") from None
+    return (source, target), atoms
+
+
+def _parse_atom(step: Any) -> Atom:
+    if not isinstance(step, dict) or len(step) != 1:
+        raise _BadPlan("bad_action")
+    ((name, value),) = step.items()
+    if type(value) not in (int, float) or abs(value) > 1e6:
+        raise _BadPlan("bad_action")
+    return name, float(value)

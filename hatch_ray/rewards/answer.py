@@ -1,0 +1,161 @@
+"""R_ans-acc (appendix C.3): one function an answer form. A new form is one function and one line in SCORERS.
+
+Each takes (prediction, gold) and returns (reward in [0, 1], reason); the reason is empty unless the reward is 0.
+These are training rewards: unlike some published scorers they give nothing for an empty or an unreadable answer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from hatch_ray.sample import AnswerForm
+
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?(?![\w]|\.\d)")
+LETTER = re.compile(r"\s*\(?\s*([A-Za-z])(?![A-Za-z0-9'])")
+MRA_THRESHOLDS = [0.5 + 0.05 * k for k in range(10)]
+ANGLE_SCALE_DEG = 30.0
+SIGMA_XY, SIGMA_DEPTH = 0.1, 0.25
+
+VIEW_DIMENSIONS = {
+    "move_right": ("x", 1.0),
+    "move_left": ("x", -1.0),
+    "move_up": ("y", 1.0),
+    "move_down": ("y", -1.0),
+    "move_forward": ("z", 1.0),
+    "move_backward": ("z", -1.0),
+    "move_back": ("z", -1.0),
+    "rotate_right": ("yaw", 1.0),
+    "rotate_left": ("yaw", -1.0),
+    "rotate_up": ("pitch", 1.0),
+    "rotate_down": ("pitch", -1.0),
+}
+
+Scored = tuple[float, str]
+
+
+def mean_relative_accuracy(prediction: float, gold: float, zero_scale: float = 1.0) -> float:
+    """MRA of SPAR and VSI-Bench: share of the thresholds 0.50, 0.55 .. 0.95 with relative error <= 1 - threshold.
+
+    The denominator is the gold value; for gold 0 the error is |prediction| / zero_scale.
+    """
+    error = abs(prediction - gold) / (abs(gold) if gold else zero_scale)
+    return sum(error <= 1 - threshold + 1e-9 for threshold in MRA_THRESHOLDS) / len(MRA_THRESHOLDS)
+
+
+def numbers_in(text: str) -> list[float]:
+    """Every signed number that stands alone in the text."""
+    return [float(found) for found in NUMBER.findall(text)]
+
+
+def score_letter(prediction: str, gold: str) -> Scored:
+    """Exact choice; accepts "C", "C.", "(C)" and "C. text", but not a word that begins with the letter."""
+    found = LETTER.match(prediction)
+    if not found:
+        return 0.0, "no_letter"
+    return (1.0, "") if found.group(1).upper() == gold.strip().strip("().").upper() else (0.0, "wrong_letter")
+
+
+def score_number(prediction: str, gold: str) -> Scored:
+    """MRA; both sides must hold exactly one number."""
+    values, wanted = numbers_in(prediction), numbers_in(gold)
+    if len(values) != 1 or len(wanted) != 1:
+        return 0.0, "no_number" if not values else "several_numbers"
+    reward = mean_relative_accuracy(values[0], wanted[0])
+    return reward, "" if reward else "far_number"
+
+
+def parse_box(text: str) -> tuple[float, float, float, float] | None:
+    """Four finite numbers x1, y1, x2, y2 with a positive area; corners given in the other order are swapped."""
+    values = numbers_in(text)
+    if len(values) != 4 or not all(math.isfinite(value) for value in values):
+        return None
+    x1, y1, x2, y2 = values
+    if x1 > x2 and y1 > y2:
+        x1, y1, x2, y2 = x2, y2, x1, y1
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def box_iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    inner = max(width, 0.0) * max(height, 0.0)
+    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return inner / (area - inner)
+
+
+def score_box(prediction: str, gold: str) -> Scored:
+    """IoU of position matching."""
+    box, wanted = parse_box(prediction), parse_box(gold)
+    if box is None or wanted is None:
+        return 0.0, "bad_box"
+    reward = box_iou(box, wanted)
+    return reward, "" if reward > 0 else "no_intersection"
+
+
+def score_camera_motion(prediction: str, gold: str) -> Scored:
+    """0.5 exp(-e_xy^2 / 2 0.1^2) + 0.5 exp(-e_d^2 / 2 0.25^2): e_xy in image widths, e_d relative depth error."""
+    values, wanted = numbers_in(prediction), numbers_in(gold)
+    if len(values) != 3 or len(wanted) != 3:
+        return 0.0, "not_three_numbers"
+    e_xy = math.hypot(values[0] - wanted[0], values[1] - wanted[1]) / 1000
+    e_d = abs(values[2] - wanted[2]) / (abs(wanted[2]) or 1.0)
+    return 0.5 * math.exp(-(e_xy**2) / (2 * SIGMA_XY**2)) + 0.5 * math.exp(-(e_d**2) / (2 * SIGMA_DEPTH**2)), ""
+
+
+def parse_view_change(text: str) -> dict[str, float] | None:
+    """ "move_left:2.6,move_down:0.1,..." as signed x (right), y (up), z (forward), yaw (right), pitch (up).
+
+    Missing dimensions are 0; None when a piece is malformed, unknown or names a dimension twice.
+    """
+    dimensions: dict[str, float] = {}
+    for piece in text.strip().rstrip(".").split(","):
+        key, colon, value = piece.partition(":")
+        numbers = numbers_in(value)
+        known = VIEW_DIMENSIONS.get(key.strip().lower())
+        if not colon or known is None or len(numbers) != 1 or known[0] in dimensions:
+            return None
+        dimensions[known[0]] = known[1] * numbers[0]
+    return {name: dimensions.get(name, 0.0) for name in ("x", "y", "z", "yaw", "pitch")}
+
+
+def score_view_change(prediction: str, gold: str) -> Scored:
+    """Mean MRA of the five signed dimensions; a gold 0 takes the error in metres, or degrees / 30."""
+    values, wanted = parse_view_change(prediction), parse_view_change(gold)
+    if values is None or wanted is None:
+        return 0.0, "bad_view_change"
+    scales = {"yaw": ANGLE_SCALE_DEG, "pitch": ANGLE_SCALE_DEG}
+    parts = [mean_relative_accuracy(values[name], wanted[name], scales.get(name, 1.0)) for name in wanted]
+    reward = sum(parts) / len(parts)
+    return reward, "" if reward else "all_dimensions_wrong"
+
+
+def _plain(text: str) -> str:
+    """Lower case, without parentheses and their content, spaces collapsed."""
+    return " ".join(re.sub(r"\([^()]*\)", " ", text.lower()).split()).strip(" .")
+
+
+def score_text(prediction: str, gold: str) -> Scored:
+    """Soft exact match after removing parentheses, as the paper's object-based distance inference."""
+    if not _plain(prediction):
+        return 0.0, "empty_answer"
+    return (1.0, "") if _plain(prediction) == _plain(gold) else (0.0, "wrong_text")
+
+
+SCORERS: dict[AnswerForm, Callable[[str, str], Scored]] = {
+    "letter": score_letter,
+    "number": score_number,
+    "box": score_box,
+    "camera_motion": score_camera_motion,
+    "view_change": score_view_change,
+    "text": score_text,
+}
+
+
+def score_answer(prediction: str | None, gold: str, form: AnswerForm) -> Scored:
+    """R_ans-acc of one reply; no answer earns 0."""
+    if prediction is None:
+        return 0.0, "no_answer"
+    return SCORERS[form](prediction, gold)

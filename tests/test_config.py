@@ -1,0 +1,67 @@
+"""Every mistake in a config is one clear line."""
+
+import pytest
+import yaml
+
+from hatch_ray.config import ConfigError, known_keys, load_config, save_config
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("grpo: {beta: 0.02}\n")
+    return path
+
+
+def test_overrides_and_the_saved_copy(path, tmp_path):
+    config = load_config(path, ["grpo.lr=1e-4", "data.tasks=[view_change_infer]", "run_dir=x"])
+    assert (config.grpo.beta, config.grpo.lr, config.data.tasks) == (0.02, 1e-4, ["view_change_infer"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("grpo.bata=1", "did you mean 'grpo.beta'"),
+        ("beta=1", "did you mean"),
+        ("modle.base=x", "did you mean 'model.base'"),
+        ("grpo.lr=-1", "greater than 0"),
+        ("grpo.clip=abc", "valid number"),
+        ("grpo=3", "valid dictionary"),
+        ("stages=[grpo,pasta]", "keep the order"),
+        ("stages=[]", "name at least one"),
+        ("data.kind=rgbd", "data.root=PATH"),
+        ("grpo.prompts_per_step=3", "multiple of"),
+        ("nonsense", "is not KEY=VALUE"),
+        ("grpo.lr=[", "not readable as YAML"),
+        ("run_dir.x=1", "run_dir"),
+    ],
+)
+def test_each_mistake_is_one_line_that_says_what_to_do(path, override, words):
+    with pytest.raises(ConfigError, match=words.replace("[", r"\[")) as caught:
+        load_config(path, [override, "learner.workers=2"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- 1", "a: [", "\x00"])
+def test_unreadable_files(tmp_path, text):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(bad)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_every_shipped_config_is_valid(pytestconfig):
+    for path in sorted((pytestconfig.rootpath / "configs").glob("*.yaml")):
+        extra = ["data.root=somewhere"] if "root" not in (yaml.safe_load(path.read_text()).get("data") or {}) else []
+        load_config(path, extra)
+
+
+def test_every_field_is_documented(pytestconfig):
+    source = (pytestconfig.rootpath / "hatch_ray" / "config.py").read_text()
+    for key in known_keys():
+        name = key.split(".")[-1]
+        assert f"    {name}: " in source

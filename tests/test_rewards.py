@@ -1,0 +1,162 @@
+"""Rewards of appendix C, with each trap that a published scorer has (reference: sections 3.2 and 10)."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hatch_ray.config import RewardConfig
+from hatch_ray.protocol.prompt import format_plans
+from hatch_ray.rewards.answer import (
+    SCORERS,
+    box_iou,
+    mean_relative_accuracy,
+    score_answer,
+    score_box,
+    score_camera_motion,
+    score_letter,
+    score_number,
+    score_text,
+    score_view_change,
+)
+from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.sample import ActionFrame, PairPlan
+
+REWARD = RewardConfig()
+GOLD = PairPlan(0, 1, (("turn_right_deg", 30.0), ("move_forward_m", 1.4), ("turn_left_deg", 12.0)), ActionFrame(-5, 2))
+TARGET = RewardTarget("s", 2, "2.4", "number", (GOLD,))
+
+
+def reply(atoms, answer="2.4"):
+    return f"<action>{format_plans({(0, 1): tuple(atoms)})}</action><answer>{answer}</answer>"
+
+
+def test_the_gold_reply_earns_everything():
+    score = score_reply(reply(GOLD.atoms), TARGET, REWARD)
+    assert (score.total, score.action, score.answer, score.format) == (pytest.approx(3), pytest.approx(1), 1, 1)
+    assert score.reasons == () and score.d_t == pytest.approx(0, abs=1e-9)
+
+
+def test_the_action_term_is_equation_10():
+    atoms = (("turn_right_deg", 30.0), ("move_forward_m", 1.4), ("turn_left_deg", 2.0))
+    score = score_reply(reply(atoms), TARGET, REWARD)
+    assert score.d_t == pytest.approx(0) and score.d_r == pytest.approx(10, abs=1e-6)
+    assert score.action == pytest.approx(math.exp(-10 / 30))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["turn_right_deg", "move_forward_m", "turn_up_deg"]), st.floats(0, 20))))
+def test_every_term_stays_in_its_range(atoms):
+    score = score_reply(reply(atoms[:12]), TARGET, REWARD)
+    assert 0 <= score.action <= 1 and 0 <= score.answer <= 1 and score.format in (0, 1)
+    assert score.total == pytest.approx(score.action + score.answer + score.format)
+
+
+def test_staying_is_punished_only_where_the_camera_moved():
+    assert score_reply(reply([]), TARGET, REWARD).reasons == ("action:stop_like",)
+    assert score_reply(reply([]), TARGET, RewardConfig(punish_stop=False)).action > 0
+    still = RewardTarget("s", 2, "2.4", "number", (PairPlan(0, 1, (), ActionFrame(0, 0)),))
+    assert score_reply(reply([]), still, REWARD).action == 1
+
+
+def test_a_missing_pair_counts_as_zero():
+    three = RewardTarget("s", 3, "2.4", "number", (GOLD, PairPlan(0, 2, GOLD.atoms), PairPlan(1, 2, GOLD.atoms)))
+    score = score_reply(reply(GOLD.atoms), three, REWARD)
+    assert score.action == pytest.approx(1 / 3) and score.format == 0
+    assert "format:missing_pair" in score.reasons and "action:no_plan" in score.reasons
+
+
+def test_direct_mode_has_no_action_term():
+    target = RewardTarget("s", 2, "2.4", "number", (GOLD,), mode="direct")
+    score = score_reply("<answer>2.4</answer>", target, REWARD)
+    assert score.action is None and score.total == 2
+
+
+def test_weights_of_equation_8():
+    weights = RewardConfig(action_weight=2, answer_weight=3, format_weight=5)
+    assert score_reply(reply(GOLD.atoms), TARGET, weights).total == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "value"),
+    [(1.0, 1.0, 1.0), (1.05, 1.0, 1.0), (1.2, 1.0, 0.7), (1.35, 1.0, 0.4), (1.45, 1.0, 0.2), (1.5, 1.0, 0.1),
+     (1.51, 1.0, 0.0), (0.0, 0.0, 1.0), (0.3, 0.0, 0.5), (-1.0, 1.0, 0.0), (2.0, 1.0, 0.0), (0.5, 1.0, 0.1)],
+)  # fmt: skip
+def test_mean_relative_accuracy(prediction, gold, value):
+    assert mean_relative_accuracy(prediction, gold) == pytest.approx(value)
+
+
+@given(st.floats(0.1, 50), st.floats(0, 3), st.floats(0, 3))
+def test_a_larger_error_never_earns_more(gold, near, far):
+    near, far = sorted((near, far))
+    assert mean_relative_accuracy(gold * (1 + far), gold) <= mean_relative_accuracy(gold * (1 + near), gold)
+
+
+@pytest.mark.parametrize("text", ["C", "c", "C.", "(C)", "( C )", "C. about", "C: chair", " C\n"])
+def test_letters_that_count(text):
+    assert score_letter(text, "C")[0] == 1
+
+
+@pytest.mark.parametrize("text", ["", " ", "about", "Chair", "D", "C3", "-", "A C", "C's"])
+def test_letters_that_do_not(text):
+    assert score_letter(text, "C")[0] == 0
+
+
+@pytest.mark.parametrize("form", list(SCORERS))
+def test_empty_and_missing_answers_earn_nothing(form):
+    gold = {"letter": "B", "number": "1.2", "box": "[1,2,30,40]", "camera_motion": "(10,20),1.5",
+            "view_change": "move_right:1.0,rotate_up:10", "text": "second image"}[form]  # fmt: skip
+    assert score_answer(gold, gold, form)[0] == pytest.approx(1)
+    for nothing in (None, "", " ", ",", "nothing"):
+        reward, reason = score_answer(nothing, gold, form)
+        assert reward == 0 and reason
+
+
+@given(st.text(max_size=60), st.sampled_from(list(SCORERS)))
+def test_any_answer_is_survived(text, form):
+    reward, _ = score_answer(text, "1.5", form)
+    assert 0 <= reward <= 1
+
+
+def test_numbers():
+    assert score_number("2.4 m", "2.4")[0] == 1
+    assert score_number("between 2 and 3", "2.4") == (0, "several_numbers")
+    assert score_number("-2.4", "2.4")[0] == 0
+    assert score_number("x2.4y", "2.4") == (0, "no_number")
+
+
+def test_boxes():
+    assert score_box("[0,0,10,10]", "[0,0,10,10]")[0] == 1
+    assert score_box("[10,10,0,0]", "[0,0,10,10]")[0] == 1
+    assert score_box("[0,0,0,10]", "[0,0,10,10]") == (0, "bad_box")
+    assert score_box("[20,20,30,30]", "[0,0,10,10]") == (0, "no_intersection")
+    assert box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
+
+
+def test_camera_motion_grades_position_and_depth_apart():
+    assert score_camera_motion("(500,500),2.0", "(500,500),2.0")[0] == 1
+    assert score_camera_motion("(600,500),2.0", "(500,500),2.0")[0] == pytest.approx(0.5 + 0.5 * math.exp(-0.5))
+    assert score_camera_motion("(500,500),2.5", "(500,500),2.0")[0] == pytest.approx(0.5 + 0.5 * math.exp(-0.5))
+    assert score_camera_motion("(500,500)", "(500,500),2.0") == (0, "not_three_numbers")
+
+
+def test_view_change_divides_by_the_gold_and_reads_keys_with_spaces():
+    gold = "move_right:2.0,move_down:0.5,move_forward:1.0,rotate_up:10,rotate_left:20"
+    assert score_view_change(gold, gold)[0] == 1
+    assert score_view_change(gold.replace(",", ", "), gold)[0] == 1
+    assert score_view_change(gold.replace("2.0", "4.0"), gold)[0] == pytest.approx(0.8)
+    assert score_view_change(gold.replace("move_right", "move_left"), gold)[0] == pytest.approx(0.8)
+    assert score_view_change("move_back:1.0", "move_backward:1.0")[0] == 1
+    assert score_view_change("move_right:1,move_left:1", gold) == (0, "bad_view_change")
+    assert score_view_change("move_right=1", gold) == (0, "bad_view_change")
+
+
+def test_all_zero_view_change_earns_nothing_against_a_motion():
+    zero = "move_right:0,move_down:0,move_forward:0,rotate_up:0,rotate_left:0"
+    gold = "move_right:0.3,move_down:0.2,move_forward:0.4,rotate_up:10,rotate_left:20"
+    assert score_view_change(zero, gold) == (0, "all_dimensions_wrong")
+
+
+def test_soft_text_match():
+    assert score_text("The Second image (red chair).", "the second image")[0] == 1
+    assert score_text("third image", "the second image")[0] == 0
