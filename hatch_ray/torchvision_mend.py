@@ -61,8 +61,12 @@ class _TorchvisionWatcher(importlib.abc.MetaPathFinder):
 
 
 def watch_for_torchvision() -> None:
-    """Put the watcher in front of Python's finders (called by the `.pth` file at interpreter start)."""
-    sys.meta_path.insert(0, _TorchvisionWatcher())
+    """Put the watcher in front of Python's finders (called by the `.pth` file at interpreter start).
+
+    In a virtual environment Python reads every `.pth` file twice; one watcher is enough.
+    """
+    if not any(isinstance(finder, _TorchvisionWatcher) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TorchvisionWatcher())
 
 
 def needed() -> bool:
