@@ -84,8 +84,6 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.kind == "rgbd" and self.root is None:
-            raise ValueError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
         if self.min_overlap >= self.max_overlap:
             raise ValueError("data.min_overlap must be below data.max_overlap")
         return self
@@ -173,8 +171,8 @@ class GrpoConfig(Trained):
 class RolloutConfig(Section):
     actors: Positive = 1
     """vLLM engines."""
-    cpus: Positive = 1
-    """CPUs of each engine."""
+    cpus: Annotated[float, Field(gt=0)] = 1
+    """CPUs of each engine (Ray's count; in synchronous mode engines and learner take turns, so shares may be < 1)."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of each engine."""
     kv_cache_mb: Positive = 128
@@ -193,8 +191,8 @@ class RewardActorsConfig(Section):
 class LearnerConfig(Section):
     workers: Positive = 1
     """Ray Train workers."""
-    cpus: Positive = 1
-    """CPUs of each worker."""
+    cpus: Annotated[float, Field(gt=0)] = 1
+    """CPUs of each worker (Ray's count)."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of each worker."""
 
@@ -213,7 +211,7 @@ class ServeConfig(Section):
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000
     """Address of POST /reason."""
     replicas: Positive = 1
-    cpus: Positive = 1
+    cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0
     """Serve replicas and the resources of each."""
     max_new_tokens: Positive = 1024

@@ -1,0 +1,171 @@
+"""The `hatch` command. Every mistake of a user is one line on standard error and exit code 2, never a traceback.
+
+Heavy modules (torch, vLLM, Ray) are imported by the command that needs them, so that `hatch --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from hatch_ray.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from hatch_ray.config import Config
+
+app = typer.Typer(
+    help="Train vision-language models to reason over several photos of one place (HATCH), on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Build and look at datasets.", no_args_is_help=True)
+tiny_app = typer.Typer(help="The embedded base model, hatch-tiny.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(tiny_app, name="tiny")
+console = Console(highlight=False, soft_wrap=True)
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/tiny.yaml", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="changes to the config, for example grpo.beta=0.02", metavar="[KEY=VALUE]...")
+]
+RunPath = Annotated[Path, typer.Argument(help="folder of a run, for example runs/tiny", metavar="RUN")]
+
+
+def _load(config: Path, overrides: list[str] | None) -> Config:
+    from hatch_ray.config import load_config
+
+    return load_config(config, overrides)
+
+
+def _load_run(run: Path, overrides: list[str] | None = None) -> Config:
+    """The resolved config of an existing run, with changes that concern this command alone."""
+    from hatch_ray.config import ConfigError, load_config
+    from hatch_ray.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    if not folder.config_path.is_file():
+        raise ConfigError(f"{run} is not a run folder (no config.yaml); make one with `hatch train CONFIG run_dir={run}`")
+    return load_config(folder.config_path, [f"run_dir={folder.path}", *(overrides or [])])
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, resources and memory, then stop")] = False,
+) -> None:
+    """Run the recipe's stages in order; an unfinished run folder is resumed where it stopped."""
+    from actors.recipe import describe, run_recipe
+
+    loaded = _load(config, overrides)
+    if dry_run:
+        describe(loaded, console)
+        return
+    run_recipe(loaded, console)
+
+
+@app.command("eval")
+def evaluate(run: RunPath, overrides: Overrides = None) -> None:
+    """Answer held-out questions with every finished stage's model, with true and with swapped images."""
+    from actors.evaluate import evaluate_run
+
+    evaluate_run(_load_run(run, overrides), console)
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write RUN/report.html: one offline page with curves, samples, camera plans and patch matches."""
+    from hatch_ray.report.run_report import write_report
+    from hatch_ray.run_folder import RunFolder
+
+    _load_run(run)
+    console.print(f"report: {write_report(RunFolder(run))}")
+
+
+@app.command()
+def serve(run: RunPath, overrides: Overrides = None) -> None:
+    """Answer POST /reason with the run's model, until Ctrl-C."""
+    from hatch_ray.run_folder import RunFolder
+    from serve.app import start_service
+
+    config = _load_run(run, overrides)
+    start_service(config, RunFolder(run), port=config.serve.port, blocking=True)
+
+
+@app.command()
+def demo(
+    run_dir: Annotated[Path, typer.Option(help="where the run is written")] = Path("runs/demo"),
+    config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),
+) -> None:
+    """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
+    from actors.demo import run_demo
+
+    run_demo(_load(config, [f"run_dir={run_dir}"]), console)
+
+
+@app.command()
+def doctor() -> None:
+    """Check Python, CPU, memory, torch, vLLM, Ray and GPU, with a mend for each failure."""
+    from hatch_ray.doctor import main as check
+
+    raise typer.Exit(check())
+
+
+@data_app.command("build")
+def data_build(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option("--out", help="folder to write; it must not exist")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
+    from hatch_ray.data.store import build_dataset
+
+    loaded = _load(config, overrides)
+    for split in ("train", "heldout"):
+        summary = build_dataset(loaded.data, loaded.seed, split, out / split)
+        console.print(f"{out / split}: {summary}")
+
+
+@data_app.command("show")
+def data_show(
+    dataset: Annotated[Path, typer.Argument(help="folder with index.jsonl", metavar="DATASET")],
+    out: Annotated[Path, typer.Option("--out", help="HTML page to write")] = Path("samples.html"),
+    count: Annotated[int, typer.Option(min=1, help="samples to show")] = 12,
+    seed: Annotated[int, typer.Option(help="seed of the choice")] = 0,
+) -> None:
+    """Show samples with views, marks, question, gold actions and a plan of the cameras in one HTML page."""
+    from hatch_ray.report.data_page import show_dataset
+
+    console.print(f"page: {show_dataset(dataset, out, count, seed)}")
+
+
+@tiny_app.command("pretrain")
+def tiny_pretrain(
+    out: Annotated[Path, typer.Option("--out", help="folder to write")],
+    seed: Annotated[int, typer.Option(help="seed of rooms, weights and order")] = 0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 120.0,
+) -> None:
+    """Pretrain hatch-tiny from random weights on rooms of its own."""
+    from hatch_ray.model.pretrain import pretrain
+
+    console.print(f"model: {pretrain(out, seed=seed, minutes=minutes)}")
+
+
+def main() -> None:
+    """Entry point: user mistakes (ValueError, missing files) become one line and exit code 2."""
+    prepare_environment()
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        text = " ".join(str(error).split())
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", style="red", markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
