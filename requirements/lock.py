@@ -42,12 +42,12 @@ def resolve(backend: str, python_version: str, *options: str | Path) -> list[str
 
 def write_lock(backend: str) -> None:
     """Resolve for 3.11, check against 3.12, then replace the lock file."""
-    overrides = ["--override", REQUIREMENTS / "overrides.txt"] if backend == "cpu" else []
+    overrides: list[str | Path] = ["--override", REQUIREMENTS / "overrides.txt"] if backend == "cpu" else []
     pins = resolve(backend, "3.11", *overrides)
     with tempfile.TemporaryDirectory() as scratch:
         pinned = Path(scratch) / "pins.txt"
         pinned.write_text("\n".join(pins), encoding="utf-8")
-        options = [*overrides, "--constraint", pinned]
+        options: list[str | Path] = [*overrides, "--constraint", pinned]
         if backend == "cpu":
             # Links that hold PyTorch's CPU wheel for 3.11 alone must not stop the check of all the other packages.
             without_torch = Path(scratch) / "without_torch.txt"
