@@ -1,0 +1,73 @@
+"""Fixtures shared by all tests: a tiny model folder, the real frames, one Ray cluster for the session."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hatch_ray.environment import prepare_environment
+
+# Before any test module imports torch, vLLM or Ray. Two small cores run every test at its pace with one thread each;
+# no test may ask the network for anything.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+prepare_environment()
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root folder of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete Qwen2.5-VL folder of random weights (seed 0); do not write into it."""
+    from hatch_ray.model.tiny import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("model") / "tiny", 0)
+
+
+@pytest.fixture(scope="session")
+def redkitchen() -> Path:
+    """The folder of real posed RGB-D frames (7-Scenes form): $HATCH_REDKITCHEN, or ../shared/rgbd/redkitchen."""
+    folder = Path(os.environ.get("HATCH_REDKITCHEN", REPOSITORY.parent / "shared" / "rgbd" / "redkitchen"))
+    if not (folder / "camera-intrinsics.txt").is_file():
+        pytest.skip(f"no real frames at {folder}: set HATCH_REDKITCHEN to a folder of 7-Scenes frames")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """Ray, started on this machine with four logical CPUs for all tests that need it; yields the `ray` module.
+
+    Its files and its access token lie in a folder of their own (short: Ray's sockets lie below it), so that neither
+    another cluster on this machine nor ~/.ray is touched.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
+    token = scratch / "token"
+    token.write_text(secrets.token_hex(32), encoding="utf-8")
+    token.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        import ray
+
+        ray.init(
+            address="local", num_cpus=4, include_dashboard=False, object_store_memory=256 * 2**20,
+            logging_level="warning", _temp_dir=str(scratch / "ray"),
+        )  # fmt: skip
+        yield ray
+        ray.shutdown()
+    shutil.rmtree(scratch, ignore_errors=True)
