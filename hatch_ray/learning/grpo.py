@@ -1,0 +1,90 @@
+"""Group-relative policy optimisation: advantages and loss. Pure torch; no model, no Ray.
+
+    A_g   = (r_g - mean r) / (std r + 1e-4)                   within the G replies to one prompt
+    rho_t = pi(t) / pi_old(t)                                 pi_old: the learner when it took up the batch
+    w_t   = min(pi_old(t) / pi_vllm(t), cap)                  truncated importance correction (TIS), no gradient
+    k3_t  = pi_ref/pi - log(pi_ref/pi) - 1                    Schulman's estimator of KL(pi || pi_ref)
+    loss  = 1/T sum_t [ -min(rho_t A, clip(rho_t, 1-eps, 1+eps) A) w_t + beta rho_t k3_t ]
+
+T counts the reply tokens of the whole batch over all workers ("dapo" in TRL's terms). A reply's end token is part of
+it. rho_t beside k3_t makes the term's gradient the unbiased one of the reverse KL (DeepSeek-V3.2, TRL's default).
+Source: paper, section 3.4 (GRPO, beta, clip); TRL's GRPOTrainer is the yardstick (tests/test_grpo_loss.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+STD_EPSILON = 1e-4
+VARIANCE_TOLERANCE = 1e-6
+"""A group whose rewards differ by less than this is one of equal rewards: rounding must not become a signal."""
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Each token's loss (N,), with what there is to know about it (no gradient).
+
+    kl         k3 to the reference; zeros without one.
+    clipped    1 where the clip took the token's gradient away.
+    corrected  1 where the importance correction was cut at its cap.
+    """
+
+    loss: torch.Tensor
+    kl: torch.Tensor
+    clipped: torch.Tensor
+    corrected: torch.Tensor
+
+
+def group_advantages(rewards_PG: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages (P, G) of P groups of G rewards, and which groups (P,) bool have equal rewards (advantage 0).
+
+    Raises ValueError for groups of one, or rewards that are not finite.
+    """
+    if rewards_PG.ndim != 2 or rewards_PG.shape[1] < 2:
+        raise ValueError(f"rewards must be (groups, at least 2), got {tuple(rewards_PG.shape)}")
+    if not torch.isfinite(rewards_PG).all():
+        raise ValueError("a reward is not finite")
+    centred = rewards_PG - rewards_PG.mean(1, keepdim=True)
+    zero_P = (rewards_PG.amax(1) - rewards_PG.amin(1)) <= VARIANCE_TOLERANCE
+    advantages_PG = centred / (rewards_PG.std(1, keepdim=True) + STD_EPSILON)
+    return advantages_PG.masked_fill(zero_P[:, None], 0.0), zero_P
+
+
+def importance_correction(
+    old_logprobs_N: torch.Tensor, vllm_logprobs_N: torch.Tensor, cap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """w (N,) between 0 and cap, and where it was cut (N,) bool."""
+    ratio = torch.exp(old_logprobs_N - vllm_logprobs_N)
+    return ratio.clamp(max=cap), ratio > cap
+
+
+def grpo_loss(
+    logprobs_N: torch.Tensor,
+    old_logprobs_N: torch.Tensor,
+    vllm_logprobs_N: torch.Tensor,
+    advantages_N: torch.Tensor,
+    ref_logprobs_N: torch.Tensor | None,
+    *,
+    clip: float,
+    beta: float,
+    importance_cap: float,
+) -> TokenLoss:
+    """The loss of each token, not yet summed. Only `logprobs_N` carries a gradient.
+
+    advantages_N is the reply's advantage at each of its tokens. ref_logprobs_N may be None when beta is 0.
+    """
+    if beta and ref_logprobs_N is None:
+        raise ValueError("beta > 0 needs the reference's log-probabilities")
+    ratio = torch.exp(logprobs_N - old_logprobs_N)
+    weight, cut = importance_correction(old_logprobs_N, vllm_logprobs_N, importance_cap)
+    surrogate = torch.min(ratio * advantages_N, ratio.clamp(1 - clip, 1 + clip) * advantages_N)
+    loss = -surrogate * weight
+    kl = torch.zeros_like(logprobs_N)
+    if ref_logprobs_N is not None:
+        difference = ref_logprobs_N - logprobs_N
+        kl = torch.exp(difference) - difference - 1
+        loss = loss + beta * ratio * kl
+    clipped = ((ratio < 1 - clip) & (advantages_N < 0)) | ((ratio > 1 + clip) & (advantages_N > 0))
+    return TokenLoss(loss, kl.detach(), clipped.float(), cut.float())

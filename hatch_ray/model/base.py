@@ -1,0 +1,173 @@
+"""The policy: a Qwen2.5-VL and its processor, from a folder, a Hugging Face name or "hatch-tiny".
+
+Every stage loads and saves through here, so a stage's result is always a complete Hugging Face folder (weights,
+tokenizer, chat template, image settings) that `from_pretrained` and `vllm serve` open without this project.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from hatch_ray.model.tiny import tiny_model_path
+
+TINY = "hatch-tiny"
+BAN_BIAS = -100.0
+"""Added to a banned token's logit, by vLLM when it samples and by the learner when it scores: exp(-100) is nothing in
+float32 and bfloat16, and both sides then normalise over the same vocabulary."""
+
+Part = Literal["all", "vision", "language"]
+"""Which weights learn: "vision" is the image encoder with its merger, "language" everything else."""
+
+
+def model_source(base: str | Path) -> str:
+    """The folder or name to load: "hatch-tiny" becomes the packaged folder.
+
+    Raises ValueError for something that looks like a path and is not a model folder.
+    """
+    if str(base) == TINY:
+        return str(tiny_model_path())
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is not a Hugging Face model folder: it has no config.json")
+        return str(path)
+    if isinstance(base, Path) or path.is_absolute() or str(base).startswith((".", "~")):
+        raise ValueError(f"model folder {base} does not exist")
+    return str(base)
+
+
+def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditionalGeneration:
+    """The model in training mode is the caller's wish; it comes in eval mode, on the CPU.
+
+    Raises ValueError when it is not a Qwen2.5-VL.
+    """
+    source = model_source(base)
+    kind = AutoConfig.from_pretrained(source).model_type
+    if kind != "qwen2_5_vl":
+        raise ValueError(f"model.base={base} is a {kind!r}; a Qwen2.5-VL is needed")
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        source, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    )
+
+
+def load_processor(base: str | Path, max_pixels: int | None = None) -> Any:
+    """Tokenizer and image processor. `max_pixels` lowers the image size above which the processor shrinks."""
+    processor = AutoProcessor.from_pretrained(model_source(base))
+    if max_pixels is not None:
+        limit_pixels(processor, max_pixels)
+    return processor
+
+
+def limit_pixels(processor: Any, max_pixels: int) -> None:
+    """Set the processor's upper image size, in place; it is written to disk with the model."""
+    size = processor.image_processor.size
+    if max_pixels < size["shortest_edge"]:
+        raise ValueError(f"model.max_pixels={max_pixels} is below the processor's smallest, {size['shortest_edge']}")
+    processor.image_processor.size = {
+        "shortest_edge": size["shortest_edge"],
+        "longest_edge": min(size["longest_edge"], max_pixels),
+    }
+
+
+def pixel_size(processor: Any) -> dict[str, int]:
+    """The processor's {shortest_edge, longest_edge} in pixels, as vLLM's `mm_processor_kwargs` wants it."""
+    size = processor.image_processor.size
+    return {"shortest_edge": int(size["shortest_edge"]), "longest_edge": int(size["longest_edge"])}
+
+
+def save_model(model: torch.nn.Module, processor: Any, out: Path) -> Path:
+    """Write a complete Hugging Face folder: into a temporary folder beside `out`, then renamed."""
+    out = Path(out)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    replace_folder(temporary, out)
+    return out
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename folder `new` to `target`; an old target is moved aside first and then removed."""
+    if target.exists():
+        old = target.with_name(f".{target.name}.old.{os.getpid()}")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+        os.replace(new, target)
+        shutil.rmtree(old)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new, target)
+
+
+def is_vision(name: str) -> bool:
+    """Whether a parameter belongs to the image encoder (its merger included)."""
+    return "visual." in name
+
+
+def set_trainable(model: torch.nn.Module, part: Part) -> list[str]:
+    """Freeze everything but `part`; returns the names that learn."""
+    names = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = part == "all" or (part == "vision") == is_vision(name)
+        if parameter.requires_grad:
+            names.append(name)
+    return names
+
+
+def checksum(arrays: Mapping[str, torch.Tensor | np.ndarray] | Iterable[tuple[str, torch.Tensor | np.ndarray]]) -> str:
+    """CRC-32 over names and bytes, in the order of names: equal weights give equal text on every machine."""
+    items = arrays.items() if isinstance(arrays, Mapping) else arrays
+    total = 0
+    for name, array in sorted(items, key=lambda item: item[0]):
+        if isinstance(array, torch.Tensor):
+            array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
+
+
+def part_checksum(model: torch.nn.Module, part: Part) -> str:
+    """`checksum` of the weights of one part: proof of what a stage left alone."""
+    return checksum(
+        (name, tensor)
+        for name, tensor in model.state_dict().items()
+        if part == "all" or (part == "vision") == is_vision(name)
+    )
+
+
+def eos_token_ids(model_or_folder: Any, processor: Any) -> list[int]:
+    """Tokens that end a reply: the generation config's, and the tokenizer's."""
+    if isinstance(model_or_folder, (str, Path)):
+        from transformers import GenerationConfig
+
+        config = GenerationConfig.from_pretrained(model_source(model_or_folder))
+    else:
+        config = model_or_folder.generation_config
+    listed = config.eos_token_id
+    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    ids.add(processor.tokenizer.eos_token_id)
+    return sorted(ids)
+
+
+def banned_token_ids(processor: Any, vocab_size: int, eos_ids: Iterable[int]) -> list[int]:
+    """Tokens that a reply may never contain.
+
+    They are all special tokens but the ends of a reply (an image placeholder in a reply breaks the learner: "Image
+    features and image tokens do not match"), and the ids of the head that have no token.
+
+    vocab_size: width of the model's head, which is often larger than the tokenizer.
+    """
+    tokenizer = processor.tokenizer
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= {tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", "<|video_pad|>")}
+    unused = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
+    return sorted((special | unused) - set(eos_ids))
