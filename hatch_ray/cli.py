@@ -1,10 +1,12 @@
-"""The `hatch` command. Every mistake of a user is one line on standard error and exit code 2, never a traceback.
+"""The `hatch` command. Every mistake of a user is one line on standard error and exit code 2, never a traceback
+(HATCH_DEBUG=1 shows it).
 
 Heavy modules (torch, vLLM, Ray) are imported by the command that needs them, so that `hatch --help` is quick.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,6 +118,14 @@ def doctor() -> None:
     raise typer.Exit(check())
 
 
+@app.command("config")
+def show_config() -> None:
+    """Print every config key with its default and meaning (docs/configuration.md is this output)."""
+    from hatch_ray.config_reference import reference
+
+    print(reference(), end="")
+
+
 @data_app.command("build")
 def data_build(
     config: ConfigFile,
@@ -162,6 +172,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        if os.environ.get("HATCH_DEBUG"):
+            raise
         text = " ".join(str(error).split())
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", style="red", markup=False)
         sys.exit(2)

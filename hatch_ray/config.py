@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -78,9 +78,11 @@ class DataConfig(Section):
     frame_step: Positive = 1
     """rgbd: use every n-th frame."""
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Least overlap (share of reprojected pixels that agree) of two views of one question."""
     max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Overlap of the two views of a pair (share of reprojected pixels) that a question may use."""
+    """Greatest overlap of two views of one question."""
     rooms: RoomsConfig = RoomsConfig()
+    """The rendered rooms."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -208,12 +210,15 @@ class EvalConfig(Section):
 
 class ServeConfig(Section):
     host: str = "127.0.0.1"
+    """Address that the service listens on; the default is reachable from this machine only."""
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000
-    """Address of POST /reason."""
+    """Port of POST /reason."""
     replicas: Positive = 1
+    """Ray Serve replicas, one vLLM engine each."""
     cpus: Annotated[float, Field(gt=0)] = 1
+    """CPUs of each replica."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """Serve replicas and the resources of each."""
+    """GPUs of each replica."""
     max_new_tokens: Positive = 1024
     """Longest completion."""
 
