@@ -1,0 +1,156 @@
+"""Held-out evaluation: judge replies, sum them up with intervals, compare two models on the same samples.
+
+A "row" is one judged reply as plain JSON values; RUN/eval/<name>.jsonl holds them and RUN/eval/<name>.json their
+summary. `name` is the model that replied: "base", a stage's name, "final", one of these with SWAPPED behind it (the
+blind control), or "constant" and "still" (`evaluation.baselines`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hatch_ray.config import RewardConfig
+from hatch_ray.evaluation.intervals import Bootstrap, Interval
+from hatch_ray.protocol.prompt import Mode
+from hatch_ray.protocol.response import parse_response
+from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
+from hatch_ray.sample import Atom, PairPlan, Sample
+
+Row = dict[str, Any]
+
+MEAN_TERMS = ("format", "action", "answer", "total")
+"""Reward terms, reported as means."""
+MEDIAN_TERMS = ("d_t", "d_r")
+"""Errors of the readable plans in metres and degrees, reported as medians (one wild plan would rule a mean)."""
+SWAPPED = "_swapped"
+
+
+def score_rows(
+    samples: Sequence[Sample], texts: Sequence[str], reward: RewardConfig, mode: Mode = "reason"
+) -> list[Row]:
+    """Judge one reply a sample with the training reward. Raises ValueError when their numbers differ."""
+    if len(samples) != len(texts):
+        raise ValueError(f"{len(texts)} replies for {len(samples)} samples")
+    return [_row(sample, text, reward, mode) for sample, text in zip(samples, texts, strict=True)]
+
+
+def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
+    score = score_reply(text, RewardTarget.from_sample(sample, mode), reward)
+    plans = parse_response(text, len(sample.views), expect_actions=score.action is not None).plans
+    return {
+        "id": sample.id,
+        "scene": sample.scene,
+        "task": sample.task,
+        "answer_form": sample.answer_form,
+        "question": sample.question,
+        "images": [str(view.image_path) for view in sample.views],
+        "marks": [{"view": mark.view, "color": mark.color, "xy": list(mark.xy)} for mark in sample.marks],
+        "gold_answer": sample.answer,
+        "gold_plans": [_gold_plan(plan) for plan in sample.plans],
+        "completion": text,
+        "parsed_answer": score.parsed_answer,
+        "plans": [_plan(source, target, atoms) for (source, target), atoms in sorted(plans.items())],
+        "terms": {name: getattr(score, name) for name in MEAN_TERMS + MEDIAN_TERMS},
+        "reasons": list(score.reasons),
+        **({"swapped_from": sample.meta["swapped_from"]} if "swapped_from" in sample.meta else {}),
+    }
+
+
+def _plan(source: int, target: int, atoms: Sequence[Atom]) -> Row:
+    return {"from": source, "to": target, "action": [{name: value} for name, value in atoms]}
+
+
+def _gold_plan(plan: PairPlan) -> Row:
+    frame = None if plan.frame is None else {"pitch_deg": plan.frame.pitch_deg, "roll_deg": plan.frame.roll_deg}
+    return _plan(plan.source, plan.target, plan.atoms) | {"frame": frame}
+
+
+def term(rows: Sequence[Row], name: str) -> np.ndarray:
+    """One term of every row, (rows,) float; NaN where it does not apply (no actions due, no readable plan)."""
+    values = [row["terms"][name] for row in rows]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _by_task(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Task -> (rows,) bool."""
+    tasks = np.array([row["task"] for row in rows])
+    return {task: tasks == task for task in sorted(set(tasks.tolist()))}
+
+
+def summarise(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
+    """Every reward term and error with its interval, over all rows and by task, and how often each fault was met."""
+    draws = Bootstrap([row["scene"] for row in rows], bootstrap, seed)
+    everything = np.ones(len(rows), dtype=bool)
+
+    def statistics(chosen: np.ndarray) -> dict[str, Interval | None]:
+        means = {name: draws.mean(np.where(chosen, term(rows, name), np.nan)) for name in MEAN_TERMS}
+        medians = {name: draws.median(np.where(chosen, term(rows, name), np.nan)) for name in MEDIAN_TERMS}
+        return means | medians
+
+    return {
+        "samples": len(rows),
+        "scenes": draws.scenes,
+        "resampled": draws.unit,
+        "bootstrap": bootstrap,
+        "overall": statistics(everything),
+        "tasks": {task: statistics(chosen) for task, chosen in _by_task(rows).items()},
+        "reasons": dict(Counter(reason for row in rows for reason in row["reasons"]).most_common()),
+    }
+
+
+def evaluate(
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    reward: RewardConfig,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    mode: Mode = "reason",
+) -> dict[str, Any]:
+    """`summarise` of `score_rows`: each reward term overall and by task with 95 % intervals."""
+    return summarise(score_rows(samples, texts, reward, mode), bootstrap, seed)
+
+
+def compare(before: Sequence[Row], after: Sequence[Row], bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Paired differences of the reward terms, after minus before on the same samples, overall and by task.
+
+    Raises ValueError when the two did not answer the same samples.
+    """
+    if sorted(row["id"] for row in before) != sorted(row["id"] for row in after):
+        raise ValueError("the two evaluations answer different samples; evaluate both on the same held-out set")
+    partner = {row["id"]: row for row in after}
+    after = [partner[row["id"]] for row in before]
+    draws = Bootstrap([row["scene"] for row in before], bootstrap, seed)
+    differences = {name: term(after, name) - term(before, name) for name in MEAN_TERMS}
+    return {
+        "overall": {name: draws.mean(values) for name, values in differences.items()},
+        "tasks": {
+            task: {name: draws.mean(np.where(chosen, values, np.nan)) for name, values in differences.items()}
+            for task, chosen in _by_task(before).items()
+        },
+    }
+
+
+def write_evaluation(run: RunFolder, name: str, rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
+    """Write RUN/eval/<name>.jsonl (rows) and RUN/eval/<name>.json (summary); returns the summary."""
+    summary = {"name": name} | summarise(rows, bootstrap, seed)
+    path = run.evaluation(name)
+    write_atomic(path.with_suffix(".jsonl"), "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_atomic(path, json.dumps(summary, indent=2, allow_nan=False))
+    return summary
+
+
+def read_summary(run: RunFolder, name: str) -> dict[str, Any] | None:
+    """RUN/eval/<name>.json, or None when that evaluation was not made."""
+    path = run.evaluation(name)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def read_rows(run: RunFolder, name: str) -> list[Row]:
+    """RUN/eval/<name>.jsonl; empty when that evaluation was not made."""
+    return read_jsonl(run.evaluation(name).with_suffix(".jsonl"))

@@ -1,0 +1,75 @@
+"""Bootstrap 95 % intervals for means and medians over held-out samples.
+
+Samples of one scene share its furniture and its cameras, so they are not independent: scenes are drawn with
+replacement and all samples of a drawn scene come with it (the cluster bootstrap). With fewer than MIN_SCENES scenes,
+as in a recording of a single room, that would say nothing; single samples are drawn then, and `unit` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+
+MIN_SCENES = 8
+TAIL_PERCENT = 2.5
+
+
+class Interval(TypedDict):
+    """A statistic of `n` samples with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Bootstrap:
+    """The same resamples for every statistic of one set of samples, so that differences are paired.
+
+    scenes     the scene of each sample, in the samples' order.
+    resamples  number of bootstrap draws.
+    unit       what was drawn: "scene" or "sample".
+    """
+
+    def __init__(self, scenes: Sequence[str], resamples: int, seed: int) -> None:
+        if not scenes:
+            raise ValueError("there are no samples to evaluate")
+        if resamples < 1:
+            raise ValueError(f"the bootstrap needs at least 1 resample, got {resamples}")
+        names, index = np.unique(list(scenes), return_inverse=True)
+        self.unit: Literal["scene", "sample"] = "scene" if len(names) >= MIN_SCENES else "sample"
+        self.scenes = len(names)
+        cluster = index if self.unit == "scene" else np.arange(len(scenes))
+        clusters = int(cluster.max()) + 1
+        draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+        self._weights = draws[:, cluster].astype(np.float64)
+        """(resamples, samples): how often each sample was drawn."""
+
+    def mean(self, values: np.ndarray) -> Interval | None:
+        """Mean of the values that are not NaN, or None when all are."""
+        known = ~np.isnan(values)
+        if not known.any():
+            return None
+        weights, data = self._weights[:, known], values[known]
+        counts = weights.sum(axis=1)
+        drawn = counts > 0
+        return _interval(data.mean(), (weights[drawn] @ data) / counts[drawn], len(data))
+
+    def median(self, values: np.ndarray) -> Interval | None:
+        """Median of the values that are not NaN, or None when all are."""
+        known = ~np.isnan(values)
+        if not known.any():
+            return None
+        data = values[known]
+        order = np.argsort(data)
+        reached = np.cumsum(self._weights[:, known][:, order], axis=1)
+        reached = reached[reached[:, -1] > 0]
+        middle = (reached >= reached[:, -1:] / 2).argmax(axis=1)
+        return _interval(np.median(data), data[order][middle], len(data))
+
+
+def _interval(value: float, resampled: np.ndarray, n: int) -> Interval:
+    low, high = np.percentile(resampled, [TAIL_PERCENT, 100 - TAIL_PERCENT])
+    return Interval(value=round(float(value), 6), low=round(float(low), 6), high=round(float(high), 6), n=n)
