@@ -1,0 +1,104 @@
+"""`hatch doctor`: every failure is found and comes with a mend; a good machine passes."""
+
+from __future__ import annotations
+
+import io
+from importlib import metadata
+
+import pytest
+from rich.console import Console
+
+from hatch_ray import doctor
+from hatch_ray.doctor import Check
+
+
+def test_this_machine_can_run_the_project():
+    failed = [check for check in doctor.run_checks() if not check.ok]
+    assert failed == []
+
+
+def test_every_failure_prints_its_mend_and_the_exit_code_is_1(monkeypatch):
+    checks = (
+        lambda: Check("Python", True, "3.11"),
+        lambda: Check("libnuma", False, "[absent]", "apt-get install libnuma1"),
+    )
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    page = io.StringIO()
+    assert doctor.main(Console(file=page, width=200)) == 1
+    assert "[absent]" in page.getvalue()
+    assert "mend libnuma: apt-get install libnuma1" in page.getvalue()
+    assert "1 of 2 checks failed" in page.getvalue()
+
+
+def test_all_well_is_exit_code_0(monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("Python", True, "3.11"),))
+    assert doctor.main(Console(file=io.StringIO())) == 0
+
+
+def test_a_cpu_without_avx2(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("processor: 0\nflags\t\t: fpu sse4_2 avx\n", encoding="utf-8")
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    check = doctor.check_cpu(tmp_path / "cpuinfo")
+    assert not check.ok
+    assert "AVX2" in check.mend
+
+
+@pytest.mark.parametrize(("limit", "gib"), [("max", 8.0), (str(3 * 2**30), 2.0)])
+def test_a_containers_memory_limit_counts(tmp_path, limit, gib):
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 * 2**20} kB\n", encoding="utf-8")
+    (tmp_path / "memory.max").write_text(f"{limit}\n", encoding="utf-8")
+    (tmp_path / "memory.current").write_text(f"{2**30}\n", encoding="utf-8")
+    assert doctor.available_memory(tmp_path / "meminfo", tmp_path) == pytest.approx(gib)
+
+
+def test_too_little_memory(monkeypatch):
+    monkeypatch.setattr(doctor, "available_memory", lambda: 2.0)
+    check = doctor.check_memory()
+    assert not check.ok
+    assert "2.0 GiB" in check.detail
+
+
+def test_missing_shared_memory(tmp_path):
+    check = doctor.check_shared_memory(tmp_path / "shm")
+    assert not check.ok
+    assert "mount" in check.mend
+
+
+def test_a_version_other_than_the_locks(tmp_path):
+    lines = [f"{name}=={doctor.installed(name)}" for name in doctor.PINNED if name != "trl"]
+    for name in ("cpu.lock", "gpu.lock"):
+        (tmp_path / name).write_text("\n".join([*lines, "trl==0.1.0"]), encoding="utf-8")
+    check = doctor.check_versions(tmp_path)
+    assert not check.ok
+    assert check.detail == f"trl {metadata.version('trl')} (lock: 0.1.0)"
+
+
+def test_a_package_that_is_absent(monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda name: None)
+    check = doctor.check_versions()
+    assert not check.ok
+    assert "torchvision" in check.detail
+    assert not doctor.check_vllm().ok
+
+
+def test_a_broken_torchvision_is_told_how_to_be_mended(monkeypatch):
+    why = "RuntimeError: operator torchvision::nms does not exist"
+    monkeypatch.setattr(doctor, "in_own_process", lambda code: (False, why))
+    check = doctor.check_torch()
+    assert (check.ok, check.detail) == (False, why)
+    assert "python -m hatch_ray.torchvision_mend" in check.mend
+
+
+def test_a_torchaudio_that_does_not_load(monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda name: "2.11.0" if name == "torchaudio" else None)
+    check = doctor.check_audio()  # it is absent here, so importing it fails for real
+    assert not check.ok
+    assert check.mend.startswith("pip uninstall --yes torchaudio")
+
+
+def test_a_process_that_hangs_is_a_failed_check():
+    assert doctor.in_own_process("import time; time.sleep(60)", deadline_s=0.5) == (False, "no answer within 0 s")
+    assert doctor.in_own_process("raise OSError('libnuma.so.1: no such file')") == (
+        False,
+        "OSError: libnuma.so.1: no such file",
+    )
