@@ -62,9 +62,9 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, resources and memory, then stop")] = False,
 ) -> None:
     """Run the recipe's stages in order; an unfinished run folder is resumed where it stopped."""
+    loaded = _load(config, overrides)
     from actors.recipe import describe, run_recipe
 
-    loaded = _load(config, overrides)
     if dry_run:
         describe(loaded, console)
         return
@@ -74,9 +74,10 @@ def train(
 @app.command("eval")
 def evaluate(run: RunPath, overrides: Overrides = None) -> None:
     """Answer held-out questions with every finished stage's model, with true and with swapped images."""
+    config = _load_run(run, overrides)
     from actors.evaluate import evaluate_run
 
-    evaluate_run(_load_run(run, overrides), console)
+    evaluate_run(config, console)
 
 
 @app.command()
@@ -92,10 +93,10 @@ def report(run: RunPath) -> None:
 @app.command()
 def serve(run: RunPath, overrides: Overrides = None) -> None:
     """Answer POST /reason with the run's model, until Ctrl-C."""
+    config = _load_run(run, overrides)
     from hatch_ray.run_folder import RunFolder
     from serve.app import start_service
 
-    config = _load_run(run, overrides)
     start_service(config, RunFolder(run), port=config.serve.port, blocking=True)
 
 
@@ -105,9 +106,10 @@ def demo(
     config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),
 ) -> None:
     """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
+    loaded = _load(config, [f"run_dir={run_dir}"])
     from actors.demo import run_demo
 
-    run_demo(_load(config, [f"run_dir={run_dir}"]), console)
+    run_demo(loaded, console)
 
 
 @app.command()

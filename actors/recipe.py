@@ -1,0 +1,170 @@
+"""The recipe: the stages in order, each from the model of the one before, resumed where a run was stopped.
+
+    data -> pasta -> qa_sft -> cold_start -> grpo
+
+One function a step; Ray is started here and nowhere else in a training run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from actors.resources import check_resources
+from hatch_ray.config import Config, ConfigError, load_config, save_config
+from hatch_ray.data.store import build_dataset, is_dataset, read_dataset
+from hatch_ray.run_folder import STAGES, RunFolder
+from hatch_ray.sample import Sample
+
+FREE_TO_CHANGE = {"run_dir", "stages", "rollout", "reward_actors", "learner", "eval", "serve", "tensorboard"}
+"""Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
+
+STAGE_NAMES = {
+    "pasta": "PaStA: the image encoder learns which patches match",
+    "qa_sft": "QA SFT: the answers",
+    "cold_start": "Cold start: the form of actions and answer",
+    "grpo": "GRPO: better actions and answers",
+}
+
+
+@dataclass(frozen=True)
+class Datasets:
+    train: list[Sample]
+    heldout: list[Sample]
+
+
+Report = Callable[[int, int], None]
+"""Called with (steps done, steps in all) while a stage runs."""
+
+
+@contextmanager
+def progress_bar(console: Console, label: str) -> Iterator[Report]:
+    """A rich progress bar as a callback."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def prepare_run(config: Config) -> RunFolder:
+    """Make the run folder, or check that the existing one was made with the same config.
+
+    Raises ConfigError that names every setting that differs.
+    """
+    run = RunFolder(config.run_dir)
+    if run.config_path.is_file():
+        before = _flat(load_config(run.config_path).model_dump(mode="json"))
+        now = _flat(config.model_dump(mode="json"))
+        changed = [key for key in now if key.split(".")[0] not in FREE_TO_CHANGE and before.get(key) != now[key]]
+        if changed:
+            words = ", ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in changed)
+            raise ConfigError(f"{run.path} was made with another config ({words}); choose another run_dir, or delete it")
+    elif run.path.exists() and any(run.path.iterdir()):
+        raise ConfigError(f"{run.path} is not empty and is not a run folder; choose another run_dir")
+    save_config(config, run.config_path)
+    return run
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def check_root(config: Config) -> None:
+    """A posed RGB-D run needs its folder, before anything is made."""
+    root = config.data.root
+    if config.data.kind == "rgbd" and root is None:
+        raise ConfigError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"data.root={root} is not a folder")
+
+
+def load_datasets(config: Config, run: RunFolder, console: Console) -> Datasets:
+    """The run's datasets: those below data.root where it holds built ones, else built into the run folder once."""
+    root = config.data.root
+    built = root is not None and is_dataset(root / "train")
+    splits: dict[str, list[Sample]] = {}
+    for split in ("train", "heldout"):
+        path = root / split if built and root is not None else run.data(split)
+        if not is_dataset(path):
+            if built:
+                raise ConfigError(f"{root} has train/ but no {split}/ dataset; build both with `hatch data build`")
+            with progress_bar(console, f"building {split} data") as report:
+                build_dataset(config.data, config.seed, split, path, report)
+        splits[split] = read_dataset(path)
+    for samples in splits.values():
+        for sample in samples:
+            if len(sample.views) > config.model.max_images:
+                raise ConfigError(
+                    f"sample {sample.id} has {len(sample.views)} images, more than model.max_images="
+                    f"{config.model.max_images}; raise it or choose other data.tasks"
+                )
+    return Datasets(splits["train"], splits["heldout"])
+
+
+def start_ray(config: Config) -> None:
+    """Join the cluster that RAY_ADDRESS (or a submitted job) names, or start one on this machine."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level="warning")
+    else:
+        ray.init(include_dashboard=False, logging_level="warning", log_to_driver=bool(os.environ.get("HATCH_DEBUG")))
+    check_resources(config)
+
+
+def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
+    """The model a stage starts from: the last finished stage before it, else the base."""
+    progress = run.progress()
+    for earlier in reversed(STAGES[: STAGES.index(stage)]):
+        if progress.get(earlier, {}).get("done"):
+            return run.stage_model(earlier)
+    return config.model.base
+
+
+def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report: Report) -> dict[str, Any]:
+    """One stage, from its input model to RUN/<stage>/model; returns what it achieved."""
+    from actors.learner import run_grpo
+    from actors.supervised import run_pasta, run_sft
+
+    model = stage_input(config, run, stage)
+    if stage == "pasta":
+        return run_pasta(config, run, model, data.train, data.heldout, report)
+    if stage == "grpo":
+        return run_grpo(config, run, model, data.train, report)
+    return run_sft(stage, config, run, model, data.train, report)
+
+
+def run_recipe(config: Config, console: Console) -> RunFolder:
+    """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint."""
+    check_root(config)
+    run = prepare_run(config)
+    data = load_datasets(config, run, console)
+    console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
+    start_ray(config)
+    for number, stage in enumerate(config.stages, start=1):
+        label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
+        if run.progress().get(stage, {}).get("done"):
+            console.print(f"{label}: already done")
+            continue
+        console.print(label, markup=False)
+        start = time.monotonic()
+        with progress_bar(console, stage) as report:
+            achieved = run_stage(stage, config, run, data, report)
+        run.set_progress(stage, step=int(achieved["steps"]), done=True)
+        run.link_model(stage)
+        console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
+    console.print(f"model: {run.model}")
+    return run

@@ -1,0 +1,55 @@
+"""How large a model is, and how much memory training it takes, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+from hatch_ray.config import Config
+from hatch_ray.model.base import model_source
+
+PUBLISHED = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen2.5-VL-32B-Instruct": 33_452_718_336,
+    "Qwen/Qwen2.5-VL-72B-Instruct": 73_410_777_344,
+}
+"""Parameters of the published models, from the sizes of their bfloat16 files: known without a download."""
+
+BYTES = {"float32": 4, "bfloat16": 2}
+ADAM_MOMENTS = 2
+
+
+def count_parameters(base: str) -> int:
+    """Parameters of a model folder (built without memory) or of a published name.
+
+    Raises ValueError for a name that is neither published nor on this disk.
+    """
+    if base in PUBLISHED:
+        return PUBLISHED[base]
+    source = model_source(base)
+    if not Path(source).is_dir():
+        raise ValueError(
+            f"model.base={base} is not a folder and its size is not known before it is downloaded; "
+            f"known names: {', '.join(PUBLISHED)}"
+        )
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(source))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def learner_gib(config: Config, parameters: int) -> float:
+    """Weights, gradients, Adam's moments and the GRPO reference of one worker, GiB; activations come on top.
+
+    With LoRA only the adapters have gradients and moments; they are small and counted as nothing here.
+    """
+    copies = 1 + (0 if config.model.lora_rank else 1 + ADAM_MOMENTS) + (1 if config.grpo.beta > 0 else 0)
+    return copies * parameters * BYTES[config.model.dtype] / 2**30
+
+
+def engine_gib(config: Config, parameters: int) -> float:
+    """Weights and, on CPU, the key-value cache of one vLLM engine, GiB."""
+    cache = 0.0 if config.rollout.gpus else config.rollout.kv_cache_mb / 1024
+    return parameters * BYTES[config.model.dtype] / 2**30 + cache
