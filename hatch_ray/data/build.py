@@ -1,0 +1,213 @@
+"""From scenes to a dataset: views are drawn, questions asked, gold actions attached, tasks and scenes balanced."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hatch_ray.config import DataConfig
+from hatch_ray.data.pairs import Refused, SceneViews, ViewTuple, gold_plans
+from hatch_ray.data.questions import Question, Task, choose_tasks
+from hatch_ray.data.rgbd import read_sequences
+from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
+from hatch_ray.data.scene import Scene
+from hatch_ray.data.store import DatasetWriter
+from hatch_ray.sample import Sample
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+Progress = Callable[[int, int], None]
+"""Called with (samples made, samples asked for)."""
+
+GENERATOR = "questions-v1"
+"""Version of the question generator, stored with every sample."""
+SEEDS_PER_RUN = 100_000
+HELDOUT_OFFSET = 50_000
+ROUNDS = 3
+"""Passes over the scenes before a task is given up as short."""
+TRIES = 25
+"""Draws of views for one sample of one task in one scene."""
+LARGE_RESIDUAL_DEG = 15.0
+
+log = logging.getLogger(__name__)
+
+
+def build_dataset(
+    data: DataConfig, seed: int, split: Split, out: str | Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the split's dataset to `out` and return its summary.
+
+    Rooms are split by scene (other seeds), posed RGB-D by time. Raises ValueError when no sample can be made, when a
+    task asked for cannot be, or when `out` exists.
+    """
+    wanted = data.samples if split == "train" else data.heldout_samples
+    with DatasetWriter(out) as writer:
+        source = _Source(data, seed, split)
+        tasks = choose_tasks(data.tasks, has_objects=data.kind == "rooms")
+        builder = _Builder(data, seed, split, tasks, wanted, writer, progress)
+        for round_index in range(ROUNDS):
+            if builder.complete:
+                break
+            for position, scene in enumerate(source):
+                builder.use(scene, position, (position + 1) / len(source), round_index)
+        if not len(writer):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in builder.refused.most_common(4))
+            raise ValueError(f"no question could be made for {split} ({reasons}); widen data.min_overlap/max_overlap")
+        writer.summary = builder.summary() | source.summary()
+        return writer.summary
+
+
+class _Source:
+    """The scenes of one split; iterating again starts again."""
+
+    def __init__(self, data: DataConfig, seed: int, split: Split) -> None:
+        self.data, self.split = data, split
+        self.report: dict[str, Any] = {}
+        self._rooms: list[int] = []
+        self._sequences: list[Scene] = []
+        if data.kind == "rgbd":
+            assert data.root is not None
+            sequences = read_sequences(data)
+            self._sequences = list(sequences.split(split))
+            self.report = sequences.summary
+            return
+        count = data.rooms.train_scenes if split == "train" else data.rooms.heldout_scenes
+        if (seed + 1) * SEEDS_PER_RUN > PRETRAIN_SEEDS or count > HELDOUT_OFFSET:
+            raise ValueError(
+                f"rooms need seed < {PRETRAIN_SEEDS // SEEDS_PER_RUN} and at most {HELDOUT_OFFSET} scenes a split, "
+                f"got seed {seed} and {count} scenes"
+            )
+        first = seed * SEEDS_PER_RUN + (HELDOUT_OFFSET if split == "heldout" else 0)
+        self._rooms = list(range(first, first + count))
+
+    def __len__(self) -> int:
+        return len(self._rooms) or len(self._sequences)
+
+    def __iter__(self) -> Iterator[Scene]:
+        yield from self._sequences
+        rooms = self.data.rooms
+        options = RoomOptions(
+            width=rooms.image_size,
+            height=rooms.image_size,
+            fov_deg=rooms.fov_deg,
+            n_views=rooms.views_per_scene,
+            compass=rooms.compass,
+        )
+        for room_seed in self._rooms:
+            yield Room(room_seed, options)
+
+    def summary(self) -> dict[str, Any]:
+        return {"source": self.report} if self.report else {}
+
+
+class _Builder:
+    """Makes samples until each task has its share; counts what was refused and why."""
+
+    def __init__(
+        self,
+        data: DataConfig,
+        seed: int,
+        split: Split,
+        tasks: list[Task],
+        wanted: int,
+        writer: DatasetWriter,
+        progress: Progress | None,
+    ) -> None:
+        self.data, self.seed, self.split, self.writer, self.progress = data, seed, split, writer, progress
+        self.tasks = tasks
+        self.quota = {task.name: wanted // len(tasks) + (k < wanted % len(tasks)) for k, task in enumerate(tasks)}
+        self.wanted = wanted
+        self.made: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.used_scenes: set[str] = set()
+        self.large_residuals = 0
+        self._asked: set[tuple[Any, ...]] = set()
+
+    @property
+    def complete(self) -> bool:
+        return all(self.made[name] >= quota for name, quota in self.quota.items())
+
+    def use(self, scene: Scene, position: int, share_of_scenes: float, round_index: int) -> None:
+        """Draw samples from the scene until each task has its share of the scenes seen so far."""
+        if self.complete:
+            return
+        views = SceneViews(scene, self.data.min_overlap, self.data.max_overlap)
+        for task_index, task in enumerate(self.tasks):
+            due = int(np.ceil(self.quota[task.name] * (share_of_scenes if round_index == 0 else 1.0)))
+            failures = 0
+            attempt = 0
+            while self.made[task.name] < min(due, self.quota[task.name]) and failures < TRIES:
+                draw = [self.seed, SPLITS.index(self.split), position, task_index, round_index, attempt]
+                attempt += 1
+                try:
+                    self._make(task, scene, views, draw)
+                    failures = 0
+                except Refused as refusal:
+                    self.refused[refusal.reason] += 1
+                    failures += 1
+
+    def _make(self, task: Task, scene: Scene, views: SceneViews, draw: list[int]) -> None:
+        rng = np.random.default_rng(draw)
+        chosen = views.draw(max(task.fewest_views, min(task.views, self.data.max_views)), rng)
+        question = task.make(chosen, rng)
+        key = (task.name, scene.id, chosen.indices, question.marks)
+        if key in self._asked:
+            raise Refused("asked_already")
+        self._asked.add(key)
+        sample = self._sample(task, scene, chosen, question, draw)
+        self.writer.add(sample)
+        self.large_residuals += any(plan.residual_deg > LARGE_RESIDUAL_DEG for plan in sample.plans)
+        self.made[task.name] += 1
+        if scene.id not in self.used_scenes:
+            self.used_scenes.add(scene.id)
+            self.writer.add_scene(scene.id, scene.up, scene.objects)
+        if self.progress:
+            self.progress(len(self.writer), self.wanted)
+
+    def _sample(self, task: Task, scene: Scene, views: ViewTuple, question: Question, draw: list[int]) -> Sample:
+        written = tuple(
+            self.writer.add_view(scene.id, index, frame)
+            for index, frame in zip(views.indices, views.frames, strict=True)
+        )
+        return Sample(
+            id=f"{scene.id}-{task.name}-{self.made[task.name]:05d}",
+            scene=scene.id,
+            task=task.name,
+            answer_form=task.form,
+            question=question.text,
+            answer=question.answer,
+            views=written,
+            marks=question.marks,
+            plans=gold_plans(views.transforms, scene.up),
+            meta={
+                "gold": question.gold,
+                "frames": [frame.name for frame in views.frames],
+                "overlaps": [round(omega, 4) for _, omega in sorted(views.overlaps.items())],
+                "up": None if scene.up is None else scene.up.tolist(),
+                "seed": draw,
+                "generator": GENERATOR,
+            },
+        )
+
+    def summary(self) -> dict[str, Any]:
+        short = {name: quota - self.made[name] for name, quota in self.quota.items() if self.made[name] < quota}
+        if short:
+            log.warning("%s: fewer samples than asked for: %s", self.split, short)
+        return {
+            "samples": len(self.writer),
+            "asked_for": self.wanted,
+            "short_by_task": short,
+            "by_task": dict(self.made),
+            "scenes": len(self.used_scenes),
+            "refused_views_by_reason": dict(self.refused.most_common()),
+            "plans_losing_over_15_deg_of_roll": self.large_residuals,
+            "split": self.split,
+            "seed": self.seed,
+            "generator": GENERATOR,
+            "data": self.data.model_dump(mode="json"),
+        }

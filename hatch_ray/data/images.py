@@ -1,0 +1,113 @@
+"""Pixels: colour and depth files, the copy of an image that the model sees, and its content hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hatch_ray.data.markers import draw_marks
+from hatch_ray.sample import Sample
+
+MILLIMETRES = 1000.0
+NO_READING = (0, 65535)
+"""Values of a depth PNG that mean "no reading": 0 (everywhere), 65535 (7-Scenes)."""
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """A colour file as RGB, fully decoded.
+
+    Raises ValueError naming the file and the reason when it is absent, empty, truncated or not an image.
+    """
+    image = _decode(Path(path), "image")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def load_depth(path: str | Path) -> np.ndarray:
+    """A 16-bit PNG in millimetres as (h, w) float32 z-depth in metres; 0 where there is no reading.
+
+    Raises ValueError naming the file and the reason when it cannot be read or is not a 16-bit single-channel image.
+    """
+    image = _decode(Path(path), "depth image")
+    if image.mode not in ("I;16", "I;16B", "I"):
+        raise ValueError(f"depth image {path} has mode {image.mode}; depth must be a 16-bit PNG in millimetres")
+    millimetres = np.asarray(image)
+    depth = millimetres.astype(np.float32) / np.float32(MILLIMETRES)
+    depth[np.isin(millimetres, NO_READING)] = 0
+    return depth
+
+
+def _decode(path: Path, what: str) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"{what} {path} does not exist")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{what} {path} is empty; copy or write it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"{what} {path} has too many pixels (over {Image.MAX_IMAGE_PIXELS}); scale it down") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{what} {path} cannot be decoded ({error}); copy or write it again") from None
+
+
+def save_image(path: Path, rgb: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 as a lossless file (PNG), atomically."""
+    _save(path, Image.fromarray(np.ascontiguousarray(rgb)))
+
+
+def save_depth(path: Path, depth: np.ndarray) -> None:
+    """Write (h, w) metres as a 16-bit PNG in millimetres, atomically; beyond 65.534 m there is no reading."""
+    millimetres = np.rint(np.asarray(depth, dtype=np.float64) * MILLIMETRES)
+    millimetres[~np.isfinite(millimetres) | (millimetres < 0) | (millimetres >= NO_READING[1])] = 0
+    _save(path, Image.fromarray(millimetres.astype(np.uint16)))
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    image.save(temporary, format="PNG", compress_level=1)
+    os.replace(temporary, path)
+
+
+def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The image itself, or a smaller copy of the same shape with at most `max_pixels` pixels."""
+    width, height = image.size
+    if width * height <= max_pixels:
+        return image
+    scale = (max_pixels / (width * height)) ** 0.5
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def model_image(sample: Sample, index: int, max_pixels: int) -> Image.Image:
+    """What the model sees of one view: its marks drawn at native resolution, then scaled down to `max_pixels`."""
+    marks = [mark for mark in sample.marks if mark.view == index]
+    return shrink(draw_marks(load_image(sample.views[index].image_path), marks), max_pixels)
+
+
+def model_images(sample: Sample, max_pixels: int) -> list[Image.Image]:
+    """`model_image` of every view, in order.
+
+    The files on disk stay unmarked: PaStA and depth use those. Raises ValueError when a file cannot be read or a mark
+    names a view that the sample does not have.
+    """
+    for mark in sample.marks:
+        if not 0 <= mark.view < len(sample.views):
+            raise ValueError(f"sample {sample.id} marks view {mark.view} but has {len(sample.views)} views")
+    return [model_image(sample, index, max_pixels) for index in range(len(sample.views))]
+
+
+def image_hash(image: Image.Image) -> str:
+    """32 hex digits that name the pixels: equal for equal size, mode and content, whatever file they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{image.mode}:{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,54 @@
+"""Points and boxes drawn on the model's copy of an image, by SPAR's rules (reference size: images 1296 pixels wide)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from hatch_ray.sample import Mark
+
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
+SPAR_WIDTH = 1296
+SPAR_RADIUS = 20.0
+SPAR_STROKE = 20.0
+BOX_GROWTH = 7 / 8
+"""A box grows by this share of the stroke, so that the ink lies around the object."""
+MIN_RADIUS = 3.0
+MIN_STROKE = 2
+"""Pixels: on a 112 x 112 image SPAR's scaled sizes would be below two pixels and lost in one patch."""
+
+
+def point_radius(width: int) -> float:
+    """Radius in pixels of a point's disc on an image of this width."""
+    return max(MIN_RADIUS, SPAR_RADIUS * width / SPAR_WIDTH)
+
+
+def box_stroke(width: int) -> int:
+    """Stroke in pixels of a box's outline on an image of this width."""
+    return max(MIN_STROKE, round(SPAR_STROKE * width / SPAR_WIDTH))
+
+
+def mark_pixels(mark: Mark, width: int, height: int) -> list[int]:
+    """The mark's 0-1000 coordinates in pixels, truncated as SPAR does."""
+    return [int(value * size / 1000) for value, size in zip(mark.xy, (width, height) * 2, strict=False)]
+
+
+def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
+    """A copy with the marks on it; the image itself when there are none. Marks of other views must not be passed."""
+    if not marks:
+        return image
+    marked = image.copy()
+    draw = ImageDraw.Draw(marked)
+    radius, stroke = point_radius(image.width), box_stroke(image.width)
+    for mark in marks:
+        color = COLORS[mark.color]
+        pixels = mark_pixels(mark, image.width, image.height)
+        if len(pixels) == 2:
+            x, y = pixels
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+        else:
+            grow = round(BOX_GROWTH * stroke)
+            x1, y1, x2, y2 = pixels
+            draw.rectangle((x1 - grow, y1 - grow, x2 + grow, y2 + grow), outline=color, width=stroke)
+    return marked

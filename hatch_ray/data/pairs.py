@@ -1,0 +1,121 @@
+"""Which views of a scene are asked about together: they overlap, and the camera moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from hatch_ray.data.scene import Frame, Scene
+from hatch_ray.data.visibility import Target, surface_point, visible_object
+from hatch_ray.geometry.actions import plan_between
+from hatch_ray.geometry.overlap import PosedDepth, view_overlap
+from hatch_ray.geometry.se3 import as_transform, pose_error
+from hatch_ray.sample import PairPlan
+
+MIN_BASELINE_M = 0.2
+MIN_ROTATION_DEG = 10.0
+OVERLAP_SAMPLES_ACROSS = 40
+"""Pixels of a row that the overlap estimate reprojects."""
+POINTS_A_VIEW = 3
+
+
+class Refused(Exception):
+    """These views cannot give this question; `reason` is a stable name that the dataset's summary counts."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ViewTuple:
+    """Views that a question is asked over, in the order in which the model sees them."""
+
+    scene: Scene
+    indices: tuple[int, ...]
+    frames: tuple[Frame, ...]
+    transforms: tuple[RigidTransform, ...]
+    overlaps: dict[tuple[int, int], float]
+    """Omega of each pair of positions i < j."""
+    objects_seen: tuple[tuple[Target, ...], ...]
+    """Per view, the objects that it shows well enough; empty tuples when the scene knows no objects."""
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def targets(self, rng: np.random.Generator) -> list[Target]:
+        """Everything that can be marked: the visible objects, or a few fresh surface points of each view."""
+        if self.scene.objects:
+            return [target for seen in self.objects_seen for target in seen]
+        points = [
+            surface_point(frame, view, rng) for view, frame in enumerate(self.frames) for _ in range(POINTS_A_VIEW)
+        ]
+        return [point for point in points if point is not None]
+
+
+class SceneViews:
+    """A scene with what its questions need again and again: overlaps of pairs and visible objects, each computed once.
+
+    min_overlap, max_overlap: range of omega that a pair may have.
+    """
+
+    def __init__(self, scene: Scene, min_overlap: float, max_overlap: float) -> None:
+        self.scene, self.min_overlap, self.max_overlap = scene, min_overlap, max_overlap
+        self._omega: dict[tuple[int, int], float] = {}
+        self._seen: dict[int, tuple[Target, ...]] = {}
+
+    def overlap(self, i: int, j: int) -> float:
+        """Omega of frames i and j (symmetric)."""
+        key = (min(i, j), max(i, j))
+        if key not in self._omega:
+            x, y = (self.scene.frame(index) for index in key)
+            stride = max(1, x.depth.shape[1] // OVERLAP_SAMPLES_ACROSS)
+            self._omega[key] = view_overlap(
+                PosedDepth(x.depth, x.depth_intrinsics, x.pose), PosedDepth(y.depth, y.depth_intrinsics, y.pose), stride
+            )
+        return self._omega[key]
+
+    def draw(self, n: int, rng: np.random.Generator) -> ViewTuple:
+        """n different frames in random order.
+
+        Raises Refused unless every pair moved (0.2 m or 10 degrees), no pair overlaps by more than max_overlap, and
+        each view overlaps with another by min_overlap at least.
+        """
+        if len(self.scene) < n:
+            raise Refused("scene_has_too_few_views")
+        indices = tuple(int(index) for index in rng.choice(len(self.scene), n, replace=False))
+        frames = tuple(self.scene.frame(index) for index in indices)
+        transforms = tuple(as_transform(frame.pose) for frame in frames)
+        pairs = list(combinations(range(n), 2))
+        for i, j in pairs:
+            baseline, rotation = pose_error(transforms[i], transforms[j])
+            if baseline < MIN_BASELINE_M and rotation < MIN_ROTATION_DEG:
+                raise Refused("camera_hardly_moved")
+        overlaps = {(i, j): self.overlap(indices[i], indices[j]) for i, j in pairs}
+        if max(overlaps.values()) > self.max_overlap:
+            raise Refused("overlap_too_large")
+        for view in range(n):
+            if max(omega for pair, omega in overlaps.items() if view in pair) < self.min_overlap:
+                raise Refused("overlap_too_small")
+        seen = tuple(self._objects_seen(index, view) for view, index in enumerate(indices))
+        return ViewTuple(self.scene, indices, frames, transforms, overlaps, seen)
+
+    def _objects_seen(self, index: int, view: int) -> tuple[Target, ...]:
+        if index not in self._seen:
+            frame = self.scene.frame(index)
+            found = (visible_object(frame, thing, 0) for thing in self.scene.objects)
+            self._seen[index] = tuple(target for target in found if target is not None)
+        return tuple(Target(view, t.center, t.pixel, t.box, t.object_id, t.name) for t in self._seen[index])
+
+
+def gold_plans(transforms: Sequence[RigidTransform], up: np.ndarray | None) -> tuple[PairPlan, ...]:
+    """The teacher's actions for every pair i < j, gravity-aligned where `up` is known (appendix B.3)."""
+    plans = []
+    for i, j in combinations(range(len(transforms)), 2):
+        atoms, frame, residual = plan_between(transforms[i], transforms[j], up)
+        plans.append(PairPlan(i, j, atoms, frame, residual))
+    return tuple(plans)

@@ -1,0 +1,245 @@
+"""Datasets on disk: one folder, whole or absent.
+
+DATASET/images/SCENE/000007.png   colour, lossless, without marks
+DATASET/depth/SCENE/000007.png    16-bit, millimetres, 0 = no reading
+DATASET/index.jsonl               one sample a line; file names relative to DATASET
+DATASET/scenes.json               per scene: world up and object boxes (for plans from above)
+DATASET/summary.json              counts by task, refused views by reason, seed, version
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hatch_ray.data.images import save_depth, save_image
+from hatch_ray.data.scene import Frame, SceneObject
+from hatch_ray.run_folder import write_atomic
+from hatch_ray.sample import ActionFrame, Mark, PairPlan, Sample, View
+
+FORMAT = 1
+"""Version of the folder's form; a reader refuses others."""
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether the folder holds one split (`index.jsonl`), or both (`train/` and `heldout/`)."""
+    path = Path(path)
+    return (path / "index.jsonl").is_file() or all(
+        (path / split / "index.jsonl").is_file() for split in ("train", "heldout")
+    )
+
+
+class DatasetWriter:
+    """Writes a dataset beside its final place and renames it when whole: `with DatasetWriter(path) as writer`.
+
+    Raises ValueError when the folder exists already. An exception inside the block leaves nothing behind.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"{self.path} exists already; choose another folder or remove it")
+        self.folder = self.path.with_name(f".{self.path.name}.building-{os.getpid()}")
+        self.summary: dict[str, Any] = {}
+        self.scenes: dict[str, dict[str, Any]] = {}
+        self._rows: list[str] = []
+        self._written: set[str] = set()
+
+    def __enter__(self) -> DatasetWriter:
+        try:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise ValueError(f"cannot write a dataset at {self.path}: {error.strerror}") from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        (self.folder / "index.jsonl").write_text("".join(self._rows), encoding="utf-8")
+        write_atomic(self.folder / "scenes.json", json.dumps(self.scenes, allow_nan=False))
+        write_atomic(
+            self.folder / "summary.json", json.dumps({"format": FORMAT} | self.summary, indent=2, allow_nan=False)
+        )
+        if self.path.is_dir():
+            self.path.rmdir()
+        os.replace(self.folder, self.path)
+
+    def add_view(self, scene: str, index: int, frame: Frame) -> View:
+        """Write the frame's files once; the view names them relative to the dataset."""
+        name = f"{scene}/{index:06d}.png"
+        view = View(
+            image_path=Path("images") / name,
+            depth_path=Path("depth") / name,
+            intrinsics=frame.intrinsics,
+            depth_intrinsics=frame.depth_intrinsics,
+            pose=frame.pose,
+        )
+        if name not in self._written:
+            save_image(self.folder / "images" / name, frame.rgb)
+            save_depth(self.folder / "depth" / name, frame.depth)
+            self._written.add(name)
+        return view
+
+    def add_scene(self, scene: str, up: np.ndarray | None, objects: Iterable[SceneObject]) -> None:
+        """Remember what plans from above need."""
+        self.scenes[scene] = {
+            "up": _plain(up),
+            "objects": [{key: _plain(value) for key, value in asdict(thing).items()} for thing in objects],
+        }
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample whose views came from `add_view`."""
+        self._rows.append(json.dumps(sample_to_row(sample), allow_nan=False) + "\n")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def write_dataset(path: str | Path, samples: Iterable[Sample]) -> None:
+    """Copy samples with absolute paths into a dataset folder of their own (for subsets and tests)."""
+    with DatasetWriter(path) as writer:
+        for sample in samples:
+            views = []
+            for view in sample.views:
+                places: dict[str, Path | None] = {"image_path": view.image_path, "depth_path": view.depth_path}
+                for key, source in places.items():
+                    if source is not None:
+                        target = Path("images" if key == "image_path" else "depth") / source.parent.name / source.name
+                        (writer.folder / target).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(source, writer.folder / target)
+                        places[key] = target
+                views.append(View(**(vars(view) | places)))
+            writer.add(Sample(**(vars(sample) | {"views": tuple(views)})))
+        writer.summary = {"samples": len(writer)}
+
+
+def read_dataset(path: str | Path) -> list[Sample]:
+    """All samples of one split, with absolute paths; no pixels are loaded.
+
+    Raises ValueError when the folder or its index is missing, empty, or holds a line that is not a sample (with the
+    line's number).
+    """
+    path = Path(path).expanduser().absolute()
+    if not path.is_dir():
+        raise ValueError(f"dataset {path} does not exist; make one with `hatch data build`")
+    index = path / "index.jsonl"
+    if not index.is_file():
+        raise ValueError(f"{path} is not a dataset (no index.jsonl); make one with `hatch data build`")
+    samples = []
+    with index.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                samples.append(row_to_sample(json.loads(line), path))
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
+                raise ValueError(f"{index} line {number} is not a sample: {reason}; build the dataset again") from None
+    if not samples:
+        raise ValueError(f"dataset {path} is empty; build it again with more scenes or wider overlap")
+    return samples
+
+
+def read_scenes(path: str | Path) -> dict[str, tuple[np.ndarray | None, tuple[SceneObject, ...]]]:
+    """scene id -> (up, objects) of a dataset; scenes that were not recorded are absent."""
+    file = Path(path) / "scenes.json"
+    if not file.is_file():
+        return {}
+    scenes = {}
+    for name, scene in json.loads(file.read_text(encoding="utf-8")).items():
+        objects = tuple(
+            SceneObject(thing["id"], thing["name"], np.array(thing["center"]), np.array(thing["size"]), thing["yaw"])
+            for thing in scene["objects"]
+        )
+        scenes[name] = (None if scene["up"] is None else np.array(scene["up"]), objects)
+    return scenes
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def sample_to_row(sample: Sample) -> dict[str, Any]:
+    """A sample as plain JSON values."""
+    return {
+        "id": sample.id,
+        "scene": sample.scene,
+        "task": sample.task,
+        "answer_form": sample.answer_form,
+        "question": sample.question,
+        "answer": sample.answer,
+        "views": [
+            {
+                "image": view.image_path.as_posix(),
+                "depth": view.depth_path.as_posix() if view.depth_path else None,
+                "intrinsics": _plain(view.intrinsics),
+                "depth_intrinsics": _plain(view.depth_intrinsics),
+                "pose": _plain(view.pose),
+            }
+            for view in sample.views
+        ],
+        "marks": [{"view": mark.view, "color": mark.color, "xy": list(mark.xy)} for mark in sample.marks],
+        "plans": [
+            {
+                "source": plan.source,
+                "target": plan.target,
+                "atoms": [list(atom) for atom in plan.atoms],
+                "frame": asdict(plan.frame) if plan.frame else None,
+                "residual_deg": plan.residual_deg,
+            }
+            for plan in sample.plans
+        ],
+        "meta": sample.meta,
+    }
+
+
+def row_to_sample(row: dict[str, Any], root: Path) -> Sample:
+    """The inverse of `sample_to_row`; file names become absolute below `root`."""
+
+    def matrix(value: Any, shape: tuple[int, int]) -> np.ndarray | None:
+        if value is None:
+            return None
+        array = np.array(value, dtype=float)
+        if array.shape != shape:
+            raise ValueError(f"a matrix has shape {array.shape}, expected {shape}")
+        return array
+
+    return Sample(
+        id=row["id"],
+        scene=row["scene"],
+        task=row["task"],
+        answer_form=row["answer_form"],
+        question=row["question"],
+        answer=row["answer"],
+        views=tuple(
+            View(
+                image_path=root / view["image"],
+                depth_path=root / view["depth"] if view["depth"] else None,
+                intrinsics=matrix(view["intrinsics"], (3, 3)),
+                depth_intrinsics=matrix(view["depth_intrinsics"], (3, 3)),
+                pose=matrix(view["pose"], (4, 4)),
+            )
+            for view in row["views"]
+        ),
+        marks=tuple(Mark(mark["view"], mark["color"], tuple(mark["xy"])) for mark in row["marks"]),
+        plans=tuple(
+            PairPlan(
+                plan["source"],
+                plan["target"],
+                tuple((name, float(value)) for name, value in plan["atoms"]),
+                ActionFrame(**plan["frame"]) if plan["frame"] else None,
+                plan["residual_deg"],
+            )
+            for plan in row["plans"]
+        ),
+        meta=row["meta"],
+    )
