@@ -19,6 +19,7 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from actors.plan import STAGE_NAMES
 from actors.resources import check_resources
 from hatch_ray.config import Config, ConfigError, load_config, save_config
 from hatch_ray.data.store import build_dataset, is_dataset, read_dataset
@@ -27,14 +28,6 @@ from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {"run_dir", "stages", "rollout", "reward_actors", "learner", "eval", "serve", "tensorboard"}
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
-
-STAGE_NAMES = {
-    "pasta": "PaStA: the image encoder learns which patches match",
-    "qa_sft": "QA SFT: the answers",
-    "cold_start": "Cold start: the form of actions and answer",
-    "grpo": "GRPO: better actions and answers",
-}
-
 
 @dataclass(frozen=True)
 class Datasets:

@@ -63,11 +63,13 @@ def train(
 ) -> None:
     """Run the recipe's stages in order; an unfinished run folder is resumed where it stopped."""
     loaded = _load(config, overrides)
-    from actors.recipe import describe, run_recipe
-
     if dry_run:
+        from actors.plan import describe
+
         describe(loaded, console)
         return
+    from actors.recipe import run_recipe
+
     run_recipe(loaded, console)
 
 
