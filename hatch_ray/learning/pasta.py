@@ -354,16 +354,16 @@ def patch_retrieval(
 ) -> Retrieval:
     """Patch retrieval accuracy of an encoder on the targets' pairs. Raises ValueError when no row can be judged."""
     device = next(visual.parameters()).device
-    training = visual.training
-    visual.eval()
-    similarity = []
-    for start in range(0, len(targets.pairs), batch_size):
-        indices = np.arange(start, min(start + batch_size, len(targets.pairs)))
-        batch = make_batch(targets, indices, pixels).to(device)
-        features = encode_patches(visual, batch.pixel_values, batch.grid_thw, config.grid)
-        similarity.append((features[batch.x] @ features[batch.y].mT).float().cpu().numpy())
-    visual.train(training)
-    forward = np.concatenate(similarity)
+    views = {view.image_path: view for pair in targets.pairs for view in (pair.x, pair.y)}
+    features: dict[Path, torch.Tensor] = {}
+    for start in range(0, len(views), batch_size):
+        paths = list(views)[start : start + batch_size]
+        images = [pixels.get(path, partial(load_image, path)) for path in paths]
+        values = torch.cat([image.pixels for image in images]).to(device)
+        grids = torch.tensor([image.grid for image in images], device=device)
+        features |= zip(paths, encode_patches(visual, values, grids, config.grid).cpu(), strict=True)
+    pairs = targets.pairs
+    forward = np.stack([(features[p.x.image_path] @ features[p.y.image_path].mT).numpy() for p in pairs])
     right, judged = np.zeros(len(targets.pairs)), np.zeros(len(targets.pairs))
     for scores, overlap in ((forward, targets.overlap), (forward.swapaxes(1, 2), targets.overlap.swapaxes(1, 2))):
         chosen = np.take_along_axis(overlap, scores.argmax(-1)[..., None], axis=-1)[..., 0]
