@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.plan import STAGE_NAMES
+from actors.progress import Report, progress_bar
 from actors.resources import check_resources
 from hatch_ray.config import Config, ConfigError, load_config, save_config
-from hatch_ray.data.store import build_dataset, is_dataset, read_dataset
+from hatch_ray.data.build import build_dataset
+from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.run_folder import STAGES, RunFolder
 from hatch_ray.sample import Sample
 
@@ -33,19 +32,6 @@ FREE_TO_CHANGE = {"run_dir", "stages", "rollout", "reward_actors", "learner", "e
 class Datasets:
     train: list[Sample]
     heldout: list[Sample]
-
-
-Report = Callable[[int, int], None]
-"""Called with (steps done, steps in all) while a stage runs."""
-
-
-@contextmanager
-def progress_bar(console: Console, label: str) -> Iterator[Report]:
-    """A rich progress bar as a callback."""
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def prepare_run(config: Config) -> RunFolder:

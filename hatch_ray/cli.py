@@ -137,12 +137,14 @@ def data_build(
     overrides: Overrides = None,
 ) -> None:
     """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
-    from hatch_ray.data.store import build_dataset
+    from hatch_ray.data.build import build_dataset
 
     loaded = _load(config, overrides)
     for split in ("train", "heldout"):
         summary = build_dataset(loaded.data, loaded.seed, split, out / split)
-        console.print(f"{out / split}: {summary}")
+        tasks = ", ".join(f"{count} {task}" for task, count in summary["by_task"].items())
+        console.print(f"{out / split}: {summary['samples']} samples of {summary['scenes']} scenes ({tasks})")
+        console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
 
 
 @data_app.command("show")
