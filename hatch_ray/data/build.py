@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,12 +30,10 @@ GENERATOR = "questions-v1"
 SEEDS_PER_RUN = 100_000
 HELDOUT_OFFSET = 50_000
 ROUNDS = 3
-"""Passes over the scenes before a task is given up as short."""
-TRIES = 25
-"""Draws of views for one sample of one task in one scene."""
+"""Passes over the scenes. In the last one, what some tasks could not give is asked of the others."""
+TRIES = 100
+"""Draws of views in a row that may fail before a task leaves a scene."""
 LARGE_RESIDUAL_DEG = 15.0
-
-log = logging.getLogger(__name__)
 
 
 def build_dataset(
@@ -53,6 +52,8 @@ def build_dataset(
         for round_index in range(ROUNDS):
             if builder.complete:
                 break
+            if round_index == ROUNDS - 1:
+                builder.hand_over_missing()
             for position, scene in enumerate(source):
                 builder.use(scene, position, (position + 1) / len(source), round_index)
         if not len(writer):
@@ -60,6 +61,28 @@ def build_dataset(
             raise ValueError(f"no question could be made for {split} ({reasons}); widen data.min_overlap/max_overlap")
         writer.summary = builder.summary() | source.summary()
         return writer.summary
+
+
+def build_splits(
+    data: DataConfig, seed: int, out: str | Path, progress: Callable[[Split], Progress] | None = None
+) -> dict[Split, dict[str, Any]]:
+    """Both datasets, `out`/train and `out`/heldout, or nothing. progress: the callback for each split.
+
+    Raises ValueError as `build_dataset`.
+    """
+    out = Path(out).expanduser().absolute()
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another folder or remove it")
+    folder = out.with_name(f".{out.name}.building-{os.getpid()}")
+    try:
+        summaries = {
+            split: build_dataset(data, seed, split, folder / split, progress(split) if progress else None)
+            for split in SPLITS
+        }
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return summaries
 
 
 class _Source:
@@ -120,7 +143,8 @@ class _Builder:
     ) -> None:
         self.data, self.seed, self.split, self.writer, self.progress = data, seed, split, writer, progress
         self.tasks = tasks
-        self.quota = {task.name: wanted // len(tasks) + (k < wanted % len(tasks)) for k, task in enumerate(tasks)}
+        self.share = {task.name: wanted // len(tasks) + (k < wanted % len(tasks)) for k, task in enumerate(tasks)}
+        self.quota = dict(self.share)
         self.wanted = wanted
         self.made: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -131,6 +155,15 @@ class _Builder:
     @property
     def complete(self) -> bool:
         return all(self.made[name] >= quota for name, quota in self.quota.items())
+
+    def hand_over_missing(self) -> None:
+        """Ask the tasks that met their share for what the others could not give."""
+        able = [name for name, quota in self.quota.items() if self.made[name] >= quota]
+        missing = self.wanted - len(self.writer)
+        for place, name in enumerate(able):
+            self.quota[name] += missing // len(able) + (place < missing % len(able))
+        for name in self.quota.keys() - set(able):
+            self.quota[name] = self.made[name]
 
     def use(self, scene: Scene, position: int, share_of_scenes: float, round_index: int) -> None:
         """Draw samples from the scene until each task has its share of the scenes seen so far."""
@@ -195,13 +228,11 @@ class _Builder:
         )
 
     def summary(self) -> dict[str, Any]:
-        short = {name: quota - self.made[name] for name, quota in self.quota.items() if self.made[name] < quota}
-        if short:
-            log.warning("%s: fewer samples than asked for: %s", self.split, short)
+        short = {name: share - self.made[name] for name, share in self.share.items() if self.made[name] < share}
         return {
             "samples": len(self.writer),
             "asked_for": self.wanted,
-            "short_by_task": short,
+            "short_of_equal_share": short,
             "by_task": dict(self.made),
             "scenes": len(self.used_scenes),
             "refused_views_by_reason": dict(self.refused.most_common()),

@@ -77,14 +77,18 @@ def _save(path: Path, image: Image.Image) -> None:
     os.replace(temporary, path)
 
 
+def shrunk_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """The (width, height) that `shrink` gives an image."""
+    if width * height <= max_pixels:
+        return width, height
+    scale = (max_pixels / (width * height)) ** 0.5
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
 def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     """The image itself, or a smaller copy of the same shape with at most `max_pixels` pixels."""
-    width, height = image.size
-    if width * height <= max_pixels:
-        return image
-    scale = (max_pixels / (width * height)) ** 0.5
-    size = (max(1, int(width * scale)), max(1, int(height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    size = shrunk_size(image.width, image.height, max_pixels)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def model_image(sample: Sample, index: int, max_pixels: int) -> Image.Image:

@@ -66,6 +66,7 @@ class SceneViews:
     def __init__(self, scene: Scene, min_overlap: float, max_overlap: float) -> None:
         self.scene, self.min_overlap, self.max_overlap = scene, min_overlap, max_overlap
         self._omega: dict[tuple[int, int], float] = {}
+        self._transforms: dict[int, RigidTransform] = {}
         self._seen: dict[int, tuple[Target, ...]] = {}
 
     def overlap(self, i: int, j: int) -> float:
@@ -79,6 +80,11 @@ class SceneViews:
             )
         return self._omega[key]
 
+    def _transform(self, index: int) -> RigidTransform:
+        if index not in self._transforms:
+            self._transforms[index] = as_transform(self.scene.frame(index).pose)
+        return self._transforms[index]
+
     def draw(self, n: int, rng: np.random.Generator) -> ViewTuple:
         """n different frames in random order.
 
@@ -89,7 +95,7 @@ class SceneViews:
             raise Refused("scene_has_too_few_views")
         indices = tuple(int(index) for index in rng.choice(len(self.scene), n, replace=False))
         frames = tuple(self.scene.frame(index) for index in indices)
-        transforms = tuple(as_transform(frame.pose) for frame in frames)
+        transforms = tuple(self._transform(index) for index in indices)
         pairs = list(combinations(range(n), 2))
         for i, j in pairs:
             baseline, rotation = pose_error(transforms[i], transforms[j])

@@ -96,26 +96,27 @@ class RgbdScene:
             self._cache.move_to_end(index)
             return self._cache[index]
         frame = load_frame(self._frames[index], self._recording, self._size)
-        self._cache[index] = frame
-        while len(self._cache) > max(2, CACHE_MEGABYTES * 2**20 // (frame.rgb.nbytes + frame.depth.nbytes)):
-            self._cache.popitem(last=False)
+        self._remember(index, frame)
         return frame
 
     def drop_bad_frames(self) -> list[FrameRefused]:
         """Load every frame once, keep those that can be used, return why the others cannot."""
-        kept, refused = [], []
+        kept: list[FrameFiles] = []
+        refused: list[FrameRefused] = []
         for files in self._frames:
             try:
-                self._frames_checked(files, len(kept))
-                kept.append(files)
+                self._remember(len(kept), load_frame(files, self._recording, self._size))
             except FrameRefused as refusal:
                 refused.append(refusal)
+            else:
+                kept.append(files)
         self._frames = kept
         return refused
 
-    def _frames_checked(self, files: FrameFiles, index: int) -> None:
-        self._cache[index] = load_frame(files, self._recording, self._size)
-        if len(self._cache) > max(2, CACHE_MEGABYTES * 2**20 // (self._cache[index].rgb.nbytes * 2)):
+    def _remember(self, index: int, frame: Frame) -> None:
+        self._cache[index] = frame
+        room_for = CACHE_MEGABYTES * 2**20 // (frame.rgb.nbytes + frame.depth.nbytes)
+        while len(self._cache) > max(2, room_for):
             self._cache.popitem(last=False)
 
 
@@ -316,19 +317,24 @@ def _seven_scenes_frames(folder: Path) -> tuple[FrameFiles, ...]:
     )
 
 
+def _nearest(name: str, folder: Path, root: Path) -> Path | None:
+    """The file in the folder, or in the nearest one above it down from the root."""
+    for place in (folder, *folder.parents):
+        if (place / name).is_file():
+            return place / name
+        if place == root:
+            return None
+    return None
+
+
 def _seven_scenes(name: str, folder: Path, root: Path, frames: tuple[FrameFiles, ...]) -> Recording:
-    above = [folder, *[path for path in folder.parents if path.is_relative_to(root)]]
-    intrinsics = next(
-        (path / "camera-intrinsics.txt" for path in above if (path / "camera-intrinsics.txt").is_file()), None
-    )
+    intrinsics = _nearest("camera-intrinsics.txt", folder, root)
     if intrinsics is None:
         raise ValueError(
             f"{folder} has no camera-intrinsics.txt; write one with the 3x3 pinhole matrix of the depth camera "
             "(for 7-Scenes: 585 0 320 / 0 585 240 / 0 0 1)"
         )
-    gravity = next(
-        (path / "gravity-direction.txt" for path in above if (path / "gravity-direction.txt").is_file()), None
-    )
+    gravity = _nearest("gravity-direction.txt", folder, root)
     return Recording(name, frames, _intrinsics(intrinsics), None, None if gravity is None else _up(gravity))
 
 

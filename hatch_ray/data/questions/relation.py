@@ -51,7 +51,9 @@ def spatial_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
     right, _, forward = to_camera(pose, red.center)
     step = red.center - pose[:3, 3]
     above = float(step @ views.scene.up) if views.scene.up is not None else np.nan
-    words = relation_words(np.array([right, above, forward]), max(MIN_GAP_M, MIN_GAP_SHARE * np.linalg.norm(step)))
+    words = relation_words(
+        np.array([right, above, forward]), max(MIN_GAP_M, MIN_GAP_SHARE * float(np.linalg.norm(step)))
+    )
     if not words:
         raise Refused("no_clear_relation")
     slots = [chosen for size in (1, 2) for chosen in combinations(range(len(words)), size)]
