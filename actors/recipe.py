@@ -22,11 +22,13 @@ from actors.resources import check_resources
 from hatch_ray.config import Config, ConfigError, load_config, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.store import is_dataset, read_dataset
+from hatch_ray.environment import variables
 from hatch_ray.run_folder import STAGES, RunFolder
 from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {"run_dir", "stages", "rollout", "reward_actors", "learner", "eval", "serve", "tensorboard"}
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
+
 
 @dataclass(frozen=True)
 class Datasets:
@@ -46,7 +48,9 @@ def prepare_run(config: Config) -> RunFolder:
         changed = [key for key in now if key.split(".")[0] not in FREE_TO_CHANGE and before.get(key) != now[key]]
         if changed:
             words = ", ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in changed)
-            raise ConfigError(f"{run.path} was made with another config ({words}); choose another run_dir, or delete it")
+            raise ConfigError(
+                f"{run.path} was made with another config ({words}); choose another run_dir, or delete it"
+            )
     elif run.path.exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not empty and is not a run folder; choose another run_dir")
     save_config(config, run.config_path)
@@ -98,7 +102,7 @@ def start_ray(config: Config) -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level="warning")
+        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})
     else:
         ray.init(include_dashboard=False, logging_level="warning", log_to_driver=bool(os.environ.get("HATCH_DEBUG")))
     check_resources(config)

@@ -51,7 +51,9 @@ def _load_run(run: Path, overrides: list[str] | None = None) -> Config:
 
     folder = RunFolder(run)
     if not folder.config_path.is_file():
-        raise ConfigError(f"{run} is not a run folder (no config.yaml); make one with `hatch train CONFIG run_dir={run}`")
+        raise ConfigError(
+            f"{run} is not a run folder (no config.yaml); make one with `hatch train CONFIG run_dir={run}`"
+        )
     return load_config(folder.config_path, [f"run_dir={folder.path}", *(overrides or [])])
 
 
@@ -137,11 +139,10 @@ def data_build(
     overrides: Overrides = None,
 ) -> None:
     """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
-    from hatch_ray.data.build import build_dataset
+    from hatch_ray.data.build import build_splits
 
     loaded = _load(config, overrides)
-    for split in ("train", "heldout"):
-        summary = build_dataset(loaded.data, loaded.seed, split, out / split)
+    for split, summary in build_splits(loaded.data, loaded.seed, out).items():
         tasks = ", ".join(f"{count} {task}" for task, count in summary["by_task"].items())
         console.print(f"{out / split}: {summary['samples']} samples of {summary['scenes']} scenes ({tasks})")
         console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")

@@ -1,0 +1,75 @@
+"""Short runs of the whole recipe for tests: real stages, a few steps each, on a random-weights model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+SHORT = [
+    "model.template=compact-v1", "model.max_pixels=12544", "model.max_length=512",
+    "data.samples=24", "data.heldout_samples=12",
+    "pasta.max_steps=3", "pasta.batch_size=4", "pasta.save_every=1",
+    "qa_sft.max_steps=3", "qa_sft.batch_size=4", "qa_sft.save_every=1",
+    "cold_start.max_steps=3", "cold_start.batch_size=4", "cold_start.save_every=1", "cold_start.fraction=0.5",
+    "grpo.max_steps=4", "grpo.prompts_per_step=2", "grpo.group_size=4", "grpo.save_every=1",
+    "grpo.max_new_tokens=24", "eval.samples=12", "eval.max_new_tokens=24", "eval.bootstrap=200",
+]  # fmt: skip
+ROOMS = ["data.rooms.train_scenes=3", "data.rooms.heldout_scenes=3", "data.rooms.views_per_scene=6"]
+
+
+def start(words: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """`hatch ...` in a process group of its own."""
+    inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "hatch_ray.cli", *words], cwd=REPOSITORY, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=inherited | (environment or {}),
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], timeout: float) -> str:
+    """Wait; the output. Kills the whole group when the time is over."""
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9 of the whole process group: what a preempted machine looks like."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def hatch(*words: str, timeout: float = 300) -> str:
+    """Run `hatch ...` to its end; its output. Fails with the output when the exit code is not 0."""
+    process = start(list(words))
+    output = finish(process, timeout)
+    assert process.returncode == 0, output
+    return output
+
+
+def metrics(run: Path, stage: str) -> list[dict]:
+    """The stage's rows of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if row["stage"] == stage]
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, stage: str, step: int, timeout: float) -> None:
+    """Until the stage has logged this step."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if any(row["step"] >= step for row in metrics(run, stage)):
+            return
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.1)
+    kill(process)
+    raise AssertionError(f"{stage} did not reach step {step} in {timeout} s")
