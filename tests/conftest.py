@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import shutil
@@ -20,6 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 prepare_environment()
+
+# Ray reads how it authenticates when it is imported. Its files and access token lie in a folder of their own (short:
+# Ray's sockets lie below it), so that neither another cluster on this machine nor ~/.ray is touched.
+SCRATCH = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
+(SCRATCH / "token").write_text(secrets.token_hex(32), encoding="utf-8")
+(SCRATCH / "token").chmod(0o600)
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(SCRATCH / "token"))
+os.environ.pop("RAY_ADDRESS", None)
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -49,25 +59,12 @@ def redkitchen() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """Ray, started on this machine with four logical CPUs for all tests that need it; yields the `ray` module.
+    """Ray, started on this machine with four logical CPUs for all tests that need it; yields the `ray` module."""
+    import ray
 
-    Its files and its access token lie in a folder of their own (short: Ray's sockets lie below it), so that neither
-    another cluster on this machine nor ~/.ray is touched.
-    """
-    scratch = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
-    token = scratch / "token"
-    token.write_text(secrets.token_hex(32), encoding="utf-8")
-    token.chmod(0o600)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        import ray
-
-        ray.init(
-            address="local", num_cpus=4, include_dashboard=False, object_store_memory=256 * 2**20,
-            logging_level="warning", _temp_dir=str(scratch / "ray"),
-        )  # fmt: skip
-        yield ray
-        ray.shutdown()
-    shutil.rmtree(scratch, ignore_errors=True)
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=False, object_store_memory=256 * 2**20,
+        logging_level="warning", _temp_dir=str(SCRATCH / "ray"),
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()

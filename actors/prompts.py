@@ -1,0 +1,88 @@
+"""Samples become requests: chat text by the one prompt builder, images once into the object store, by content."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.messages import Request, StoredImage
+from hatch_ray.config import Config, ConfigError
+from hatch_ray.data.images import image_hash, model_images
+from hatch_ray.model.base import load_processor
+from hatch_ray.model.logprobs import process_image, tokenize_prompt
+from hatch_ray.protocol.prompt import Mode, sample_prompt
+from hatch_ray.sample import Sample
+
+IMAGE_BYTES = 2 * 2**30
+"""Pixels kept in the object store for coming epochs; those of requests in flight are kept by their references."""
+
+
+class PromptMaker:
+    """Makes requests for the engines. It keeps image references by content hash, so equal pixels are stored once."""
+
+    def __init__(self, config: Config, model: str | Path, mode: Mode = "reason") -> None:
+        self.config = config
+        self.mode: Mode = mode
+        self.processor = load_processor(model, config.model.max_pixels)
+        self._samples: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._images: OrderedDict[str, tuple[StoredImage, int]] = OrderedDict()
+        self._bytes = 0
+
+    def request(self, sample: Sample, seed: int = 0) -> Request:
+        """The request for one sample. Raises ValueError when an image cannot be read."""
+        text, hashes = self._samples.get(sample.id, ("", ()))
+        if not text or any(name not in self._images for name in hashes):
+            text = self.text(sample)
+            hashes = tuple(self._store(image) for image in model_images(sample, self.config.model.max_pixels))
+            self._samples[sample.id] = (text, hashes)
+        for name in hashes:
+            self._images.move_to_end(name)
+        return Request(sample.id, text, tuple(self._images[name][0] for name in hashes), seed)
+
+    def text(self, sample: Sample) -> str:
+        """Chat text with one placeholder for each image, up to the assistant's turn."""
+        messages = sample_prompt(sample, self.mode, self.config.model.template)
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def _store(self, image: Any) -> str:
+        name = image_hash(image)
+        if name not in self._images:
+            pixels = np.asarray(image)
+            self._images[name] = (StoredImage(name, ray.put(pixels)), pixels.nbytes)
+            self._bytes += pixels.nbytes
+        self._images.move_to_end(name)
+        while self._bytes > IMAGE_BYTES and len(self._images) > self.config.model.max_images:
+            self._bytes -= self._images.popitem(last=False)[1][1]
+        return name
+
+    def check_length(self, samples: Sequence[Sample], max_new_tokens: int) -> None:
+        """Raise ConfigError when a prompt with a full reply may not fit into the context.
+
+        Every text is tokenised; image tokens are counted for one sample of each number of views, since the views of
+        a dataset have one size.
+        """
+        image_tokens: dict[int, int] = {}
+        longest, name = 0, ""
+        for sample in samples:
+            views = len(sample.views)
+            text = self.text(sample)
+            if views not in image_tokens:
+                images = [process_image(self.processor, i) for i in model_images(sample, self.config.model.max_pixels)]
+                prompt = tokenize_prompt(self.processor, text, images)
+                image_tokens[views] = len(prompt.token_ids) - self._count(text)
+            length = self._count(text) + image_tokens[views]
+            if length > longest:
+                longest, name = length, sample.id
+        if longest + max_new_tokens > self.config.model.max_length:
+            raise ConfigError(
+                f"the prompt of sample {name} has {longest} tokens; with {max_new_tokens} new ones it exceeds "
+                f"model.max_length={self.config.model.max_length}: raise it, or lower max_new_tokens or model.max_pixels"
+            )
+
+    def _count(self, text: str) -> int:
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,206 @@
+"""Rollout actors: one vLLM engine each. Prompts and image references go in, sampled replies come out.
+
+How a reply ends: at one of the model's end tokens, which is sampled, scored and learned like any other token, or at
+`max_new_tokens`. There are no stop strings. Tokens of `model.base.banned_token_ids` get BAN_BIAS, here and in the
+learner's scores.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from PIL import Image
+
+from actors.deadlines import CALL_SECONDS, START_SECONDS, dispatch, wait_for_all
+from actors.messages import Reply, Request, Rollout, Sampling, StoredImage
+from actors.weights import PackedWeights, WeightsHandle, unpack_weights
+from hatch_ray.config import Config, ConfigError
+
+IMAGE_CACHE = 512
+"""Decoded images that an engine keeps."""
+
+
+def engine_arguments(model: str | Path, config: Config) -> dict[str, Any]:
+    """Keyword arguments of `vllm.LLM`, for CPU or GPU engines by `rollout.gpus`."""
+    from hatch_ray.model.base import load_processor, model_source, pixel_size
+
+    source = model_source(model)
+    arguments: dict[str, Any] = {
+        "model": source,
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "max_model_len": config.model.max_length,
+        "limit_mm_per_prompt": {"image": config.model.max_images, "video": 0},
+        "mm_processor_kwargs": {"size": pixel_size(load_processor(source, config.model.max_pixels))},
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+    }
+    if config.rollout.gpus:
+        return arguments | {"gpu_memory_utilization": config.rollout.gpu_memory_utilization}
+    return arguments | {
+        "enforce_eager": True,
+        "block_size": 32,
+        "kv_cache_memory_bytes": config.rollout.kv_cache_mb * 2**20,
+    }
+
+
+class RolloutEngine:
+    """A vLLM engine with the policy's weights of one version. `RolloutActor` is this class as a Ray actor."""
+
+    def __init__(self, model: str | Path, config: Config, version: int = 0) -> None:
+        from vllm import LLM
+
+        from hatch_ray.model.base import BAN_BIAS, banned_token_ids, eos_token_ids, load_processor
+
+        state = random.getstate(), np.random.get_state()
+        self.llm = LLM(**engine_arguments(model, config))
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        processor = load_processor(model)
+        self.tokenizer = processor.tokenizer
+        self.eos_ids = eos_token_ids(model, processor)
+        vocabulary = self.llm.model_config.get_vocab_size()
+        self.logit_bias = {token: BAN_BIAS for token in banned_token_ids(processor, vocabulary, self.eos_ids)}
+        self.version = version
+        self._images: OrderedDict[str, Image.Image] = OrderedDict()
+
+    def ready(self) -> int:
+        """The version served; answers once the engine is up."""
+        return self.version
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """Sample `sampling.n` replies to each request.
+
+        Raises ValueError naming the request whose prompt does not fit.
+        """
+        from vllm.exceptions import VLLMValidationError
+
+        prompts = [
+            {"prompt": request.prompt, "multi_modal_data": {"image": [self._image(image) for image in request.images]}}
+            for request in requests
+        ]
+        parameters = [self._parameters(request, sampling) for request in requests]
+        try:
+            outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
+        except (ValueError, VLLMValidationError) as error:
+            names = ", ".join(request.id for request in requests)
+            raise ValueError(f"vLLM refused a prompt among those of {names}: {error}") from None
+        return [
+            Rollout(tuple(self._reply(one) for one in output.outputs), self.version, len(output.prompt_token_ids))
+            for output in outputs
+        ]
+
+    def _parameters(self, request: Request, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_new_tokens,
+            seed=request.seed,
+            stop_token_ids=self.eos_ids,
+            logit_bias=self.logit_bias,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+
+    def _reply(self, output: Any) -> Reply:
+        tokens = tuple(output.token_ids)
+        logprobs = np.asarray(output.logprobs.logprobs, dtype=np.float32)
+        assert len(logprobs) == len(tokens), "vLLM gave one log-probability a token"
+        ended = tokens[-1] in self.eos_ids
+        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
+        return Reply(tokens, text, logprobs, ended)
+
+    def _image(self, image: StoredImage) -> Image.Image:
+        if image.hash in self._images:
+            self._images.move_to_end(image.hash)
+        else:
+            self._images[image.hash] = Image.fromarray(ray.get(image.ref, timeout=60))
+            if len(self._images) > IMAGE_CACHE:
+                self._images.popitem(last=False)
+        return self._images[image.hash]
+
+    def load(self, packed: PackedWeights) -> int:
+        """Take over a full state dict; returns the version now served.
+
+        The caches are emptied: images were encoded, and prefixes computed, with the old weights.
+        """
+        weights = unpack_weights(packed)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.llm_engine.reset_encoder_cache()
+        self.llm.reset_prefix_cache()
+        self.version = packed.version
+        return self.version
+
+    def load_weights(self, handle: WeightsHandle) -> int:
+        """`load` of a published version."""
+        return self.load(ray.get(handle.ref, timeout=CALL_SECONDS))
+
+    def load_folder(self, model: str | Path, version: int = 0) -> int:
+        """`load` of a saved model of the same architecture."""
+        from actors.weights import pack_weights
+        from hatch_ray.model.base import load_model
+
+        return self.load(pack_weights(load_model(model).state_dict(), version))
+
+
+def start_engines(model: str | Path, config: Config, version: int = 0) -> list[Any]:
+    """Start `rollout.actors` engines; they load while the caller goes on (see `engines_ready`)."""
+    actor = ray.remote(RolloutEngine).options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus)
+    return [actor.remote(str(model), config, version) for _ in range(config.rollout.actors)]
+
+
+def engines_ready(engines: Sequence[Any]) -> None:
+    """Wait until all engines are up. Raises StageTimeoutError, or ConfigError with an engine's own complaint."""
+    try:
+        wait_for_all([engine.ready.remote() for engine in engines], "start of the vLLM engines", START_SECONDS)
+    except ray.exceptions.ActorDiedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f"a vLLM engine did not start: {reason}") from error
+
+
+def stop_actors(actors: Sequence[Any]) -> None:
+    """End actors and free their resources."""
+    for actor in actors:
+        ray.kill(actor)
+
+
+def sync_engines(engines: Sequence[Any], handle: WeightsHandle) -> None:
+    """Every engine takes over a published version."""
+    versions = wait_for_all([engine.load_weights.remote(handle) for engine in engines], "weight update", CALL_SECONDS)
+    assert set(versions) == {handle.version}, versions
+
+
+def generate_all(
+    engines: Sequence[Any],
+    requests: Sequence[Request],
+    sampling: Sampling,
+    progress: Callable[[int, int], None] | None = None,
+    chunk: int = 0,
+) -> list[Rollout]:
+    """Rollouts of all requests, in order. Engines take chunks as they become free.
+
+    chunk: requests in one call; 0 splits the requests evenly over the engines. progress(done, total) counts requests.
+    """
+    size = chunk or -(-len(requests) // len(engines))
+    chunks = [list(requests[start : start + size]) for start in range(0, len(requests), size)]
+
+    def report(done: int, _: int) -> None:
+        if progress is not None:
+            progress(min(done * size, len(requests)), len(requests))
+
+    parts = dispatch(
+        engines, chunks, lambda engine, part: engine.generate.remote(part, sampling), "rollouts", progress=report
+    )
+    return [rollout for part in parts for rollout in part]
