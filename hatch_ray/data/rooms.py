@@ -75,7 +75,7 @@ class Room:
         """(3, 3); square pixels, the optical axis through the image's middle."""
         o = self.options
         focal = o.width / 2 / np.tan(np.radians(o.fov_deg) / 2)
-        return np.array([[focal, 0, o.width / 2], [0, focal, o.height / 2], [0, 0, 1]])
+        return np.array([[focal, 0, (o.width - 1) / 2], [0, focal, (o.height - 1) / 2], [0, 0, 1]])
 
     def frame(self, index: int) -> Frame:
         """View `index`, 0 to len - 1."""

@@ -132,6 +132,8 @@ def read_dataset(path: str | Path) -> list[Sample]:
     if not path.is_dir():
         raise ValueError(f"dataset {path} does not exist; make one with `hatch data build`")
     index = path / "index.jsonl"
+    if not index.is_file() and is_dataset(path):
+        raise ValueError(f"{path} holds two datasets, train and heldout; name one of them")
     if not index.is_file():
         raise ValueError(f"{path} is not a dataset (no index.jsonl); make one with `hatch data build`")
     samples = []
