@@ -24,7 +24,7 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 
 Shape = tuple[str, tuple[float, float, float], tuple[float, float, float], float]
-"""(primitive, centre, size, brightness) in the unit box of its object: x and y in -0.5 to 0.5, z in 0 to 1; front is -y.
+"""(primitive, centre, size, brightness) in the unit box of its object: x, y in -0.5 to 0.5, z in 0 to 1; front is -y.
 
 A negative brightness means leaf green in place of the object's colour.
 """
@@ -111,7 +111,7 @@ KINDS: dict[str, tuple[tuple[float, float, float], bool, list[Shape]]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of geometry of one colour. owner: its object's id, or -1 floor, -2 to -5 walls north, east, south, west."""
+    """A piece of geometry of one colour. owner: its object's id, -1 floor, -2 to -5 walls north, east, south, west."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -169,7 +169,7 @@ def wall_parts(size: np.ndarray, height: float) -> list[Part]:
 
 
 def furnish(rng: np.random.Generator, size: np.ndarray, n: int) -> list[Furniture]:
-    """Up to n things that do not touch; a kind and colour occur together at most once, so that a name means one thing."""
+    """Up to n things that do not touch; a colour and kind occur together at most once: a name means one thing."""
     names = [(color, kind) for kind in KINDS for color in COLORS]
     placed: list[Furniture] = []
     for index in rng.permutation(len(names))[: 3 * n]:

@@ -62,7 +62,9 @@ class Room:
         self.up: np.ndarray | None = np.array([0.0, 0.0, 1.0])
         rng = np.random.default_rng([seed, 20251])
         self.size: np.ndarray = rng.uniform(*self.options.side, size=2)
-        self._furniture: list[Furniture] = furnish(rng, self.size, rng.integers(*self.options.n_objects, endpoint=True))
+        self._furniture: list[Furniture] = furnish(
+            rng, self.size, int(rng.integers(*self.options.n_objects, endpoint=True))
+        )
         self.objects: tuple[SceneObject, ...] = tuple(item.scene_object for item in self._furniture)
         self.poses: np.ndarray = self._place_cameras(rng)
         self._paint_seed = int(rng.integers(2**31))
@@ -188,4 +190,3 @@ def camera_pose(position: np.ndarray, heading_deg: float, pitch_deg: float, roll
     pose[:3, 2] = forward
     pose[:3, 3] = position
     return pose
-

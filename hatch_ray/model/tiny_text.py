@@ -14,7 +14,8 @@ KINDS = (
     "floor", "sky", "ceiling", "door", "window", "nothing", "room", "desk", "barrel",
 )  # fmt: skip
 WORDS = """
-view image images photo first second third camera cameras observer heading pitch height wall ahead patch row column at
+view compass seen match place position patch heading wall ahead facing where direction none
+image images photo first second third camera cameras observer heading pitch height wall ahead patch row column at
 from to of the a is in on and as seen by what which where how far deep depth distance bearing direction difference
 degrees metres meters centimetres left right up down front behind front-left front-right back-left back-right above
 below north east south west same turn turns turned move moves moved forward backward forwards rotate rotated object
@@ -37,6 +38,17 @@ QUESTIONS = (
     "Where is the camera of image {j} seen from image {i}? Give its position in image {i} and its depth in metres.",
     "A. front left B. front right C. behind left D. behind right",
     "A. {a} B. {b} C. {a} D. {b}",
+    "camera{i}from{j}?right{d},{m}",
+    "from{i}patch{j}:{d}?left{d},{m}",
+    "match{i}:{d}in{j}?none",
+    "heading{i}?{x}",
+    "ahead{i}?{m}",
+    "position{i}?east{m}south{m}",
+    "position{i}?west{m}north{m}",
+    "direction{i}to{j}?left{d}",
+    "facing{i}:{d}?{x}",
+    "depth{i}:{d}?{m}",
+    "where{i} {a}?right{d},{m}",
     "({x},{y}),{m}",
     "move_right:{m},move_up:-{m},move_forward:-{m},rotate_up:-{d},rotate_right:{d}",
 )
@@ -76,7 +88,7 @@ def fill(template: str, rng: random.Random) -> str:
 def tokenizer_corpus(seed: int = 0) -> Iterator[str]:
     """A few thousand lines, the same for the same seed."""
     rng = random.Random(seed)
-    for word in WORDS * 3:
+    for word in [*WORDS, *COLORS, *KINDS] * 3:
         yield word
         yield f"a {word}"
     for _ in range(300):
