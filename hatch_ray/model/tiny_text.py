@@ -6,8 +6,10 @@ import random
 from collections.abc import Iterator
 
 from hatch_ray.geometry.actions import ATOMS
-from hatch_ray.protocol.prompt import ANSWER_LINE, build_prompt, format_plans
+from hatch_ray.protocol.prompt import ANSWER_LINE, Mode, Template, build_prompt, format_plans
 
+MODES: tuple[Mode, ...] = ("reason", "direct")
+TEMPLATES: tuple[Template, ...] = ("full-v1", "compact-v1")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black", "brown", "gray")
 KINDS = (
     "chair", "table", "sofa", "bed", "cabinet", "lamp", "plant", "pot", "box", "shelf", "ball", "stool", "wall",
@@ -97,9 +99,9 @@ def tokenizer_corpus(seed: int = 0) -> Iterator[str]:
             yield fill(template, rng)
     for form in ANSWER_LINE:
         for n_views in (1, 2, 3):
-            for mode in ("reason", "direct"):
-                for template in ("full-v1", "compact-v1"):
-                    content = build_prompt("", n_views, form, mode, template)[0]["content"]
+            for mode in MODES:
+                for prompt_template in TEMPLATES:
+                    content = build_prompt("", n_views, form, mode, prompt_template)[0]["content"]
                     for _ in range(3):
                         yield "".join(part.get("text", "") for part in content)
     yield "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|im_start|>assistant\n"
