@@ -63,6 +63,8 @@ class PretrainOptions:
     """Share of the batches with three images."""
     dense_weight: float = 0.3
     eval_minutes: float = 8.0
+    eval_n: int = 200
+    """Held-out questions of each kind in the last evaluation; the others use 64 at most."""
 
 
 class DenseHeads(nn.Module):
@@ -282,9 +284,15 @@ def train_all(
             report(out, {"stage": "all", "step": count, "seconds": spent} | mean)
         if spent > next_eval:
             next_eval = spent + options.eval_minutes * 60
-            report(out, {"stage": "eval", "step": count, "seconds": spent} | evaluate(model, tokenizer, heldout))
+            report(
+                out,
+                {"stage": "eval", "step": count, "seconds": spent}
+                | evaluate(model, tokenizer, heldout, min(64, options.eval_n)),
+            )
             save(model, tokenizer, out)
-    report(out, {"stage": "eval", "step": count, "seconds": seconds} | evaluate(model, tokenizer, heldout, 200))
+    report(
+        out, {"stage": "eval", "step": count, "seconds": seconds} | evaluate(model, tokenizer, heldout, options.eval_n)
+    )
 
 
 def losses(
