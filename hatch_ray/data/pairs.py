@@ -66,6 +66,7 @@ class SceneViews:
     def __init__(self, scene: Scene, min_overlap: float, max_overlap: float) -> None:
         self.scene, self.min_overlap, self.max_overlap = scene, min_overlap, max_overlap
         self._omega: dict[tuple[int, int], float] = {}
+        self._has_moved: dict[tuple[int, int], bool] = {}
         self._transforms: dict[int, RigidTransform] = {}
         self._seen: dict[int, tuple[Target, ...]] = {}
 
@@ -85,6 +86,13 @@ class SceneViews:
             self._transforms[index] = as_transform(self.scene.frame(index).pose)
         return self._transforms[index]
 
+    def _moved(self, i: int, j: int) -> bool:
+        key = (min(i, j), max(i, j))
+        if key not in self._has_moved:
+            baseline, rotation = pose_error(self._transform(i), self._transform(j))
+            self._has_moved[key] = baseline >= MIN_BASELINE_M or rotation >= MIN_ROTATION_DEG
+        return self._has_moved[key]
+
     def draw(self, n: int, rng: np.random.Generator) -> ViewTuple:
         """n different frames in random order.
 
@@ -94,19 +102,17 @@ class SceneViews:
         if len(self.scene) < n:
             raise Refused("scene_has_too_few_views")
         indices = tuple(int(index) for index in rng.choice(len(self.scene), n, replace=False))
-        frames = tuple(self.scene.frame(index) for index in indices)
-        transforms = tuple(self._transform(index) for index in indices)
         pairs = list(combinations(range(n), 2))
-        for i, j in pairs:
-            baseline, rotation = pose_error(transforms[i], transforms[j])
-            if baseline < MIN_BASELINE_M and rotation < MIN_ROTATION_DEG:
-                raise Refused("camera_hardly_moved")
+        if not all(self._moved(indices[i], indices[j]) for i, j in pairs):
+            raise Refused("camera_hardly_moved")
         overlaps = {(i, j): self.overlap(indices[i], indices[j]) for i, j in pairs}
         if max(overlaps.values()) > self.max_overlap:
             raise Refused("overlap_too_large")
         for view in range(n):
             if max(omega for pair, omega in overlaps.items() if view in pair) < self.min_overlap:
                 raise Refused("overlap_too_small")
+        frames = tuple(self.scene.frame(index) for index in indices)
+        transforms = tuple(self._transform(index) for index in indices)
         seen = tuple(self._objects_seen(index, view) for view, index in enumerate(indices))
         return ViewTuple(self.scene, indices, frames, transforms, overlaps, seen)
 

@@ -23,7 +23,9 @@ from hatch_ray.sample import Sample
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_INLINED_PIXELS = 640 * 480
 PNG_BELOW_PIXELS = 256 * 256
-SHOWN_WIDTH = 224
+VIEW_WIDTHS = {1: 320, 2: 300}
+THREE_VIEWS_WIDTH = 228
+"""CSS pixels of one view, so that a question's views stand in one row."""
 
 
 def template_environment() -> Environment:
@@ -88,6 +90,7 @@ def _card(sample: Sample, objects: tuple[SceneObject, ...]) -> dict[str, Any]:
     return {
         "sample": sample,
         "images": [inline_image(image) for image in images],
+        "width": VIEW_WIDTHS.get(len(images), THREE_VIEWS_WIDTH),
         "shape": f"{images[0].width} × {images[0].height}",
         "plan": sample_plan(sample, objects),
         "plans": plans,
@@ -122,8 +125,7 @@ def show_dataset(path: str | Path, out_html: str | Path, count: int = 12, seed: 
             largest=max(counts.values()),
             summary=summary,
             cards=[_card(sample, scenes.get(sample.scene, (None, ()))[1]) for sample in chosen],
-            shown_width=SHOWN_WIDTH,
-        )
+            )
     )
     write_atomic(out_html, page)
     return out_html

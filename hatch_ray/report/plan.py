@@ -115,6 +115,8 @@ def plan_svg(
     for thing, outline in zip(near, outlines, strict=True):
         color = OBJECT_COLORS.get(thing.name.split(" ")[0], "#b9b4a8")
         x, y = pixel(ground.flat(thing.center))
+        if any(abs(x - dot_x) < 16 and abs(y - dot_y) < 9 for dot_x, dot_y in map(pixel, dots)):
+            y += 13  # beside the mark, not under it
         parts.append(
             f'<polygon points="{path(outline)}" fill="{color}" fill-opacity="0.38" stroke="#8d877a" '
             f'stroke-width="0.7"><title>{escape(thing.name)}</title></polygon>'

@@ -9,9 +9,9 @@ from hatch_ray.data.questions.registry import Question, pick, task
 from hatch_ray.data.questions.targets import box_mark
 
 MATCHING = (
-    "The red box in image 0 shows the {name}. What is its box in image 1?",
-    "Find the {name}, marked by a red box in image 0, in image 1. Give its box.",
-    "Give the box in image 1 of the {name} (red box, image 0).",
+    "The red bbox in image 0 shows the {name}. What is its box in image 1?",
+    "Find the {name}, marked by a red bbox in image 0, in image 1. Give its box.",
+    "Give the box in image 1 of the {name} (red bbox, image 0).",
 )
 
 

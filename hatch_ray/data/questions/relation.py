@@ -62,7 +62,7 @@ def spatial_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
     order = rng.permutation(len(options))
     listed = " ".join(f"{LETTERS[place]}. {', '.join(options[index])}" for place, index in enumerate(order))
     mark = box_mark(red, "red")
-    text = pick(RELATION, rng).format(red=red.phrase("red box" if len(mark.xy) == 4 else "red point"))
+    text = pick(RELATION, rng).format(red=red.phrase("red bbox" if len(mark.xy) == 4 else "red point"))
     return Question(
         f"{text} {listed}",
         LETTERS[int(np.flatnonzero(order == 0)[0])],
