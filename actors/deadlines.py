@@ -50,7 +50,7 @@ def dispatch(
     seconds: float = CALL_SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Any]:
-    """Results of `call(actor, job)` in the order of jobs; each actor has one job at a time and takes the next when free.
+    """Results of `call(actor, job)` in the order of jobs; each actor has one job at a time.
 
     progress(done, total) counts jobs. Raises StageTimeoutError when no job ends within `seconds`.
     """

@@ -80,8 +80,8 @@ class PromptMaker:
                 longest, name = length, sample.id
         if longest + max_new_tokens > self.config.model.max_length:
             raise ConfigError(
-                f"the prompt of sample {name} has {longest} tokens; with {max_new_tokens} new ones it exceeds "
-                f"model.max_length={self.config.model.max_length}: raise it, or lower max_new_tokens or model.max_pixels"
+                f"the prompt of sample {name} has {longest} tokens; with {max_new_tokens} new ones it exceeds model."
+                f"max_length={self.config.model.max_length}: raise that, or lower max_new_tokens or model.max_pixels"
             )
 
     def _count(self, text: str) -> int:

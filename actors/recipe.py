@@ -119,7 +119,7 @@ def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
 
 def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report: Report) -> dict[str, Any]:
     """One stage, from its input model to RUN/<stage>/model; returns what it achieved."""
-    from actors.learner import run_grpo
+    from actors.grpo_stage import run_grpo
     from actors.supervised import run_pasta, run_sft
 
     model = stage_input(config, run, stage)

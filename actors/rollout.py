@@ -69,7 +69,7 @@ class RolloutEngine:
         self.tokenizer = processor.tokenizer
         self.eos_ids = eos_token_ids(model, processor)
         vocabulary = self.llm.model_config.get_vocab_size()
-        self.logit_bias = {token: BAN_BIAS for token in banned_token_ids(processor, vocabulary, self.eos_ids)}
+        self.logit_bias = dict.fromkeys(banned_token_ids(processor, vocabulary, self.eos_ids), BAN_BIAS)
         self.version = version
         self._images: OrderedDict[str, Image.Image] = OrderedDict()
 

@@ -170,6 +170,8 @@ class GrpoConfig(Trained):
     """Upper bound of the correction between the learner's and vLLM's probability of a token (truncated)."""
     fraction: Fraction = 1.0
     """Share of the training samples that GRPO draws from."""
+    updates_per_step: Positive = 1
+    """Optimizer steps on each batch of rollouts (GRPO's mu); the clip can act from the second on."""
     micro_batch: Positive = 8
     """Completions in one forward and backward pass of a worker."""
 

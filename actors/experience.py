@@ -1,0 +1,201 @@
+"""Experience: from rollouts and scores to whole batches for the learner's workers, never older than allowed.
+
+`Schedule` and the functions decide and compute; `ExperienceBoard` is the small actor where batches wait for workers.
+
+Life of step s:  Schedule.start(version) -> rollouts, scores -> make_groups -> Schedule.admit(s, version)
+                 -> make_shards -> board.put -> every worker's board.take(s, rank) -> rank 0's board.report(s)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.messages import Group, Request, Rollout, Shard
+from hatch_ray.learning.grpo import group_advantages
+from hatch_ray.sample import Sample
+
+
+class Schedule:
+    """Which step may be sampled with which weights. Version v is what the learner has after v steps.
+
+    The batch of step s is trained by a learner at version s. It may be sampled with version v when s - v is at most
+    `max_staleness`; with 0, sampling and learning take turns.
+    """
+
+    def __init__(self, first: int, steps: int, max_staleness: int) -> None:
+        if not 0 <= first <= steps or max_staleness < 0:
+            raise ValueError(f"impossible schedule: first={first}, steps={steps}, max_staleness={max_staleness}")
+        self.next_step = first
+        self.steps = steps
+        self.max_staleness = max_staleness
+        self.refused = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been sampled."""
+        return self.next_step >= self.steps
+
+    @property
+    def needed_version(self) -> int:
+        """The oldest weights with which the next step may be sampled."""
+        return max(0, self.next_step - self.max_staleness)
+
+    def start(self, version: int) -> int:
+        """Take up the next step with weights of this version. Raises ValueError when they are too old."""
+        if self.done:
+            raise ValueError("every step has been sampled")
+        if version < self.needed_version:
+            raise ValueError(f"step {self.next_step} needs version {self.needed_version} or newer, got {version}")
+        self.next_step += 1
+        return self.next_step - 1
+
+    def admit(self, step: int, versions: Sequence[int]) -> bool:
+        """Whether groups sampled with these versions may be trained on; if not, the step is to be sampled again."""
+        if step != self.next_step - 1:
+            raise ValueError(f"step {step} was not the last one started ({self.next_step - 1})")
+        if all(0 <= step - version <= self.max_staleness for version in versions):
+            return True
+        self.refused += len(versions)
+        self.next_step -= 1
+        return False
+
+
+class SampleOrder:
+    """Which samples a step asks: each epoch a new permutation from the seed, so that a resumed run goes on exactly."""
+
+    def __init__(self, count: int, per_step: int, seed: int) -> None:
+        if count < 1:
+            raise ValueError("there are no samples to train on")
+        self.count, self.per_step, self.seed = count, per_step, seed
+
+    def indices(self, step: int) -> list[int]:
+        """The samples of a step."""
+        places = range(step * self.per_step, (step + 1) * self.per_step)
+        epochs = {place // self.count for place in places}
+        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs}
+        return [int(orders[place // self.count][place % self.count]) for place in places]
+
+
+def make_groups(
+    requests: Sequence[Request], rollouts: Sequence[Rollout], scores: Sequence[dict[str, Any]]
+) -> list[Group]:
+    """Join each request with its replies, their scores (flat, reply by reply) and advantages of the total reward."""
+    size = len(rollouts[0].replies)
+    rewards = torch.tensor([score["total"] for score in scores], dtype=torch.float64).view(len(rollouts), size)
+    advantages, zero = group_advantages(rewards)
+    return [
+        Group(
+            request,
+            rollout,
+            tuple(scores[index * size : (index + 1) * size]),
+            advantages[index].float().numpy(),
+            bool(zero[index]),
+        )
+        for index, (request, rollout) in enumerate(zip(requests, rollouts, strict=True))
+    ]
+
+
+def make_shards(step: int, groups: Sequence[Group], workers: int) -> list[Shard]:
+    """Equal numbers of groups for every worker, dealt by length so that the workers finish together."""
+    if len(groups) % workers:
+        raise ValueError(f"{len(groups)} groups cannot be shared evenly by {workers} workers")
+    tokens = sum(group.tokens for group in groups)
+    ordered = sorted(groups, key=lambda group: group.tokens, reverse=True)
+    return [Shard(step, tuple(ordered[rank::workers]), tokens) for rank in range(workers)]
+
+
+def group_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the replies of a step: every reward term, lengths, ends, and what the groups are worth."""
+    scores = [score for group in groups for score in group.scores]
+    replies = [reply for group in groups for reply in group.rollout.replies]
+    metrics = {"reward_total": _mean([score["total"] for score in scores])}
+    for name in ("action", "answer", "format"):
+        metrics[f"reward_{name}"] = _mean([score[name] for score in scores])
+    metrics |= {
+        "d_t": _mean([score["d_t"] for score in scores]),
+        "d_r": _mean([score["d_r"] for score in scores]),
+        "reply_tokens": _mean([len(reply.token_ids) for reply in replies]),
+        "ended_share": _mean([reply.ended for reply in replies]),
+        "reward_std": _mean([np.std([score["total"] for score in group.scores]) for group in groups]),
+        "zero_variance_groups": float(sum(group.zero_variance for group in groups)),
+        "staleness": _mean([step - group.rollout.version for group in groups]),
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def sample_rows(step: int, groups: Sequence[Group], samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Lines of RUN/samples/grpo.jsonl: one reply with its prompt, images, parsed plans, terms, reasons, advantage."""
+    rows = []
+    for number, (group, sample) in enumerate(zip(groups, samples, strict=True)):
+        for reply, score, advantage in zip(group.rollout.replies, group.scores, group.advantages, strict=True):
+            rows.append(
+                {
+                    "step": step,
+                    "group": number,
+                    "version": group.rollout.version,
+                    "id": sample.id,
+                    "scene": sample.scene,
+                    "task": sample.task,
+                    "question": sample.question,
+                    "prompt": group.request.prompt,
+                    "images": [str(view.image_path) for view in sample.views],
+                    "marks": [{"view": m.view, "color": m.color, "xy": list(m.xy)} for m in sample.marks],
+                    "gold_answer": sample.answer,
+                    "completion": reply.text,
+                    "tokens": len(reply.token_ids),
+                    "ended": reply.ended,
+                    "parsed_answer": score["parsed_answer"],
+                    "plans": score["plans"],
+                    "terms": {name: score[name] for name in ("format", "action", "answer", "total", "d_t", "d_r")},
+                    "reasons": list(score["reasons"]),
+                    "advantage": round(float(advantage), 6),
+                }
+            )
+    return rows
+
+
+class ExperienceBoard:
+    """Where batches wait for the learner's workers, and results for the driver. An actor with async methods."""
+
+    def __init__(self) -> None:
+        self._shards: dict[tuple[int, int], Shard] = {}
+        self._reports: dict[int, dict[str, float]] = {}
+        self._stopped = False
+        self._changed = asyncio.Condition()
+
+    async def put(self, shards: Sequence[Shard]) -> None:
+        """A step's shards, one a rank."""
+        async with self._changed:
+            self._shards |= {(shard.step, rank): shard for rank, shard in enumerate(shards)}
+            self._changed.notify_all()
+
+    async def take(self, step: int, rank: int) -> Shard | None:
+        """A worker's shard of a step, once it is there; None when the driver gave up."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stopped or (step, rank) in self._shards)
+            return self._shards.pop((step, rank), None)
+
+    async def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Rank 0's numbers of a finished step."""
+        self._reports[step] = metrics
+
+    async def reports(self) -> dict[int, dict[str, float]]:
+        """The reports not yet fetched, by step."""
+        reports, self._reports = self._reports, {}
+        return reports
+
+    async def stop(self) -> None:
+        """Let waiting workers end."""
+        async with self._changed:
+            self._stopped = True
+            self._changed.notify_all()

@@ -1,0 +1,277 @@
+"""The GRPO learner: workers of Ray Train that take shards, update the policy, and publish its weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from PIL import Image
+from ray.train.torch import get_device
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from transformers import get_scheduler
+
+from actors.deadlines import CALL_SECONDS, wait_for
+from actors.fit import Checkpoints
+from actors.messages import Group, Reply, Shard, StoredImage
+from actors.weights import publish
+from hatch_ray.config import Config
+from hatch_ray.learning.grpo import grpo_loss
+from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor, save_model
+from hatch_ray.model.logprobs import (
+    ImagePatches,
+    PackedBatch,
+    Prompt,
+    ReplyScorer,
+    pack,
+    process_image,
+    tokenize_prompt,
+)
+from hatch_ray.model.lora import add_lora, merged_state, without_lora
+from hatch_ray.run_folder import RunFolder
+
+PATCH_CACHE = 256
+"""Images whose patches a worker keeps."""
+MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
+"""Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
+SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
+"""Metrics summed over tokens, then over workers, then divided by the step's tokens."""
+
+
+@dataclass(frozen=True)
+class GrpoJob:
+    """What a worker needs. `model` is the stage's first model and the reference of the KL term."""
+
+    config: Config
+    run: Path
+    model: str
+    steps: int
+    experience: ray.actor.ActorHandle
+    weights: ray.actor.ActorHandle
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some replies of one group, as they enter a forward pass: prompt, replies, their advantages."""
+
+    prompt: Prompt
+    replies: tuple[Reply, ...]
+    advantages: tuple[float, ...]
+
+
+def split_rows(prompts: Sequence[Prompt], groups: Sequence[Group], micro_batch: int) -> list[list[Row]]:
+    """Micro-batches of at most `micro_batch` replies: several whole groups, or parts of one.
+
+    Their number depends on the sizes alone, so it is equal for all workers.
+    """
+    size = len(groups[0].rollout.replies)
+    part = min(size, micro_batch)
+    rows = [
+        Row(prompt, group.rollout.replies[i : i + part], tuple(float(a) for a in group.advantages[i : i + part]))
+        for prompt, group in zip(prompts, groups, strict=True)
+        for i in range(0, size, part)
+    ]
+    per_batch = max(1, micro_batch // part)
+    return [rows[i : i + per_batch] for i in range(0, len(rows), per_batch)]
+
+
+class Learner:
+    """One worker's policy, reference and optimizer; `update` is one GRPO step. Runs with or without other workers."""
+
+    def __init__(self, config: Config, model: str | Path, steps: int, device: torch.device, world: int = 1) -> None:
+        grpo = config.grpo
+        self.config, self.device, self.world = config, device, world
+        self.processor = load_processor(model, config.model.max_pixels)
+        self.model = load_model(model, config.model.dtype).to(device).train()
+        banned = banned_token_ids(
+            self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
+        )
+        self.reference: ReplyScorer | None = None
+        if config.model.lora_rank:
+            add_lora(self.model, config.model.lora_rank)
+        elif grpo.beta:
+            frozen = load_model(model, config.model.dtype).to(device).requires_grad_(False)
+            self.reference = ReplyScorer(frozen, grpo.temperature, banned)
+        self.scorer = ReplyScorer(self.model, grpo.temperature, banned)
+        self.wrapped = DistributedDataParallel(self.scorer) if world > 1 else self.scorer
+        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.learning, lr=grpo.lr, weight_decay=grpo.weight_decay)
+        name = "constant_with_warmup" if grpo.schedule == "constant" else "cosine"
+        self.scheduler = get_scheduler(name, self.optimizer, grpo.warmup_steps, steps * grpo.updates_per_step)
+        self._patches: OrderedDict[str, ImagePatches] = OrderedDict()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The full state dict as an engine needs it: adapters merged, the head included."""
+        return merged_state(self.model) if self.config.model.lora_rank else self.model.state_dict()
+
+    def update(self, shard: Shard) -> dict[str, float]:
+        """Train on one shard. Returns the step's metrics, equal on all workers.
+
+        Raises RuntimeError when the prompt differs from the one vLLM saw, FloatingPointError for a loss that is not
+        finite.
+        """
+        grpo = self.config.grpo
+        prompts = [self.prompt(group) for group in shard.groups]
+        batches = split_rows(prompts, shard.groups, grpo.micro_batch)
+        packed = [self._pack(rows) for rows in batches]
+        old: list[torch.Tensor] = []
+        sums = torch.zeros(len(SUMS), device=self.device)
+        for update in range(grpo.updates_per_step):
+            self.optimizer.zero_grad(set_to_none=True)
+            for index, (rows, batch) in enumerate(zip(batches, packed, strict=True)):
+                last = index == len(batches) - 1
+                with nullcontext() if last or self.world == 1 else self.wrapped.no_sync():
+                    sums += self._backward(rows, batch, old, index, shard.global_tokens) * (update == 0)
+            norm = torch.nn.utils.clip_grad_norm_(self.learning, grpo.grad_clip)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(
+                    f"grpo: the gradient is not finite at step {shard.step}; lower grpo.lr or grpo.importance_cap. "
+                    "The run goes on from its last checkpoint when started again"
+                )
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.optimizer.step()
+            self.scheduler.step()
+        if self.world > 1:
+            distributed.all_reduce(sums)
+        metrics = dict(zip(SUMS, (sums / shard.global_tokens).tolist(), strict=True))
+        self._check_agreement(shard, metrics["sampler_gap"])
+        return metrics | {"grad_norm": norm.item(), "lr": rate, "tokens": float(shard.global_tokens)}
+
+    def _backward(
+        self, rows: list[Row], batch: PackedBatch, old: list[torch.Tensor], index: int, tokens: int
+    ) -> torch.Tensor:
+        """Forward and backward of one micro-batch; returns the sums of SUMS over its tokens.
+
+        `old` keeps the log-probabilities of the first pass over the batch, by index: they are pi_old.
+        """
+        grpo = self.config.grpo
+        sampled = torch.cat([torch.tensor(r.logprobs) for row in rows for r in row.replies]).to(self.device)
+        advantages = torch.tensor([a for row in rows for a in row.advantages], device=self.device)[batch.reply]
+        reference = self._reference_logprobs(batch)
+        logprobs, entropy = self.wrapped(batch)
+        if index == len(old):
+            old.append(logprobs.detach())
+        terms = grpo_loss(
+            logprobs, old[index], sampled, advantages, reference,
+            clip=grpo.clip, beta=grpo.beta, importance_cap=grpo.importance_cap,
+        )  # fmt: skip
+        # DistributedDataParallel averages over workers; the loss is a sum over all tokens of all workers.
+        (terms.loss.sum() * (self.world / tokens)).backward()
+        gap = (logprobs.detach() - sampled).abs()
+        values = (terms.loss.detach(), terms.kl, terms.clipped, terms.corrected, entropy, gap)
+        return torch.stack([value.sum() for value in values])
+
+    def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
+        if not self.config.grpo.beta:
+            return None
+        with torch.no_grad():
+            if self.reference is not None:
+                return self.reference(batch)[0]
+            with without_lora(self.model):
+                return self.scorer(batch)[0]
+
+    def _check_agreement(self, shard: Shard, gap: float) -> None:
+        """At equal weights the two engines must agree, or every gradient is wrong without a word."""
+        fresh = all(group.rollout.version == shard.step for group in shard.groups)
+        bound = MISMATCH[self.config.model.dtype]
+        if fresh and gap > bound:
+            raise RuntimeError(
+                f"grpo: learner and vLLM differ by {gap:.3g} nats a token at step {shard.step} with equal weights "
+                f"(bound {bound:g}): prompts, images, temperature or weights do not reach one of them as they should"
+            )
+
+    def prompt(self, group: Group) -> Prompt:
+        """The tokens and patches of a group's prompt; each image is processed once while it is remembered."""
+        prompt = tokenize_prompt(self.processor, group.request.prompt, [self._image(i) for i in group.request.images])
+        if len(prompt.token_ids) != group.rollout.prompt_tokens:
+            raise RuntimeError(
+                f"grpo: the prompt of {group.request.id} has {len(prompt.token_ids)} tokens here and "
+                f"{group.rollout.prompt_tokens} in vLLM: their image processors differ"
+            )
+        return prompt
+
+    def _image(self, image: StoredImage) -> ImagePatches:
+        if image.hash not in self._patches:
+            pixels = Image.fromarray(ray.get(image.ref, timeout=60))
+            self._patches[image.hash] = process_image(self.processor, pixels)
+            if len(self._patches) > PATCH_CACHE:
+                self._patches.popitem(last=False)
+        self._patches.move_to_end(image.hash)
+        return self._patches[image.hash]
+
+    def _pack(self, rows: list[Row]) -> PackedBatch:
+        replies = [[reply.token_ids for reply in row.replies] for row in rows]
+        pad = self.processor.tokenizer.pad_token_id
+        return pack(self.model, [row.prompt for row in rows], replies, pad).to(self.device)
+
+    def save(self, out: Path, first: str | Path) -> None:
+        """The policy as a Hugging Face folder; with LoRA the merged weights in a model like `first`."""
+        if self.config.model.lora_rank:
+            merged = load_model(first, self.config.model.dtype)
+            merged.load_state_dict(self.weights())
+            save_model(merged, self.processor, out)
+        else:
+            save_model(self.model, self.processor, out)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the step (the order of the data follows from it)."""
+        learning = {name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {
+            "learning": learning,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over `state`."""
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in state["learning"].items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+
+
+def learner_loop(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs. Rank 0 reports, publishes and saves."""
+    job: GrpoJob = ray.get(settings["job"], timeout=60)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, math.floor(job.config.learner.cpus)))
+    torch.manual_seed(job.config.seed)
+    learner = Learner(job.config, job.model, job.steps, get_device(), world)
+    run = RunFolder(job.run)
+    checkpoints = Checkpoints(run.checkpoints("grpo"))
+    latest = checkpoints.latest()
+    first = 0
+    if latest is not None:
+        first = checkpoints.step(latest)
+        learner.restore(torch.load(latest / "trainer.pt", weights_only=True))
+    for step in range(first, job.steps):
+        shard = wait_for(job.experience.take.remote(step, rank), f"grpo: shard of step {step}", CALL_SECONDS)
+        if shard is None:
+            return
+        start = time.monotonic()
+        metrics = learner.update(shard)
+        metrics["seconds_learn"] = time.monotonic() - start
+        done = step + 1
+        if rank == 0:
+            if done % job.config.grpo.save_every == 0 and done < job.steps:
+                with checkpoints.write(done) as folder:
+                    learner.save(folder / "model", job.model)
+                    torch.save(learner.state(), folder / "trainer.pt")
+            if done == job.steps:
+                learner.save(run.stage_model("grpo"), job.model)
+            wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", CALL_SECONDS)
+            wait_for(publish(job.weights, learner.weights(), done), "grpo: publishing weights", CALL_SECONDS)

@@ -1,0 +1,49 @@
+"""LoRA adapters on the language model's linear layers, injected in place: all other names stay as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+TARGETS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def add_lora(model: nn.Module, rank: int) -> nn.Module:
+    """Add adapters of this rank (alpha = 2 rank); only they learn. They start as zero: outputs do not change."""
+    return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), model)
+
+
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
+    """The wrapped linear layers."""
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is the one that the adapters were added to."""
+    layers = lora_layers(model)
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with the adapters' products added to their layers, under the model's own names."""
+    merged = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = merged[f"{name}.weight"]
+            delta = module.get_delta_weight("default")
+            merged[f"{name}.weight"] = (weight + delta).to(weight.dtype)
+    return merged
