@@ -165,15 +165,12 @@ def check_torch() -> Check:
 def check_audio() -> Check:
     """torchaudio and torchcodec must be absent or loadable: vLLM and TRL import them where they are present."""
     present = [name for name in ("torchaudio", "torchcodec") if installed(name)]
-    broken = {name: detail for name in present for ok, detail in [in_own_process(f"import {name}")] if not ok}
+    broken = [name for name in present if not in_own_process(f"import {name}")[0]]
     if broken:
-        detail = "; ".join(f"{name}: {why}" for name, why in broken.items())
-        return Check(
-            "torchaudio, torchcodec", False, detail, f"pip uninstall --yes {' '.join(broken)} (nothing here needs them)"
-        )
-    return Check(
-        "torchaudio, torchcodec", True, f"{', '.join(present)} load" if present else "absent, as they should be"
-    )
+        mend = f"pip uninstall --yes {' '.join(broken)} (nothing here needs them)"
+        return Check("torchaudio, torchcodec", False, f"{' and '.join(broken)} cannot be imported", mend)
+    detail = f"{' and '.join(present)} can be imported" if present else "absent, as they should be"
+    return Check("torchaudio, torchcodec", True, detail)
 
 
 def check_vllm() -> Check:
@@ -186,7 +183,7 @@ def check_vllm() -> Check:
         "from vllm import LLM; from vllm.platforms import current_platform as p; print(p.device_type)"
     )
     text = f"{names[0]} {installed(names[0])}, device {detail}" if ok else detail
-    return Check("vLLM", ok, text, "" if ok else f"mend the lines above first; then {REINSTALL}")
+    return Check("vLLM", ok, text, "" if ok else f"if the lines above are well: {REINSTALL}")
 
 
 def check_ray() -> Check:

@@ -12,6 +12,7 @@ from hatch_ray import doctor
 from hatch_ray.doctor import Check
 
 
+@pytest.mark.slow
 def test_this_machine_can_run_the_project():
     """Except for free memory, which depends on what else runs now."""
     failed = [check for check in doctor.run_checks() if not check.ok and check.name != "Memory"]
