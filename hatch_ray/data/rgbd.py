@@ -200,6 +200,8 @@ def _square_depth(depth: np.ndarray, k: np.ndarray, size: int) -> tuple[np.ndarr
 
 def _matrix(path: Path, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
     """Numbers of a text file. Raises ValueError when it does not hold a matrix of one of these shapes."""
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
     try:
         matrix = np.loadtxt(path, dtype=float)
     except (ValueError, OSError, UnicodeDecodeError) as error:
