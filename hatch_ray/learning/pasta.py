@@ -55,6 +55,11 @@ class PairTargets:
         """The pairs at `indices`."""
         return PairTargets([self.pairs[int(i)] for i in indices], self.overlap[np.asarray(indices, dtype=int)])
 
+    def draw(self, count: int, seed: int) -> PairTargets:
+        """At most `count` of the pairs, drawn by the seed, in their order."""
+        chosen = np.random.default_rng(seed).permutation(len(self.pairs))[:count]
+        return self.subset(np.sort(chosen))
+
     def with_overlap(self, min_row_overlap: float) -> PairTargets:
         """Only the pairs with a row to learn, in either direction."""
         sums = np.maximum(self.overlap.sum(2).max(1), self.overlap.sum(1).max(1))

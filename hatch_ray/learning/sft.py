@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
@@ -222,7 +222,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SFTTrainer:
     """TRL's trainer over the samples' gold replies."""
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=make_dataset(samples),
@@ -231,3 +231,5 @@ def make_trainer(
         peft_config=lora_config(lora_rank),
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

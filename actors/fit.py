@@ -1,0 +1,141 @@
+"""What every Ray Train stage shares: starting the workers, following their progress, checkpoints, clear errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from hatch_ray.config import Config
+from hatch_ray.model.base import replace_folder
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
+
+POLL_SECONDS = 0.3
+
+
+def stage_workers(config: Config, batch_size: int) -> int:
+    """How many of the learner's workers a stage uses: the most that share its batch evenly.
+
+    The paper trains PaStA and SFT with a batch of 1, so on one worker, while GRPO uses all of them.
+    """
+    return math.gcd(batch_size, config.learner.workers)
+
+
+def fit_stage(
+    loop: Callable[[dict[str, Any]], None],
+    job: Any,
+    config: Config,
+    run: RunFolder,
+    stage: str,
+    workers: int,
+    steps: int,
+    report: Callable[[int, int], None],
+) -> None:
+    """Run `loop({"job": reference to job})` on Ray Train workers until it ends, calling report(done, steps) on the way.
+
+    An exception that a worker raised comes out as itself; ValueError and FloatingPointError carry one clear line.
+    """
+    gpus = config.learner.gpus
+    resources = {"CPU": config.learner.cpus} | ({"GPU": gpus} if gpus else {})
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"job": ray.put(job)},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        run_config=RunConfig(name=stage, storage_path=str(run.path / ".ray_train")),
+    )
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(run, stage, steps, report, stop), daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise first_failure(error) from error
+    except TrainingFailedError as error:
+        raise RuntimeError(f"{stage}: Ray Train could not run the stage: {error}") from error
+    finally:
+        stop.set()
+        follower.join()
+        shutil.rmtree(run.path / ".ray_train", ignore_errors=True)
+    report(steps, steps)
+
+
+def first_failure(error: WorkerGroupError) -> BaseException:
+    """The exception of the lowest rank that failed, freed from Ray's wrapping."""
+    failure: BaseException = error.worker_failures[min(error.worker_failures)]
+    cause = getattr(failure, "cause", None) or failure.__cause__
+    return cause if isinstance(cause, (ValueError, FloatingPointError)) else failure
+
+
+def _follow(
+    run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event
+) -> None:
+    """Tail the metrics file that rank 0 writes, and report its last step of the stage."""
+    position = 0
+    while True:
+        last = stop.wait(POLL_SECONDS)
+        if run.metrics_path.exists():
+            size = run.metrics_path.stat().st_size
+            position = 0 if size < position else position
+            with run.metrics_path.open("rb") as file:
+                file.seek(position)
+                text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            position += len(whole)
+            rows = [row for row in map(json.loads, whole.splitlines()) if row["stage"] == stage]
+            if rows:
+                report(rows[-1]["step"], steps)
+        if last:
+            return
+
+
+def forget_after(run: RunFolder, stage: str, step: int) -> None:
+    """Drop a stage's metrics beyond `step`: a resumed stage takes those steps again."""
+    rows = read_jsonl(run.metrics_path)
+    kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+    if len(kept) < len(rows):
+        write_atomic(run.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+class Checkpoints:
+    """Resumable states step-000050/ of a stage: a folder is whole or absent, and only the newest is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def latest(self) -> Path | None:
+        """The newest state, or None."""
+        return max(self.folder.glob("step-*"), default=None)
+
+    @staticmethod
+    def step(path: Path) -> int:
+        """The optimizer steps that a state has behind it."""
+        return int(path.name.removeprefix("step-"))
+
+    def adopt(self, written: Path, step: int) -> None:
+        """Rename a folder that is completely written to the state of `step`, then drop older ones."""
+        target = self.folder / f"step-{step:06d}"
+        replace_folder(written, target)
+        for old in self.folder.glob("step-*"):
+            if old != target:
+                shutil.rmtree(old)
+
+    @contextmanager
+    def write(self, step: int) -> Iterator[Path]:
+        """A folder to write a state into; it takes its place when the block ends well."""
+        temporary = self.folder / f".writing.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        self.adopt(temporary, step)

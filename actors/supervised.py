@@ -1,0 +1,293 @@
+"""PaStA and the two supervised stages in Ray Train: one resumable `fit` a stage, from model folder to model folder.
+
+PaStA is our own loop (DistributedDataParallel over the image encoder); the supervised stages are TRL's SFTTrainer.
+Rank 0 logs and saves. Checkpoints lie in the run folder, which all nodes share, and are renamed into place when whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.huggingface.transformers import prepare_trainer
+from ray.train.torch import get_device, prepare_model
+from transformers import TrainerCallback, get_scheduler
+
+from actors.fit import Checkpoints, fit_stage, forget_after, stage_workers
+from hatch_ray.config import Config, SftConfig, Trained
+from hatch_ray.learning.pasta import (
+    PairOrder,
+    PairTargets,
+    PastaObjective,
+    Retrieval,
+    example_matches,
+    make_batch,
+    make_targets,
+    patch_retrieval,
+)
+from hatch_ray.learning.pixels import PixelCache
+from hatch_ray.learning.sft import (
+    STAGE_MODES,
+    SampleEncoder,
+    choose_samples,
+    make_trainer,
+    total_steps,
+    trl_config,
+)
+from hatch_ray.model.base import load_model, load_processor, part_checksum, save_model, set_trainable
+from hatch_ray.model.fast_vision import speed_up_vision
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
+from hatch_ray.sample import Sample
+
+Report = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+HELDOUT_PAIRS = 400
+"""Held-out pairs that patch retrieval is judged on, drawn by seed when there are more."""
+
+
+def check_finite(stage: str, step: int, values: dict[str, float]) -> None:
+    """Raise FloatingPointError naming the stage, the step and what to change when a value is not finite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{stage}: {name} is {value} at step {step}; lower {stage}.lr, or raise {stage}.warmup_steps. "
+                "The run goes on from its last checkpoint when started again"
+            )
+
+
+# --- PaStA ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PastaJob:
+    """What a PaStA worker needs."""
+
+    config: Config
+    run: Path
+    model: str
+    train: PairTargets
+    heldout: PairTargets
+    steps: int
+
+
+def run_pasta(
+    config: Config,
+    run: RunFolder,
+    model: str | Path,
+    train: Sequence[Sample],
+    heldout: Sequence[Sample],
+    report: Report,
+) -> dict[str, Any]:
+    """Train the image encoder (eqs. 1 to 5), from `model` to RUN/pasta/model.
+
+    Writes RUN/eval/patch_retrieval.json and patch_matches.json for pairs of the held-out samples. Returns "steps",
+    "line" (what was achieved) and the retrieval before and after. Raises ValueError when no views overlap.
+    """
+    settings = config.pasta
+    folder = run.path / "pasta"
+    targets = make_targets(train, settings, folder / "train_overlap.npz", report)
+    judged = make_targets(heldout, settings, folder / "heldout_overlap.npz", report).draw(HELDOUT_PAIRS, config.seed)
+    steps = settings.max_steps or math.ceil(settings.epochs * len(targets.pairs) / settings.batch_size)
+    job = PastaJob(config, run.path, str(model), targets, judged, steps)
+    fit_stage(pasta_loop, job, config, run, "pasta", stage_workers(config, settings.batch_size), steps, report)
+    result = json.loads(run.evaluation("patch_retrieval").read_text(encoding="utf-8"))
+    before, after = result["before"], result["after"]
+    line = (
+        f"patch retrieval on held-out views {before['mean']:.1%} -> {after['mean']:.1%} "
+        f"[{after['low']:.1%}, {after['high']:.1%}], {result['n']} patches; {len(targets.pairs)} training pairs"
+    )
+    return {"steps": steps, "line": line, "pairs": len(targets.pairs)} | result
+
+
+def pasta_loop(settings: dict[str, Any]) -> None:
+    """One worker's PaStA: its share of every batch, gradients averaged over workers."""
+    job: PastaJob = ray.get(settings["job"])
+    config, run = job.config, RunFolder(job.run)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    model = load_model(job.model)
+    if config.learner.gpus == 0:
+        speed_up_vision(model)
+    processor = load_processor(job.model, config.model.max_pixels)
+    set_trainable(model, "vision")
+    language = part_checksum(model, "language")
+    device = get_device()
+    visual = model.model.visual.to(device)
+    pixels = PixelCache(processor)
+    before = patch_retrieval(visual, job.heldout, pixels, config.pasta) if rank == 0 else None
+    trained = prepare_model(PastaObjective(visual, config.pasta))
+    optimizer = torch.optim.AdamW(visual.parameters(), lr=config.pasta.lr, weight_decay=config.pasta.weight_decay)
+    scheduler = make_scheduler(optimizer, config.pasta, job.steps)
+    checkpoints = Checkpoints(run.checkpoints("pasta"))
+    start = 0
+    if (latest := checkpoints.latest()) is not None:
+        state = torch.load(latest / "state.pt", map_location=device, weights_only=True)
+        visual.load_state_dict(state["visual"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        start = state["step"]
+    if rank == 0:
+        forget_after(run, "pasta", start)
+    order = PairOrder([pair.scene for pair in job.train.pairs], config.pasta.batch_size, config.seed)
+    half = config.model.dtype == "bfloat16"
+    visual.train()
+    for step in range(start, job.steps):
+        began = time.perf_counter()
+        batch = make_batch(job.train, order.batch(step)[rank::world], pixels).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = trained(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(visual.parameters(), config.pasta.grad_clip)
+        total = loss.detach().clone()
+        if world > 1:
+            torch.distributed.all_reduce(total)
+        values = {"loss": total.item() / world, "grad_norm": norm.item()}
+        check_finite("pasta", step + 1, values)
+        rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        if rank == 0:
+            speed = config.pasta.batch_size / (time.perf_counter() - began)
+            run.log("pasta", step + 1, values | {"lr": rate, "samples_per_s": speed})
+        if (step + 1) % config.pasta.save_every == 0 or step + 1 == job.steps:
+            if rank == 0:
+                with checkpoints.write(step + 1) as folder:
+                    state = {"visual": visual.state_dict(), "step": step + 1}
+                    state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+                    torch.save(state, folder / "state.pt")
+            ray.train.report({"step": step + 1, "loss": values["loss"]})
+    if rank == 0:
+        assert before is not None
+        after = patch_retrieval(visual, job.heldout, pixels, config.pasta)
+        if part_checksum(model, "language") != language:
+            raise RuntimeError("PaStA changed weights outside the image encoder")
+        write_retrieval(run, job, before, after)
+        save_model(model.to("cpu", getattr(torch, config.model.dtype)), processor, run.stage_model("pasta"))
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: Trained, steps: int) -> Any:
+    """The schedule of a stage in transformers' terms, as TRL uses it too."""
+    name = "cosine" if config.schedule == "cosine" else "constant_with_warmup"
+    return get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps)
+
+
+def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Retrieval) -> None:
+    """RUN/eval/patch_retrieval.json and patch_matches.json."""
+    table = {"before": before.summary(), "after": after.summary(), "n": after.n, "pairs": len(job.heldout.pairs)}
+    write_atomic(run.evaluation("patch_retrieval"), json.dumps(table, indent=2))
+    matches = example_matches(job.heldout, before, after, job.config.pasta)
+    write_atomic(run.evaluation("patch_matches"), json.dumps(matches))
+
+
+# --- QA SFT and cold start --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SftJob:
+    """What a worker of a supervised stage needs."""
+
+    config: Config
+    run: Path
+    stage: str
+    model: str
+    samples: list[Sample]
+
+    @property
+    def settings(self) -> SftConfig:
+        return self.config.qa_sft if self.stage == "qa_sft" else self.config.cold_start
+
+
+def run_sft(
+    stage: str, config: Config, run: RunFolder, model: str | Path, samples: Sequence[Sample], report: Report
+) -> dict[str, Any]:
+    """Fine-tune on gold replies, from `model` to RUN/<stage>/model. Stage "qa_sft" (answers) or "cold_start" (actions).
+
+    Returns "steps", "line" and the loss at the start and end. Raises ValueError when a sample exceeds the context.
+    """
+    settings = SftJob(config, run.path, stage, str(model), []).settings
+    chosen = choose_samples(samples, settings.fraction, config.seed)
+    processor = load_processor(model, config.model.max_pixels)
+    SampleEncoder(processor, STAGE_MODES[stage], config.model).check(chosen)
+    steps = total_steps(len(chosen), settings)
+    job = SftJob(config, run.path, stage, str(model), chosen)
+    fit_stage(sft_loop, job, config, run, stage, stage_workers(config, settings.batch_size), steps, report)
+    losses = [row["loss"] for row in read_jsonl(run.metrics_path) if row["stage"] == stage]
+    tail = losses[-10:]
+    last = sum(tail) / len(tail)
+    line = f"loss {losses[0]:.3f} -> {last:.3f} in {steps} steps on {len(chosen)} samples"
+    return {"steps": steps, "line": line, "samples": len(chosen), "loss_first": losses[0], "loss_last": last}
+
+
+def sft_loop(settings: dict[str, Any]) -> None:
+    """One worker's share of a supervised stage."""
+    job: SftJob = ray.get(settings["job"])
+    config, run = job.config, RunFolder(job.run)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    checkpoints = Checkpoints(run.checkpoints(job.stage))
+    latest = checkpoints.latest()
+    if rank == 0:
+        forget_after(run, job.stage, checkpoints.step(latest) if latest else 0)
+    model = load_model(job.model)
+    gpu = config.learner.gpus > 0
+    if not gpu:
+        speed_up_vision(model)
+    processor = load_processor(job.model, config.model.max_pixels)
+    encoder = SampleEncoder(processor, STAGE_MODES[job.stage], config.model)
+    scratch = run.path / job.stage / "trainer"
+    arguments = trl_config(job.settings, config.model, scratch, world, gpu, config.seed)
+    watch = StageCallback(run, job.stage, job.settings.batch_size, checkpoints)
+    trainer = make_trainer(model, encoder, job.samples, arguments, config.model.lora_rank, [watch])
+    trainer = prepare_trainer(trainer)
+    trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    if rank == 0:
+        final = trainer.accelerator.unwrap_model(trainer.model)
+        if config.model.lora_rank:
+            final = final.merge_and_unload()
+        save_model(final.to("cpu", getattr(torch, config.model.dtype)), processor, run.stage_model(job.stage))
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class StageCallback(TrainerCallback):
+    """Logs each step to the run folder, stops at a loss that is not finite, renames checkpoints into place."""
+
+    def __init__(self, run: RunFolder, stage: str, batch_size: int, checkpoints: Checkpoints) -> None:
+        self.run = run
+        self.stage = stage
+        self.batch_size = batch_size
+        self.checkpoints = checkpoints
+        self.began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock of the step."""
+        self.began = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """One line of metrics a step; TRL's summary at the end is left out."""
+        if "loss" not in logs:
+            return
+        values = {"loss": logs["loss"], "grad_norm": float(logs["grad_norm"])}
+        check_finite(self.stage, state.global_step, values)
+        if state.is_world_process_zero:
+            speed = self.batch_size / (time.perf_counter() - self.began)
+            extra = {"lr": logs["learning_rate"], "token_accuracy": logs["mean_token_accuracy"]}
+            self.run.log(self.stage, state.global_step, values | extra | {"samples_per_s": speed})
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the trainer's checkpoint, complete once every worker has written its part, to its final place."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            self.checkpoints.adopt(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        ray.train.report({"step": state.global_step, "loss": state.log_history[-1].get("loss", 0.0)})
