@@ -1,0 +1,305 @@
+"""Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from actors.experience import make_groups, make_shards
+from actors.grpo_stage import choose_samples, run_grpo, total_steps
+from actors.learner import Learner, split_rows
+from actors.messages import Reply, Request, Rollout, StoredImage
+from actors.resources import check_resources
+from actors.reward import RewardJudge, score_all, start_judges
+from actors.rollout import stop_actors
+from actors.weights import pack_weights, unpack_weights
+from hatch_ray.config import ConfigError, make_config
+from hatch_ray.data.images import image_hash
+from hatch_ray.model.base import load_model, load_processor, part_checksum
+from hatch_ray.model.logprobs import Prompt
+from hatch_ray.model.lora import add_lora, merged_state, without_lora
+from hatch_ray.protocol.prompt import build_prompt, gold_reply
+from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.run_folder import RunFolder, read_jsonl
+from hatch_ray.sample import PairPlan, Sample, View
+from tests.pictures import photo
+
+
+def make_settings(tiny_model, **sections):
+    tree = {
+        "model": {"base": str(tiny_model), "template": "compact-v1", "max_pixels": 112 * 112, "max_length": 512},
+        "grpo": {"group_size": 4, "prompts_per_step": 2, "max_new_tokens": 16, "micro_batch": 4, "lr": 1e-3},
+        "rollout": {"cpus": 0.5, "kv_cache_mb": 64},
+        "learner": {"cpus": 0.5},
+    }
+    for name, values in sections.items():
+        tree[name] = tree.get(name, {}) | values
+    return make_config(tree)
+
+
+@pytest.fixture
+def samples(tmp_path):
+    made = []
+    for index in range(6):
+        views = []
+        for view in range(2):
+            path = tmp_path / f"{index}-{view}.png"
+            photo(2 * index + view).save(path)
+            views.append(View(path))
+        plan = PairPlan(0, 1, (("turn_right_deg", 30.0), ("move_forward_m", 1.0 + index)))
+        made.append(Sample(f"s{index}", "room", "depth", "number", "How deep is it?", "2.5", tuple(views), (), (plan,)))
+    return made
+
+
+# --- rewards ----------------------------------------------------------------------------------------------------
+
+
+def test_judge_gives_the_score_and_the_plans_it_read(samples):
+    target = RewardTarget.from_sample(samples[0])
+    config = make_config({}).reward
+    good, bad = RewardJudge(config).score_many([(gold_reply(samples[0], "reason"), target), ("nonsense", target)])
+    expected = score_reply(gold_reply(samples[0], "reason"), target, config)
+    assert good["total"] == expected.total == 3.0
+    assert good["plans"] == [{"from": 0, "to": 1, "action": [{"turn_right_deg": 30.0}, {"move_forward_m": 1.0}]}]
+    assert bad["total"] == 0.0
+    assert bad["plans"] == []
+    assert "format:no_answer_block" in bad["reasons"]
+
+
+def test_judges_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, samples):
+    config = make_settings(tiny_model, reward_actors={"actors": 2, "cpus": 0.1})
+    judges = start_judges(config)
+    jobs = [(gold_reply(s, "reason") if i % 2 else "no", RewardTarget.from_sample(s)) for i, s in enumerate(samples)]
+    scores = score_all(judges, jobs, chunk=1)
+    assert [score["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
+    loaded = ray_cluster.get(judges[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
+    assert loaded is False
+    stop_actors(judges)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------
+
+
+def test_weights_travel_bit_for_bit_in_every_dtype():
+    state = {"a": torch.randn(3, 4), "b": torch.randn(5).bfloat16(), "c": torch.randn(2, 2).t()}
+    arrived = dict(unpack_weights(pack_weights(state, 3)))
+    assert all(torch.equal(arrived[name], state[name]) for name in state)
+    assert {name: t.dtype for name, t in arrived.items()} == {name: t.dtype for name, t in state.items()}
+
+
+def test_changed_weights_are_noticed():
+    packed = pack_weights({"a": torch.zeros(3)}, 1)
+    packed.arrays["a"] = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="version 1 arrived with checksum"):
+        dict(unpack_weights(packed))
+
+
+def test_merged_lora_weights_compute_what_the_adapters_do(tiny_model):
+    model = load_model(tiny_model)
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = model(input_ids=ids).logits
+    add_lora(model, 4)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert ".lora_" in name
+            assert "language_model" in name
+            torch.nn.init.normal_(parameter, std=0.05)
+    adapted = model(input_ids=ids).logits
+    merged = merged_state(model)
+    assert merged.keys() == plain.keys()
+    fresh = load_model(tiny_model)
+    fresh.load_state_dict(merged)
+    assert not torch.allclose(adapted, before, atol=1e-3)
+    assert torch.allclose(fresh(input_ids=ids).logits, adapted, atol=1e-5)
+    with without_lora(model):
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert torch.equal(model(input_ids=ids).logits, adapted)
+
+
+# --- resources --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"rollout": {"actors": 8}}, r"needs 8.* CPUs \(learner 1 x 0.5 \+ rollout 8 x 1"),
+        ({"learner": {"gpus": 1}}, "GPUs"),
+        ({"rollout": {"actors": 1, "cpus": 0.5, "kv_cache_mb": 4_000_000}}, "GiB of memory"),
+    ],
+)
+def test_what_is_short_is_said_at_the_start(ray_cluster, tiny_model, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        check_resources(make_config(make_settings(tiny_model).model_dump() | sections))
+
+
+def test_enough_is_enough(ray_cluster, tiny_model):
+    check_resources(make_settings(tiny_model))
+
+
+# --- learner ----------------------------------------------------------------------------------------------------
+
+
+def make_batch(ray, tiny_model, version=-1):
+    """Two groups of four made-up replies."""
+    processor = load_processor(tiny_model, 112 * 112)
+    generator = torch.Generator().manual_seed(0)
+    requests, rollouts = [], []
+    for index in range(2):
+        images = [photo(2 * index), photo(2 * index + 1)]
+        messages = build_prompt("How far?", 2, "number", "reason", "compact-v1")
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        stored = tuple(StoredImage(image_hash(image), ray.put(np.asarray(image))) for image in images)
+        requests.append(Request(str(index), text, stored))
+        replies = []
+        for length in (3, 7, 5, 2 + 4 * index):
+            ids = torch.randint(0, 1000, (length,), generator=generator)
+            replies.append(Reply(tuple(ids.tolist()), "", np.full(length, -7.3, np.float32), True))
+        inputs = processor(text=[text], images=images, return_tensors="pt")
+        rollouts.append(Rollout(tuple(replies), version, inputs["input_ids"].shape[1]))
+    totals = [0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0]
+    return make_groups(requests, rollouts, [{"total": total} for total in totals])
+
+
+def test_micro_batches_change_nothing(ray_cluster, tiny_model):
+    groups = make_batch(ray_cluster, tiny_model)
+    (shard,) = make_shards(0, groups, 1)
+    found = {}
+    for micro_batch in (1, 3, 4, 8):
+        config = make_settings(tiny_model, grpo={"micro_batch": micro_batch})
+        learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+        metrics = learner.update(shard)
+        found[micro_batch] = metrics["loss"], metrics["grad_norm"], learner.model.lm_head.weight.grad.clone()
+    for loss, norm, gradient in found.values():
+        assert loss == pytest.approx(found[8][0], rel=1e-5)
+        assert norm == pytest.approx(found[8][1], rel=1e-4)
+        assert torch.allclose(gradient, found[8][2], atol=1e-6)
+
+
+def test_rows_are_parts_of_one_group_or_several_whole_groups():
+    groups = make_groups(
+        [Request(str(i), "", ()) for i in range(2)],
+        [Rollout(tuple(Reply((1,), "", np.zeros(1, np.float32), True) for _ in range(4)), 0, 1)] * 2,
+        [{"total": float(i)} for i in range(8)],
+    )
+    prompts = [Prompt((1,), ())] * 2
+    sizes = {n: [[len(r.replies) for r in b] for b in split_rows(prompts, groups, n)] for n in (1, 2, 3, 4, 8, 64)}
+    assert sizes == {1: [[1]] * 8, 2: [[2]] * 4, 3: [[3], [1]] * 2, 4: [[4], [4]], 8: [[4, 4]], 64: [[4, 4]]}
+
+
+def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_update(ray_cluster, tiny_model):
+    groups = make_batch(ray_cluster, tiny_model)
+    (shard,) = make_shards(0, groups, 1)
+    learner = Learner(make_settings(tiny_model, grpo={"beta": 0.0}), tiny_model, 10, torch.device("cpu"))
+    assert learner.reference is None
+    first = learner.update(shard)
+    second = learner.update(shard)
+    assert first["clip_share"] == 0.0
+    assert second["loss"] != first["loss"]
+    prompts = [learner.prompt(group) for group in groups]
+    batch = learner._pack(split_rows(prompts, groups, 8)[0])
+    weight = torch.tensor([a for group in groups for a in group.advantages])[batch.reply]
+    with torch.no_grad():
+        gained = (
+            learner.scorer(batch)[0]
+            - Learner(make_settings(tiny_model), tiny_model, 10, torch.device("cpu")).scorer(batch)[0]
+        )
+    assert (gained * weight).sum() > 0
+
+
+def test_a_resumed_learner_goes_on_exactly(ray_cluster, tiny_model):
+    groups = make_batch(ray_cluster, tiny_model)
+    (shard,) = make_shards(0, groups, 1)
+    config = make_settings(tiny_model, grpo={"warmup_steps": 5, "schedule": "cosine"})
+    straight = Learner(config, tiny_model, 10, torch.device("cpu"))
+    straight.update(shard)
+    state = straight.state()
+    state = {"learning": {name: t.clone() for name, t in state["learning"].items()}} | {
+        name: state[name] for name in ("scheduler", "rng")
+    } | {"optimizer": __import__("copy").deepcopy(state["optimizer"])}  # fmt: skip
+    straight.update(shard)
+    resumed = Learner(config, tiny_model, 10, torch.device("cpu"))
+    resumed.restore(state)
+    resumed.update(shard)
+    assert part_checksum(resumed.model, "all") == part_checksum(straight.model, "all")
+
+
+def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
+    (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model, version=0), 1)
+    learner = Learner(make_settings(tiny_model), tiny_model, 10, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="learner and vLLM differ"):
+        learner.update(shard)
+
+
+@pytest.mark.slow
+def test_two_workers_do_what_one_does(ray_cluster, tiny_model, tmp_path):
+    groups = make_batch(ray_cluster, tiny_model)
+    config = make_settings(tiny_model, learner={"workers": 2, "cpus": 0.5})
+    alone = Learner(config, tiny_model, 10, torch.device("cpu"))
+    expected = alone.update(make_shards(0, groups, 1)[0])
+
+    def work(rank, shard, meeting):
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+        learner = Learner(config, tiny_model, 10, torch.device("cpu"), world=2)
+        metrics = learner.update(shard)
+        torch.distributed.destroy_process_group()
+        return metrics, {name: p.grad.numpy() for name, p in learner.model.named_parameters()}
+
+    remote = ray_cluster.remote(num_cpus=0.5)(work)
+    shards = make_shards(0, groups, 2)
+    results = ray_cluster.get([remote.remote(r, s, tmp_path / "m") for r, s in enumerate(shards)], timeout=120)
+    for metrics, gradients in results:
+        for name in ("loss", "kl", "entropy", "grad_norm"):
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
+        for name, parameter in alone.model.named_parameters():
+            assert np.allclose(gradients[name], parameter.grad.numpy(), atol=1e-5), name
+
+
+# --- the stage --------------------------------------------------------------------------------------------------
+
+
+def test_steps_follow_from_epochs_and_bound(tiny_model):
+    config = make_settings(tiny_model, grpo={"epochs": 2.0, "prompts_per_step": 4})
+    assert total_steps(config, 10) == 5
+    assert total_steps(make_settings(tiny_model, grpo={"epochs": 100, "max_steps": 7}), 10) == 7
+    chosen = choose_samples(list(range(100)), 0.25, 0)
+    assert len(set(chosen)) == 25
+    assert chosen == choose_samples(list(range(100)), 0.25, 0)
+
+
+def test_prompt_beyond_the_context_is_refused_before_anything_starts(ray_cluster, tiny_model, samples, tmp_path):
+    config = make_settings(tiny_model, grpo={"max_new_tokens": 500})
+    with pytest.raises(ConfigError, match=r"prompt of sample s\d .* exceeds model.max_length=512"):
+        run_grpo(config, RunFolder(tmp_path / "run"), tiny_model, samples, lambda *_: None)
+
+
+@pytest.mark.slow
+def test_the_stage_learns_logs_saves_and_resumes(ray_cluster, tiny_model, samples, tmp_path):
+    """Overlapped sampling with two engines; the second run goes on from the checkpoint of the first."""
+    grpo = {"max_staleness": 1, "save_every": 2, "epochs": 100, "temperature": 0.9}
+    folder = RunFolder(tmp_path / "run")
+    seen = []
+    config = make_settings(tiny_model, grpo=grpo | {"max_steps": 3}, rollout={"actors": 2, "cpus": 0.4})
+    summary = run_grpo(config, folder, tiny_model, samples, lambda done, total: seen.append((done, total)))
+    assert summary["steps"] == 3
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert part_checksum(load_model(folder.stage_model("grpo")), "all") != part_checksum(load_model(tiny_model), "all")
+    assert os.listdir(folder.checkpoints("grpo")) == ["step-000002"]
+
+    longer = make_settings(tiny_model, grpo=grpo | {"max_steps": 4}, rollout={"actors": 1, "cpus": 0.5})
+    run_grpo(longer, folder, tiny_model, samples, lambda done, total: seen.append((done, total)))
+    assert seen[3:] == [(3, 4), (4, 4)]
+    metrics = read_jsonl(folder.metrics_path)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    for row in metrics:
+        assert row["sampler_gap"] < 1e-3 or row["staleness"] > 0
+        assert row["staleness"] <= 1
+        assert {"reward_total", "reward_action", "reward_answer", "reward_format", "kl", "entropy"} <= set(row)
+        assert {"clip_share", "correction_share", "zero_variance_groups", "tokens_per_s"} <= set(row)
+    rows = read_jsonl(folder.samples("grpo"))
+    assert len(rows) == 4 * 2 * 4
+    assert {row["step"] for row in rows} == {0, 1, 2, 3}
+    assert {"prompt", "images", "completion", "plans", "terms", "reasons", "advantage"} <= set(rows[0])
+    assert not (folder.path / ".ray_train").exists()
