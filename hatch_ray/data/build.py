@@ -171,10 +171,13 @@ class _Builder:
             return
         views = SceneViews(scene, self.data.min_overlap, self.data.max_overlap)
         for task_index, task in enumerate(self.tasks):
-            due = int(np.ceil(self.quota[task.name] * (share_of_scenes if round_index == 0 else 1.0)))
+            # Tasks are staggered, so that few questions over many scenes still use all of them.
+            phase = task_index / len(self.tasks)
+            share = share_of_scenes if round_index == 0 else 1.0
+            due = min(self.quota[task.name], int(self.quota[task.name] * share + phase))
             failures = 0
             attempt = 0
-            while self.made[task.name] < min(due, self.quota[task.name]) and failures < TRIES:
+            while self.made[task.name] < due and failures < TRIES:
                 draw = [self.seed, SPLITS.index(self.split), position, task_index, round_index, attempt]
                 attempt += 1
                 try:
