@@ -1,12 +1,14 @@
 """Write requirements/cpu.lock and requirements/gpu.lock from pyproject.toml: `make lock`.
 
 One lock serves Python 3.11 and 3.12: it is resolved for 3.11 (Linux, x86-64), then resolved again for 3.12 within its
-own pins; a package that 3.12 would want and the lock lacks stops the run. Pins are exact, without hashes: PyTorch's
-CPU wheel is published under one version on several indexes with different hashes.
+own pins; a package that 3.12 would want and the lock lacks stops the run. A pin that still fits is kept: delete a lock
+file first to have everything at its newest. Pins are exact, without hashes: PyTorch's CPU wheel is published under one
+version on several indexes with different hashes.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,41 +24,46 @@ HEADER = """\
 """
 
 
-def resolve(backend: str, python_version: str, *options: str | Path) -> list[str]:
-    """Resolve pyproject's dependencies with the extras `backend` and `dev`; return the pins, one line each."""
+def resolve(backend: str, python_version: str, out: Path, *options: str | Path) -> list[str]:
+    """Resolve pyproject's dependencies with the extras `backend` and `dev`; return the pins, one line each.
+
+    They are written to `out`; pins that are there already are kept where they fit.
+    """
     environment = uv_environment(PYTHON)
     if backend == "gpu":
         # A CPU build of torch among the configured links would win over the registry's CUDA build.
         environment.pop("UV_FIND_LINKS", None)
     command = [
         UV, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--extra", backend, "--extra", "dev",
-        "--python-version", python_version, "--python-platform", "x86_64-unknown-linux-gnu", *options, "pyproject.toml",
+        "--python-version", python_version, "--python-platform", "x86_64-unknown-linux-gnu", "--output-file", out,
+        *options, "pyproject.toml",
     ]  # fmt: skip
     if backend == "cpu":
         command += torch_source(UV, "torch==2.13.0+cpu", PYTHON, environment)
     solved = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
     if solved.returncode:
         raise SystemExit(f"{backend}, Python {python_version}: {solved.stderr.strip()}")
-    return solved.stdout.splitlines()
+    return [line for line in out.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
 
 
 def write_lock(backend: str) -> None:
     """Resolve for 3.11, check against 3.12, then replace the lock file."""
+    lock = REQUIREMENTS / f"{backend}.lock"
     overrides: list[str | Path] = ["--override", REQUIREMENTS / "overrides.txt"] if backend == "cpu" else []
-    pins = resolve(backend, "3.11", *overrides)
     with tempfile.TemporaryDirectory() as scratch:
-        pinned = Path(scratch) / "pins.txt"
-        pinned.write_text("\n".join(pins), encoding="utf-8")
+        pinned = Path(scratch) / lock.name
+        if lock.exists():
+            shutil.copy(lock, pinned)
+        pins = resolve(backend, "3.11", pinned, *overrides)
         options: list[str | Path] = [*overrides, "--constraint", pinned]
         if backend == "cpu":
             # Links that hold PyTorch's CPU wheel for 3.11 alone must not stop the check of all the other packages.
             without_torch = Path(scratch) / "without_torch.txt"
             without_torch.write_text('torch ; sys_platform == "never"\n', encoding="utf-8")
             options += ["--override", without_torch]
-        missing = sorted(set(resolve(backend, "3.12", *options)) - set(pins))
+        missing = sorted(set(resolve(backend, "3.12", Path(scratch) / "3.12.lock", *options)) - set(pins))
     if missing:
         raise SystemExit(f"{backend}: Python 3.12 also wants {', '.join(missing)}: pin them in pyproject.toml")
-    lock = REQUIREMENTS / f"{backend}.lock"
     lock.write_text(HEADER.format(backend=backend) + "\n".join(pins) + "\n", encoding="utf-8")
     print(f"{lock.relative_to(ROOT)}: {len(pins)} packages")
 
