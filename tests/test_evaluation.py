@@ -296,7 +296,7 @@ def test_findings_and_tables_of_a_whole_run(tmp_path):
     console = Console(width=100, record=True)
     print_evaluation(run, console)
     text = console.export_text()
-    for wanted in ("after cold start", "best constant reply", "images swapped", "By task", "not measured"):
+    for wanted in ("after cold start", "best constant", "final, swapped", "By task", "not measured"):
         assert wanted in text
     assert max(len(line) for line in text.splitlines()) <= 100
 

@@ -28,7 +28,7 @@ GRID_ANGLE = range(-180, 180, 30)
 GRID_DISTANCE = (0.0, 0.4, 0.8, 1.2, 1.8, 2.6)
 STARTS = 6
 """Best grid points that are refined."""
-STEPS = ((15.0, 0.4), (5.0, 0.2), (2.0, 0.1), (1.0, 0.1))
+STEPS = ((12.0, 0.4), (4.0, 0.2), (1.0, 0.1))
 """(degrees, metres) of the refinement's rounds."""
 
 Parameters = tuple[float, float, float, float, float]
@@ -81,12 +81,26 @@ class _PairSet:
             rotation = Rotation.from_quat(np.where(self.framed[:, None], rotation.as_quat(), level.rotation.as_quat()))
         return RigidTransform.from_components(position, rotation)
 
-    def mean_reward(self, parameters: Parameters) -> float:
-        """Mean of eq. 10 over the pairs (without the rule against staying, which only lowers it)."""
+    def factors(self, parameters: Parameters) -> tuple[np.ndarray, np.ndarray]:
+        """The two factors of eq. 10, (pairs,) each: by distance and by angle."""
         ends = self.ends(parameters)
         d_t = np.linalg.norm(ends.translation - self.position, axis=1)
         d_r = np.degrees((ends.rotation * self.rotation.inv()).magnitude())
-        return float(np.mean(np.exp(-d_t / self.reward.tau_t - d_r / self.reward.tau_r)))
+        return np.exp(-d_t / self.reward.tau_t), np.exp(-d_r / self.reward.tau_r)
+
+    def mean_reward(self, parameters: Parameters) -> float:
+        """Mean of eq. 10 over the pairs (without the rule against staying, which only lowers it)."""
+        by_distance, by_angle = self.factors(parameters)
+        return float(np.mean(by_distance * by_angle))
+
+    def best_starts(self) -> list[Parameters]:
+        """The best points of a coarse grid. Place and direction are judged apart, then joined."""
+        places = [(float(bearing), distance) for bearing, distance in product(GRID_ANGLE, GRID_DISTANCE)]
+        by_distance = np.array([self.factors((bearing, 0.0, distance, 0.0, 0.0))[0] for bearing, distance in places])
+        by_angle = np.array([self.factors((0.0, 0.0, 0.0, float(heading), 0.0))[1] for heading in GRID_ANGLE])
+        order = np.argsort((by_distance @ by_angle.T).ravel())[::-1][:STARTS]
+        joined = [(places[index // len(GRID_ANGLE)], GRID_ANGLE[index % len(GRID_ANGLE)]) for index in order]
+        return [(bearing, 0.0, distance, float(heading), 0.0) for (bearing, distance), heading in joined]
 
     def judged(self, atoms: tuple[Atom, ...]) -> float:
         """The mean reward as every reply is judged."""
@@ -125,9 +139,7 @@ def best_constant_plan(samples: Sequence[Sample], reward: RewardConfig) -> dict[
     found = {}
     for slot, plans in sorted(slots.items()):
         pairs = _PairSet(plans, reward)
-        grid = [(float(b), 0.0, d, float(h), 0.0) for b, d, h in product(GRID_ANGLE, GRID_DISTANCE, GRID_ANGLE)]
-        starts = sorted(grid, key=pairs.mean_reward, reverse=True)[:STARTS]
-        refined = [_atoms(_refine(pairs, start)) for start in starts]
+        refined = [_atoms(_refine(pairs, start)) for start in pairs.best_starts()]
         found[slot] = max([*refined, ()], key=pairs.judged)
     return found
 

@@ -20,12 +20,12 @@ CONTROLS = (FINAL + SWAPPED, "constant", "still")
 LABELS = {
     "base": "base",
     "pasta": "after PaStA",
-    "qa_sft": "after QA SFT",
+    "qa_sft": "QA SFT, direct",
     "cold_start": "after cold start",
     "grpo": "after GRPO",
     FINAL: "final",
-    FINAL + SWAPPED: "final, images swapped",
-    "constant": "best constant reply",
+    FINAL + SWAPPED: "final, swapped",
+    "constant": "best constant",
     "still": "do not move",
 }
 
@@ -62,7 +62,7 @@ def _retrieval_claim(run: RunFolder) -> dict[str, Any]:
 
 
 def _format_claim(run: RunFolder) -> dict[str, Any]:
-    text = f"cold start brings valid format to {100 * VALID_FORMAT:g} % or more"
+    text = f"Cold start brings valid format to {100 * VALID_FORMAT:g} % or more"
     summary = read_summary(run, "cold_start")
     if summary is None:
         return _claim(text, None, None)
@@ -84,7 +84,7 @@ def _grpo_claims(change: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _sight_claim(blind: dict[str, Any] | None) -> dict[str, Any]:
-    text = "with swapped images half of the action margin over a constant plan is lost, and answer reward too"
+    text = "It sees: swapped images cost half of the action margin over the best constant plan, and answer reward"
     if blind is None or blind["sees"] is None:
         return _claim(text, None, None)
     measured = (
@@ -97,7 +97,7 @@ def _sight_claim(blind: dict[str, Any] | None) -> dict[str, Any]:
 def write_findings(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
     """Compare the evaluations that the run has and write RUN/eval/comparison.json; what is missing is null there.
 
-    models   names of the evaluations present, in the recipe's order, then the controls.
+    models   names of the evaluations present, in the recipe's order, then the controls; labels: their names in words.
     grpo     differences of "final" against "cold_start" (`heldout.compare`); null unless GRPO ran.
     overall  differences of "final" against "base".
     blind    `control.blind_control` of "final".
@@ -116,6 +116,7 @@ def write_findings(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
         blind = blind_control(rows[FINAL], rows[FINAL + SWAPPED], rows["constant"], bootstrap, seed)
     found = {
         "models": present,
+        "labels": LABELS,
         "grpo": grpo,
         "overall": change("base", FINAL),
         "blind": blind,

