@@ -30,7 +30,7 @@ def resolve(backend: str, python_version: str, out: Path, *options: str | Path) 
     They are written to `out`; pins that are there already are kept where they fit.
     """
     environment = uv_environment(PYTHON)
-    # A lock is for everybody: one machine's extra index, which may hold some files of a version only, must not shape it.
+    # A lock is for everybody: one machine's extra index, which may hold a version in part, must not shape it.
     environment.pop("UV_INDEX", None)
     if backend == "gpu":
         # A CPU build of torch among the configured links would win over the registry's CUDA build.
