@@ -28,7 +28,7 @@ def model_table(summaries: list[dict[str, Any]]) -> Table:
     """One line a model or control: every reward term's mean, the errors' medians, 95 % intervals below."""
     first = summaries[0]
     table = Table(
-        title=f"Held-out: {first['samples']} samples of {first['scenes']} scene(s) never trained on",
+        title=f"Held-out: {first['samples']} samples of {first['scenes']} scene(s)",
         caption=(
             f"means (errors: medians of readable plans), 95 % bootstrap intervals over {first['resampled']}s; "
             "swapped: with another question's images; best constant: the best that one fixed reply earns here"

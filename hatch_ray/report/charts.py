@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-WIDTH, HEIGHT = 460, 220
+WIDTH, NARROW, HEIGHT = 460, 310, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
 MAX_POINTS = 300
 """A longer curve is thinned: a pixel shows no more."""
@@ -50,7 +50,9 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (total[last + 1] - total[first]) / (last + 1 - first)
 
 
-def line_chart(series: Sequence[Series], label: str, span: tuple[float, float] | None = None) -> str:
+def line_chart(
+    series: Sequence[Series], label: str, span: tuple[float, float] | None = None, width: int = WIDTH
+) -> str:
     """Curves by step: every value faint, their moving average bold. `span` fixes the vertical range.
 
     label: what is drawn, for readers who do not see the picture.
@@ -63,23 +65,23 @@ def line_chart(series: Sequence[Series], label: str, span: tuple[float, float] |
     first, last = min(one.steps[0] for one in series), max(one.steps[-1] for one in series)
 
     def x(step: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / max(last - first, 1e-9), 1)
+        return round(LEFT + (width - LEFT - RIGHT) * (step - first) / max(last - first, 1e-9), 1)
 
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
 
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
+        f'<svg class="chart" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(label)}" '
         'xmlns="http://www.w3.org/2000/svg">'
     ]
     for tick in ticks(low, high):
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
             f'<text x="{LEFT - 6}" y="{y(tick) + 3.5}" text-anchor="end">{tick:g}</text>'
         )
     for tick in ticks(first, last):
         parts.append(f'<text x="{x(tick)}" y="{HEIGHT - 14}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}" text-anchor="middle">step</text>')
+    parts.append(f'<text x="{(LEFT + width - RIGHT) / 2}" y="{HEIGHT - 2}" text-anchor="middle">step</text>')
     for index, one in enumerate(series):
         values = np.clip(np.asarray(one.values, dtype=float), low, high)
         keep = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_POINTS)).astype(int))

@@ -55,8 +55,9 @@ def match_svg(
         color = RIGHT if found[patch] == target[patch] else WRONG
         (x1, y1), (x2, y2) = centre(0, patch), centre(1, found[patch])
         parts.append(
-            f'<g stroke="{color}" fill="{color}"><line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-            f'stroke-width="1.6" stroke-opacity="0.85"/><circle cx="{x1:.1f}" cy="{y1:.1f}" r="2.6"/>'
-            f'<circle cx="{x2:.1f}" cy="{y2:.1f}" r="2.6"/></g>'
+            f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="#ffffff" stroke-width="3.4" stroke-opacity="0.6"/>'
+            f'<g fill="{color}"><path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{color}" stroke-width="1.7"/>'
+            f'<g stroke="#ffffff"><circle cx="{x1:.1f}" cy="{y1:.1f}" r="3.2"/>'
+            f'<circle cx="{x2:.1f}" cy="{y2:.1f}" r="3.2"/></g></g>'
         )
     return "".join([*parts, "</svg>"]), len(right), len(judged)

@@ -22,7 +22,7 @@ from hatch_ray.config import Config, load_config
 from hatch_ray.data.images import load_image, shrink
 from hatch_ray.data.markers import draw_marks
 from hatch_ray.geometry.actions import compose
-from hatch_ray.report.charts import Series, interval_chart, line_chart
+from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
 from hatch_ray.report.data_page import inline_image, template_environment
 from hatch_ray.report.matches import match_svg
 from hatch_ray.report.plan import PlanCamera, plan_svg
@@ -41,6 +41,10 @@ LEVEL_UP = np.array([0.0, -1.0, 0.0])
 GOLD, BEFORE, AFTER = "#2b8a57", "#8d877a", "#c2571a"
 """Colours of cameras in the plans."""
 
+HELDOUT = {
+    "rooms": "rooms that were never trained on",
+    "rgbd": "the last part of each recording, which was never trained on (the room itself may have been)",
+}
 STAGE_TITLES = {
     "pasta": "PaStA",
     "qa_sft": "QA SFT",
@@ -75,6 +79,7 @@ def write_report(run: RunFolder) -> Path:
             name=run.path.name,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             facts=_facts(config, metrics),
+            heldout=HELDOUT[config.data.kind],
             claims=comparison["claims"] if comparison else [],
             evaluation=_evaluation(run, comparison),
             retrieval=_json(run.evaluation("patch_retrieval")),
@@ -236,9 +241,11 @@ def _task_rows(before: Row | None, after: Row | None, swapped: Row | None) -> li
 def _stage(run: RunFolder, stage: str, metrics: Sequence[Row]) -> Row:
     rows = [row for row in metrics if row["stage"] == stage]
     names = dict.fromkeys(name for row in rows for name in row if name not in NOT_CHARTED)
-    main = [_chart(rows, title, wanted) for title, wanted in MAIN_CHARTS.get(stage, LOSS_CHART)]
-    shown = {name for _, wanted in MAIN_CHARTS.get(stage, LOSS_CHART) for name in wanted}
-    rest = [_chart(rows, name.replace("_", " "), (name,)) for name in names if name not in shown]
+    wanted = MAIN_CHARTS.get(stage, LOSS_CHART)
+    width = WIDTH if len(wanted) > 1 else NARROW
+    main = [_chart(rows, title, metric_names, width) for title, metric_names in wanted]
+    shown = {name for _, metric_names in wanted for name in metric_names}
+    rest = [_chart(rows, name.replace("_", " "), (name,), width) for name in names if name not in shown]
     return {
         "title": STAGE_TITLES[stage],
         "steps": rows[-1]["step"] if rows else 0,
@@ -249,7 +256,7 @@ def _stage(run: RunFolder, stage: str, metrics: Sequence[Row]) -> Row:
     }
 
 
-def _chart(rows: Sequence[Row], title: str, names: Sequence[str]) -> Row | None:
+def _chart(rows: Sequence[Row], title: str, names: Sequence[str], width: int) -> Row | None:
     """One chart of the metrics that the rows have; None when they have none of them."""
     series = []
     for name in names:
@@ -261,7 +268,7 @@ def _chart(rows: Sequence[Row], title: str, names: Sequence[str]) -> Row | None:
         return None
     span = (0.0, 1.0) if len(series) > 1 else None
     legend = [one.name for one in series] if len(series) > 1 else []
-    return {"title": title, "legend": legend, "svg": line_chart(series, f"{title} by step", span)}
+    return {"title": title, "legend": legend, "svg": line_chart(series, f"{title} by step", span, width)}
 
 
 # --- samples -----------------------------------------------------------------------------------------------------
