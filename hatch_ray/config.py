@@ -234,7 +234,7 @@ class Config(Section):
     """The run folder; an existing one is resumed."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of data, order, sampling and weights."""
-    stages: list[Stage] = list(STAGES)  # type: ignore[assignment]
+    stages: list[Stage] = ["pasta", "qa_sft", "cold_start", "grpo"]
     """Stages to run, in order."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

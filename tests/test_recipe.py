@@ -35,7 +35,7 @@ def test_no_grpo_step_is_missing_or_logged_twice(killed_and_resumed):
     run, _ = killed_and_resumed
     assert [row["step"] for row in metrics(run, "grpo")] == [1, 2, 3, 4]
     for row in metrics(run, "grpo"):
-        assert 0 <= row["reward/format"] <= 1 and 0 <= row["reward/action"] <= 1
+        assert 0 <= row["reward_format"] <= 1 and 0 <= row["reward_action"] <= 1
 
 
 def test_every_stage_leaves_a_hugging_face_folder(killed_and_resumed):
@@ -60,7 +60,8 @@ def test_samples_hold_each_reward_term(killed_and_resumed):
     run, _ = killed_and_resumed
     rows = [json.loads(line) for line in (run / "samples" / "grpo.jsonl").read_text().splitlines()]
     assert len({(row["step"], row["id"]) for row in rows}) >= 8
-    assert {"completion", "images", "prompt", "advantage", "format", "action", "answer", "reasons"} <= set(rows[0])
+    assert {"completion", "images", "prompt", "advantage", "plans", "terms", "reasons"} <= set(rows[0])
+    assert {"format", "action", "answer", "total", "d_t", "d_r"} <= set(rows[0]["terms"])
 
 
 def test_eval_and_report_of_the_run(killed_and_resumed):
