@@ -94,14 +94,14 @@ class SceneViews:
         return self._has_moved[key]
 
     def draw(self, n: int, rng: np.random.Generator) -> ViewTuple:
-        """n different frames in random order.
+        """n different frames, in the scene's order (a walk goes forward).
 
         Raises Refused unless every pair moved (0.2 m or 10 degrees), no pair overlaps by more than max_overlap, and
         each view overlaps with another by min_overlap at least.
         """
         if len(self.scene) < n:
             raise Refused("scene_has_too_few_views")
-        indices = tuple(int(index) for index in rng.choice(len(self.scene), n, replace=False))
+        indices = tuple(sorted(int(index) for index in rng.choice(len(self.scene), n, replace=False)))
         pairs = list(combinations(range(n), 2))
         if not all(self._moved(indices[i], indices[j]) for i, j in pairs):
             raise Refused("camera_hardly_moved")

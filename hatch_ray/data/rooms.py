@@ -34,18 +34,26 @@ class RoomOptions:
     side: tuple[float, float] = (4.5, 7.0)
     """Both sides of the floor."""
     wall_height: float = 2.6
-    n_objects: tuple[int, int] = (7, 12)
+    n_objects: tuple[int, int] = (6, 10)
     camera_height: tuple[float, float] = (1.3, 1.6)
+    height_std: float = 0.03
+    """A room has one camera height; its views differ from it by this standard deviation."""
     pitch: tuple[float, float] = (-5.0, 3.0)
     """Mean and standard deviation; above the horizon is positive."""
     roll_std: float = 2.0
+    walk: bool = True
+    """Cameras follow a straight walk through the room, in order; else they stand about a common place in any order."""
+    step: tuple[float, float] = (0.1, 0.3)
+    """Length of a step of the walk, from one view to the next."""
+    sway: float = 0.1
+    """Standard deviation of a camera's place to the side of the walk."""
     spread: float = 0.9
-    """Cameras of a room stand within this distance of a common place."""
+    """Without the walk: cameras stand within this distance of a common place."""
     heading_spread: float = 38.0
-    """They look within this angle of a common direction."""
+    """Cameras look within this angle of the walk's, or the common, direction."""
     off_middle: float = 60.0
     """That direction is towards the room's middle within this angle."""
-    min_ahead: float = 2.2
+    min_ahead: float = 1.6
     """Nearest wall straight ahead of a camera."""
 
 
@@ -140,20 +148,27 @@ class Room:
         return (rgb * 255).astype(np.uint8).reshape(*shape, 3), depth.reshape(shape), instances.reshape(shape)
 
     def _place_cameras(self, rng: np.random.Generator) -> np.ndarray:
-        """(V, 4, 4) camera-to-world: a common place and direction first, then each camera near them."""
+        """(V, 4, 4) camera-to-world: a first place and a direction, then each camera along or about them."""
         o = self.options
         poses: list[np.ndarray] = []
-        for _ in range(60):
+        for _ in range(1000):
             middle = rng.uniform(-0.5, 0.5, 2) * (self.size - 2.0)
             towards_middle = np.degrees(np.arctan2(-middle[0], -middle[1]))
             heading = towards_middle + rng.uniform(-o.off_middle, o.off_middle)
-            poses = []
-            for _ in range(40 * o.n_views):
-                place = middle + o.spread * np.sqrt(rng.uniform()) * _unit(rng.uniform(0, 360))
+            height = rng.uniform(*o.camera_height)
+            poses, come = [], 0.0
+            for _ in range(5 * o.n_views):
+                if o.walk:
+                    ahead = come + (rng.uniform(*o.step) if poses else 0.0)
+                    place = middle + ahead * _unit(heading) + rng.normal(0, o.sway) * _unit(heading + 90)
+                else:
+                    ahead = 0.0
+                    place = middle + o.spread * np.sqrt(rng.uniform()) * _unit(rng.uniform(0, 360))
                 facing = heading + rng.uniform(-o.heading_spread, o.heading_spread)
                 if self._walkable(place) and self._ahead(place, facing) >= o.min_ahead:
-                    position = np.array([*place, rng.uniform(*o.camera_height)])
+                    position = np.array([*place, height + rng.normal(0, o.height_std)])
                     poses.append(camera_pose(position, facing, rng.normal(*o.pitch), rng.normal(0, o.roll_std)))
+                    come = ahead
                 if len(poses) == o.n_views:
                     return np.stack(poses)
         raise ValueError(f"{self.id}: no place for {o.n_views} cameras in {self.size.round(1)} m; relax RoomOptions")

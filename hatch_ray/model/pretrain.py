@@ -62,6 +62,7 @@ class PretrainOptions:
     three_views: float = 0.25
     """Share of the batches with three images."""
     dense_weight: float = 0.3
+    relation_weight: float = 0.5
     eval_minutes: float = 8.0
     eval_n: int = 200
     """Held-out questions of each kind in the last evaluation; the others use 64 at most."""
@@ -116,6 +117,100 @@ def dense_targets(views: ViewSet, room: np.ndarray, view: np.ndarray) -> dict[st
     }
 
 
+class RelationHeads(nn.Module):
+    """How each image lies to an earlier one, read linearly from the language model's second layer; training only.
+
+    At a token of image j, for an earlier image i: sine and cosine of the turn from i to j, camera j's place and the
+    patch's point (right and forward of camera i, level). It is the comparing that the answers need, at every token.
+    """
+
+    WIDTH = 2 + 2 + 2
+    LAYER = 1
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_first = nn.Linear(width, self.WIDTH)
+        self.to_second = nn.Linear(width, self.WIDTH)
+
+    def forward(
+        self, hidden: torch.Tensor, views: ViewSet, room: np.ndarray, view: np.ndarray
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """hidden (B, n, CELLS, width) of the image tokens; room and view (B, n) -> loss and its parts."""
+        n = hidden.shape[1]
+        pairs = [(self.to_first, 0, j) for j in range(1, n)] + [(self.to_second, 1, j) for j in range(2, n)]
+        turn, place, point = [], [], []
+        for head, i, j in pairs:
+            target, ground = relation_targets(views, room[:, i], view[:, i], view[:, j])
+            error = (head(hidden[:, j]) - target).square()
+            turn.append(error[..., :2].mean())
+            place.append(error[..., 2:4].mean())
+            point.append((error[..., 4:].mean(-1) * ground).sum() / ground.sum())
+        parts = {
+            "turn": torch.stack(turn).mean(),
+            "camera": torch.stack(place).mean(),
+            "seen": torch.stack(point).mean(),
+        }
+        total = 3 * parts["turn"] + 2 * parts["camera"] + parts["seen"]
+        return total, {name: float(value.detach()) for name, value in parts.items()}
+
+
+class AnswerHead(nn.Module):
+    """The answer as two numbers, read linearly where the question ends; training only.
+
+    Its squared error is smooth where the digits' cross-entropy is not, so the attention learns what to fetch.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.numbers = nn.Linear(width, 2 * len(FIRST_WORDS))
+
+    def forward(self, hidden: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """hidden (B, L, width); asked (Q, 5): row, position of the question's last token, kind, the two numbers."""
+        at, kind = asked[:, :2].long(), asked[:, 2].long()
+        said = self.numbers(hidden[at[:, 0], at[:, 1]]).view(len(asked), -1, 2)[torch.arange(len(asked)), kind]
+        return (said - asked[:, 3:]).square().mean()
+
+
+FIRST_WORDS = ("heading", "facing", "direction", "ahead", "depth", "position", "camera", "from", "where", "match")
+
+
+def answer_numbers(question: str, answer: str) -> tuple[int, float, float] | None:
+    """(index into FIRST_WORDS, two numbers of size about 1), or None where the answer is a name."""
+    word = re.match("[a-z]+", question).group()  # type: ignore[union-attr]
+    if word not in FIRST_WORDS or answer == "none":
+        return None
+    kind = FIRST_WORDS.index(word)
+    if word == "match":
+        return kind, int(answer[0]) / 1.5 - 1, int(answer[1]) / 1.5 - 1
+    numbers = signed_numbers(answer)
+    if word in ("heading", "facing", "direction"):
+        return kind, math.sin(math.radians(numbers[0])), math.cos(math.radians(numbers[0]))
+    if word in ("ahead", "depth"):
+        return kind, numbers[0] / 2, 0.0
+    if word == "position":
+        return kind, numbers[0], numbers[1]
+    angle, far = math.radians(numbers[0]), numbers[1] / (1 if word == "camera" else 2)
+    return kind, far * math.sin(angle), far * math.cos(angle)
+
+
+def relation_targets(
+    views: ViewSet, room: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, CELLS, 6) targets of RelationHeads and (B, CELLS) 1 where the patch has a point."""
+    heading = np.radians(views.heading[room, first])
+    turn = np.radians(views.heading[room, second]) - heading
+    axes = np.stack(
+        [np.stack([np.cos(heading), -np.sin(heading)], -1), np.stack([np.sin(heading), np.cos(heading)], -1)], 1
+    )
+    origin = views.position[room, first, :2]
+    place = np.einsum("bij,bj->bi", axes, views.position[room, second, :2] - origin)
+    point = np.einsum("bij,bcj->bci", axes, views.point[room, second, :, :2] - origin[:, None]) / 2
+    whole = np.concatenate([np.sin(turn)[:, None], np.cos(turn)[:, None], place], axis=1)
+    whole = np.repeat(whole[:, None], CELLS, axis=1)
+    target = torch.tensor(np.concatenate([whole, point], axis=-1), dtype=torch.float32)
+    return target, torch.tensor(views.depth[room, second] > 0, dtype=torch.float32)
+
+
 def patchify(rgb: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B * patches, 1176): what Qwen2.5-VL's processor gives; light colour changes with rng."""
     x = torch.from_numpy(np.ascontiguousarray(rgb)).float().permute(0, 3, 1, 2) / 255
@@ -159,16 +254,20 @@ class Packer:
         return self.tokenizer.encode(text)
 
     def pack(self, rows: list[list[tuple[str, str]]], n_views: int) -> dict[str, torch.Tensor]:
-        """Right-padded ids, mask, types and labels (-100 outside the answers) of one row of questions a sequence."""
+        """Right-padded ids, mask, types and labels (-100 outside the answers), a row a sequence; and `asked`."""
         texts = [text for row in rows for question, answer in row for text in (question, answer + "\n")]
         encoded = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         prefix = self.prefix(n_views)
-        ids, labels = [], []
-        for row in rows:
+        ids, labels, asked = [], [], []
+        for index, row in enumerate(rows):
             line, target = list(prefix), [-100] * len(prefix)
-            for _ in row:
+            for pair in row:
                 question, answer = next(encoded), next(encoded)
-                line += question + answer
+                line += question
+                numbers = answer_numbers(*pair)
+                if numbers is not None:
+                    asked.append((index, len(line) - 1, *numbers))
+                line += answer
                 target += [-100] * len(question) + answer
             ids.append(line)
             labels.append(target)
@@ -179,6 +278,7 @@ class Packer:
             "labels": torch.tensor([line + [-100] * (length - len(line)) for line in labels]),
             "attention_mask": torch.tensor([[1] * len(line) + [0] * (length - len(line)) for line in ids]),
             "mm_token_type_ids": (input_ids == self.image).int(),
+            "asked": torch.tensor(asked),
         }
 
 
@@ -193,8 +293,11 @@ def draw_questions(
     """n different questions about these views, in random order."""
     row: dict[str, str] = {}
     while len(row) < n:
-        kinds = COMPARING if rng.random() < comparing else QUESTIONS[: -len(COMPARING)]
-        pair = ask(rng.choice(kinds), views, room, shown, rng)
+        if rng.random() < comparing:
+            kind = rng.choices(COMPARING, (3, 3, 2, 1))[0]
+        else:
+            kind = rng.choice(QUESTIONS[: -len(COMPARING)])
+        pair = ask(kind, views, room, shown, rng)
         if pair is not None:
             row[pair[0]] = pair[1]
     return list(row.items())
@@ -250,6 +353,8 @@ def train_all(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     heads: DenseHeads,
+    relations: RelationHeads,
+    answers: AnswerHead,
     views: ViewSet,
     heldout: ViewSet,
     options: PretrainOptions,
@@ -258,7 +363,7 @@ def train_all(
     """Stage 2: encoder and language model on packed questions; evaluates and saves as it goes."""
     rng, array_rng = random.Random(2), np.random.default_rng(2)
     packer = Packer(tokenizer)
-    optimizer = optimizer_for([model, heads], options.weight_decay)
+    optimizer = optimizer_for([model, heads, relations, answers], options.weight_decay)
     seconds = (options.minutes - options.encoder_minutes) * 60
     start, count, next_eval = time.monotonic(), 0, options.eval_minutes * 60
     mean: dict[str, float] = {}
@@ -270,9 +375,11 @@ def train_all(
         view = np.array([v for _, shown in drawn for v in shown])
         batch = packer.pack(rows, n_views)
         pixels = patchify(views.rgb[room, view], array_rng)
-        loss_text, loss_dense, parts = losses(model, heads, batch, pixels, views, room, view)
+        loss_text, loss_dense, loss_relation, parts = losses(
+            model, heads, relations, answers, batch, pixels, views, room, view
+        )
         step(
-            loss_text + options.dense_weight * loss_dense,
+            loss_text + options.dense_weight * loss_dense + options.relation_weight * loss_relation,
             optimizer,
             learning_rate(done, options.lr, options.warmup),
         )
@@ -298,16 +405,22 @@ def train_all(
 def losses(
     model: Qwen2_5_VLForConditionalGeneration,
     heads: DenseHeads,
+    relations: RelationHeads,
+    answers: AnswerHead,
     batch: dict[str, torch.Tensor],
     pixels: torch.Tensor,
     views: ViewSet,
     room: np.ndarray,
     view: np.ndarray,
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """Answer loss and dense loss from one pass of the encoder."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Text loss, dense loss, relation and answer loss of one pass; room and view (images,) in the batch's order."""
     grid = image_grid(len(room), views.rgb.shape[2])
     seen: list[torch.Tensor] = []
-    hook = model.model.visual.merger.register_forward_hook(lambda _module, _input, output: seen.append(output))
+    layer = model.model.language_model.layers[relations.LAYER]
+    hooks = [
+        module.register_forward_hook(lambda _module, _input, output: seen.append(output))
+        for module in (model.model.visual.merger, layer)
+    ]
     output = model.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -316,7 +429,8 @@ def losses(
         image_grid_thw=grid,
         use_cache=False,
     )
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     labels = batch["labels"][:, 1:]
     keep = labels != -100
     logits = model.lm_head(output.last_hidden_state[:, :-1][keep])
@@ -324,7 +438,13 @@ def losses(
     # A 112 x 112 view is one attention window, so the merger's rows are already in raster order.
     tokens = seen[0].view(len(room), CELLS, -1)
     loss_dense, parts = heads(tokens, dense_targets(views, room, view))
-    return loss_text, loss_dense, parts
+    rows = len(batch["input_ids"])
+    of_images = seen[1][batch["mm_token_type_ids"] == 1].view(rows, len(room) // rows, CELLS, -1)
+    by_row = (rows, len(room) // rows)
+    loss_relation, more = relations(of_images, views, room.reshape(by_row), view.reshape(by_row))
+    loss_answer = answers(output.last_hidden_state, batch["asked"])
+    parts |= more | {"answer": float(loss_answer.detach())}
+    return loss_text, loss_dense, loss_relation + 2 * loss_answer, parts
 
 
 def report(out: Path, row: dict[str, Any]) -> None:
@@ -446,7 +566,7 @@ def pretrain(
     options, config = options or PretrainOptions(), config or TinyConfig()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    rooms = RoomOptions(n_views=options.views)
+    rooms = RoomOptions(n_views=options.views, walk=False, min_ahead=2.2)
     (out / "options.json").write_text(json.dumps({"seed": seed, **asdict(options), "model": asdict(config)}, indent=2))
     torch.manual_seed(seed)
     # Matrix products in bfloat16 inside float32 training: 4 times as fast on CPUs with AMX.
@@ -455,9 +575,10 @@ def pretrain(
     model, tokenizer = new_tiny(seed, config)
     model.train()
     speed_up_vision(model)
-    heads = DenseHeads(config.text_width)
+    width = config.text_width
+    heads, relations, answers = DenseHeads(width), RelationHeads(width), AnswerHead(width)
     if options.encoder_minutes > 0:
         train_encoder(model, heads, views, options, out)
-    train_all(model, tokenizer, heads, views, heldout, options, out)
+    train_all(model, tokenizer, heads, relations, answers, views, heldout, options, out)
     save(model, tokenizer, out)
     return out / "model"

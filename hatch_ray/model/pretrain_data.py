@@ -199,7 +199,9 @@ def ask(kind: str, views: ViewSet, room: int, shown: tuple[int, ...], rng: rando
                 return None
             nearest = cells[len(cells) // 2]
             return f"where{k} {THINGS[thing]}?", f"{_seen_from(views, room, a, views.point[room, a, nearest])}"
-    other = rng.choice([m for m in range(len(shown)) if m != k])
+    # Always from an earlier image to a later one: with both orders mixed, the sides cancel until the order is read.
+    k, other = sorted(rng.sample(range(len(shown)), 2))
+    a = shown[k]
     b = shown[other]
     match kind:
         case "direction":
