@@ -78,9 +78,7 @@ def first_failure(error: WorkerGroupError) -> BaseException:
     return cause if isinstance(cause, (ValueError, FloatingPointError)) else failure
 
 
-def _follow(
-    run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event
-) -> None:
+def _follow(run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event) -> None:
     """Tail the metrics file that rank 0 writes, and report its last step of the stage."""
     position = 0
     while True:

@@ -78,7 +78,7 @@ class DataConfig(Section):
     frame_step: Positive = 1
     """rgbd: use every n-th frame."""
     image_size: Annotated[int, Field(ge=0, multiple_of=28)] = 0
-    """rgbd: width and height of a view, cut from the middle and resized (intrinsics follow); 0 keeps the native size."""
+    """rgbd: width and height of a view, cut from the middle, then resized (intrinsics too); 0 keeps the native."""
     max_views: Annotated[int, Field(ge=2, le=3)] = 3
     """Views in one question, at most: SPAR's `_mv` tasks have 3, a tiny model may be asked over 2."""
     min_overlap: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -204,9 +204,7 @@ def test_a_batch_encodes_each_view_once_and_sizes_may_differ(samples: list, tmp_
 
 
 def test_only_the_image_encoder_learns_and_retrieval_rises(tmp_path: Path, tiny_model: Path) -> None:
-    samples = [
-        wall_sample(tmp_path, seed, [(0.0, 0.0), (1.3, 0.2), (0.4, 1.2)], other_light=True) for seed in range(3)
-    ]
+    samples = [wall_sample(tmp_path, seed, [(0.0, 0.0), (1.3, 0.2), (0.4, 1.2)], other_light=True) for seed in range(3)]
     model, processor = load_model(tiny_model), load_processor(tiny_model)
     targets, pixels = make_targets(samples, CONFIG), PixelCache(processor)
     set_trainable(model, "vision")

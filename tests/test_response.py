@@ -81,7 +81,7 @@ def test_any_json_is_survived(tree):
         (reply('[{"from":0,"to":1,"action":[{"move_forward_px":30}]}]'), 2, "bad_action"),
         (reply('[{"from":0,"to":1,"action":[{"turn_up_deg":1,"move_up_m":1}]}]'), 2, "bad_action"),
         (reply('[{"from":0,"to":1,"action":[{"turn_up_deg":1,"turn_up_deg":2}]}]'), 2, "bad_json"),
-        (reply('[{"from":0,"to":1,"action":[%s]}]' % ",".join(['{"turn_up_deg":1}'] * 13)), 2, "bad_action"),
+        (reply('[{"from":0,"to":1,"action":[' + ",".join(['{"turn_up_deg":1}'] * 13) + "]}]"), 2, "bad_action"),
         (reply('[{"from":true,"to":1,"action":[]}]'), 2, "bad_entry"),
         (reply('[{"from":0,"to":1}]'), 2, "bad_entry"),
         (reply(PAIR), 2, "not_a_list"),

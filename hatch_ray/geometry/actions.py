@@ -30,7 +30,7 @@ MAX_DEGREES = 360.0
 MAX_METRES = 20.0
 
 STEEP_DEG = 60.0
-"""Above this elevation of the target place the teacher moves level and then up or down: aiming would lose the heading."""
+"""Above this elevation of the target place the teacher moves level, then up or down: aiming would lose the heading."""
 NEAR_M = 0.05
 """A shorter move than this is left out, and with it the turn that would aim at it."""
 

@@ -131,7 +131,9 @@ def checksum(arrays: Mapping[str, torch.Tensor | np.ndarray] | Iterable[tuple[st
     for name, array in sorted(items, key=lambda item: item[0]):
         if isinstance(array, torch.Tensor):
             array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), zlib.crc32(name.encode(), total))
+        total = zlib.crc32(
+            np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), total)
+        )
     return f"{total:08x}"
 
 

@@ -125,7 +125,7 @@ def show_dataset(path: str | Path, out_html: str | Path, count: int = 12, seed: 
             largest=max(counts.values()),
             summary=summary,
             cards=[_card(sample, scenes.get(sample.scene, (None, ()))[1]) for sample in chosen],
-            )
+        )
     )
     write_atomic(out_html, page)
     return out_html
