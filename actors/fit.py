@@ -72,10 +72,11 @@ def fit_stage(
 
 
 def first_failure(error: WorkerGroupError) -> BaseException:
-    """The exception of the lowest rank that failed, freed from Ray's wrapping."""
+    """What the lowest failed rank raised: the exception itself when its message is for users, else with traceback."""
     failure: BaseException = error.worker_failures[min(error.worker_failures)]
-    cause = getattr(failure, "cause", None) or failure.__cause__
-    return cause if isinstance(cause, (ValueError, FloatingPointError)) else failure
+    # Ray hands the worker's exception over inside one whose text is the traceback; it offers no public way to it.
+    raised = getattr(failure, "_base_exc", failure)
+    return raised if isinstance(raised, (ValueError, FloatingPointError)) else failure
 
 
 def _follow(run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event) -> None:
