@@ -42,7 +42,6 @@ from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atom
 from hatch_ray.sample import Sample
 
 STAGE = "grpo"
-PHASES = ("sync", "prepare", "generate", "reward", "learn")
 MAX_REFUSED = 3
 """Batches in a row that come back too old before the run stops."""
 
@@ -108,7 +107,6 @@ class GrpoRun:
         self.engines: list[Any] = []
         self.judges: list[Any] = []
         self.pending: dict[int, dict[str, float]] = {}
-        self.totals: list[dict[str, float]] = []
 
     def start(self) -> None:
         """Start learner, engines and judges at the same time, and wait for the engines."""
@@ -136,13 +134,15 @@ class GrpoRun:
                 served = version
             synced = time.monotonic()
             step = self.schedule.start(served)
-            groups, seconds = self.collect(step)
+            chosen = [self.samples[index] for index in self.order.indices(step)]
+            groups, seconds = self.collect(step, chosen)
             if not self.schedule.admit(step, [group.rollout.version for group in groups]):
                 refused += 1
                 if refused >= MAX_REFUSED:
                     raise RuntimeError(f"grpo: {refused} batches in a row were older than grpo.max_staleness allows")
                 continue
             refused = 0
+            append_jsonl(self.run.samples(STAGE), sample_rows(step, groups, chosen))
             shards = make_shards(step, groups, self.config.learner.workers)
             wait_for(self.experience.put.remote(shards), "grpo: handing over a batch", CALL_SECONDS, self.learner.check)
             self.pending[step] = group_metrics(step, groups) | seconds
@@ -159,19 +159,17 @@ class GrpoRun:
             CALL_SECONDS + START_SECONDS, self.learner.check,
         )  # fmt: skip
 
-    def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
+    def collect(self, step: int, chosen: Sequence[Sample]) -> tuple[list[Group], dict[str, float]]:
         """A step's groups, sampled and judged, and the seconds of both."""
         start = time.monotonic()
-        chosen = [self.samples[index] for index in self.order.indices(step)]
-        first_seed = np.random.SeedSequence([self.config.seed, step]).generate_state(len(chosen))
-        requests = [self.maker.request(sample, int(seed)) for sample, seed in zip(chosen, first_seed, strict=True)]
+        seeds = np.random.SeedSequence([self.config.seed, step]).generate_state(len(chosen))
+        requests = [self.maker.request(sample, int(seed)) for sample, seed in zip(chosen, seeds, strict=True)]
         prepared = time.monotonic()
         rollouts = generate_all(self.engines, requests, self.sampling)
         sampled = time.monotonic()
         targets = [RewardTarget.from_sample(sample) for sample in chosen]
         jobs = [(r.text, target) for rollout, target in zip(rollouts, targets, strict=True) for r in rollout.replies]
         groups = make_groups(requests, rollouts, score_all(self.judges, jobs))
-        append_jsonl(self.run.samples(STAGE), sample_rows(step, groups, chosen))
         seconds = {
             "seconds_prepare": prepared - start,
             "seconds_generate": sampled - prepared,
@@ -184,10 +182,8 @@ class GrpoRun:
         reports = wait_for(self.experience.reports.remote(), "grpo: the learner's reports", CALL_SECONDS)
         for step, learned in sorted(reports.items()):
             metrics = self.pending.pop(step) | learned
-            metrics["seconds"] = sum(metrics[f"seconds_{phase}"] for phase in PHASES)
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds"]
             self.run.log(STAGE, step + 1, metrics)
-            self.totals.append(metrics)
             report(step + 1, self.steps)
 
     def summary(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Learner:
             frozen = load_model(model, config.model.dtype).to(device).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned)
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned)
-        self.wrapped = DistributedDataParallel(self.scorer) if world > 1 else self.scorer
+        self.wrapped = DistributedDataParallel(self.scorer, broadcast_buffers=False) if world > 1 else self.scorer
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.learning, lr=grpo.lr, weight_decay=grpo.weight_decay)
         name = "constant_with_warmup" if grpo.schedule == "constant" else "cosine"
@@ -258,6 +258,7 @@ def learner_loop(settings: dict[str, Any]) -> None:
     if latest is not None:
         first = checkpoints.step(latest)
         learner.restore(torch.load(latest / "trainer.pt", weights_only=True))
+    before = time.monotonic()
     for step in range(first, job.steps):
         shard = wait_for(job.experience.take.remote(step, rank), f"grpo: shard of step {step}", CALL_SECONDS)
         if shard is None:
@@ -273,5 +274,7 @@ def learner_loop(settings: dict[str, Any]) -> None:
                     torch.save(learner.state(), folder / "trainer.pt")
             if done == job.steps:
                 learner.save(run.stage_model("grpo"), job.model)
+            metrics["seconds"] = time.monotonic() - before
+            before = time.monotonic()
             wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", CALL_SECONDS)
             wait_for(publish(job.weights, learner.weights(), done), "grpo: publishing weights", CALL_SECONDS)

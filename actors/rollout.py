@@ -7,7 +7,6 @@ learner's scores.
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from actors.messages import Reply, Request, Rollout, Sampling, StoredImage
 from actors.weights import PackedWeights, WeightsHandle, unpack_weights
 from hatch_ray.config import Config, ConfigError
 
+PROGRESS_CHUNK = 32
+"""Requests in one call when somebody watches."""
 IMAGE_CACHE = 512
 """Decoded images that an engine keeps."""
 
@@ -61,10 +62,7 @@ class RolloutEngine:
 
         from hatch_ray.model.base import BAN_BIAS, banned_token_ids, eos_token_ids, load_processor
 
-        state = random.getstate(), np.random.get_state()
         self.llm = LLM(**engine_arguments(model, config))
-        random.setstate(state[0])
-        np.random.set_state(state[1])
         processor = load_processor(model)
         self.tokenizer = processor.tokenizer
         self.eos_ids = eos_token_ids(model, processor)
@@ -191,9 +189,10 @@ def generate_all(
 ) -> list[Rollout]:
     """Rollouts of all requests, in order. Engines take chunks as they become free.
 
-    chunk: requests in one call; 0 splits the requests evenly over the engines. progress(done, total) counts requests.
+    chunk: requests in one call; 0 splits them evenly over the engines, or in small parts when `progress` is wanted.
+    progress(done, total) counts requests.
     """
-    size = chunk or -(-len(requests) // len(engines))
+    size = chunk or (PROGRESS_CHUNK if progress is not None else -(-len(requests) // len(engines)))
     chunks = [list(requests[start : start + size]) for start in range(0, len(requests), size)]
 
     def report(done: int, _: int) -> None:

@@ -226,6 +226,24 @@ def test_a_resumed_learner_goes_on_exactly(ray_cluster, tiny_model):
     assert part_checksum(resumed.model, "all") == part_checksum(straight.model, "all")
 
 
+def test_lora_learns_adapters_only_and_saves_a_plain_model(ray_cluster, tiny_model, tmp_path):
+    (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model), 1)
+    config = make_settings(tiny_model, model={"lora_rank": 4})
+    learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+    assert learner.update(shard)["kl"] == pytest.approx(0, abs=1e-9)
+    learner.update(shard)
+    assert learner.update(shard)["kl"] > 0
+    learner.save(tmp_path / "model", tiny_model)
+    first, last = load_model(tiny_model), load_model(tmp_path / "model")
+    changed = {n for n, t in last.state_dict().items() if not torch.equal(t, first.state_dict()[n])}
+    assert changed
+    assert all("language_model" in name and "proj" in name for name in changed)
+    assert part_checksum(last, "vision") == part_checksum(first, "vision")
+    resumed = Learner(config, tiny_model, 10, torch.device("cpu"))
+    resumed.restore(learner.state())
+    assert all(torch.equal(t, learner.weights()[n]) for n, t in resumed.weights().items())
+
+
 def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
     (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model, version=0), 1)
     learner = Learner(make_settings(tiny_model), tiny_model, 10, torch.device("cpu"))
