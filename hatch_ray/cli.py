@@ -168,9 +168,9 @@ def tiny_pretrain(
     minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 120.0,
 ) -> None:
     """Pretrain hatch-tiny from random weights on rooms of its own."""
-    from hatch_ray.model.pretrain import pretrain
+    from hatch_ray.model.pretrain import PretrainOptions, pretrain
 
-    console.print(f"model: {pretrain(out, seed=seed, minutes=minutes)}")
+    console.print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
 
 
 def main() -> None:
