@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import ray
@@ -241,7 +244,8 @@ class ReasonService:
         )
 
 
-_started_ray = False
+_ray_of_ours: Literal["", "joined", "started"] = ""
+"""What `start_service` did to have a cluster: nothing, joined the one of RAY_ADDRESS, started one on this machine."""
 
 
 def start_service(config: Config, run: RunFolder, port: int | None = None, blocking: bool = False) -> str:
@@ -251,7 +255,7 @@ def start_service(config: Config, run: RunFolder, port: int | None = None, block
     returns after Ctrl-C, the service stopped. Raises ConfigError when there is no model, the port is taken or CPUs or
     GPUs are too few, and when the service is not up within START_DEADLINE_S.
     """
-    global _started_ray
+    global _ray_of_ours
     serving = config.serve
     port = serving.port if port is None else port
     if not (run.model / "config.json").is_file():
@@ -259,8 +263,10 @@ def start_service(config: Config, run: RunFolder, port: int | None = None, block
     _check_port(serving.host, port)
     settings = Settings.of(config, run)
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-        _started_ray = True
+        address = os.environ.get("RAY_ADDRESS", "local")
+        options = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, logging_level="warning", **options)
+        _ray_of_ours = "started" if address == "local" else "joined"
     try:
         _check_resources(config)
         _deploy(config, settings, port)
@@ -275,12 +281,13 @@ def start_service(config: Config, run: RunFolder, port: int | None = None, block
 
 
 def stop_service() -> None:
-    """Stop the service, and Ray too when `start_service` started it."""
-    global _started_ray
-    ray_serve.shutdown()
-    if _started_ray:
+    """Stop Ray Serve; the cluster too when `start_service` started it, and leave it when it joined one."""
+    global _ray_of_ours
+    if _ray_of_ours != "started":
+        ray_serve.shutdown()
+    if _ray_of_ours:
         ray.shutdown()
-        _started_ray = False
+    _ray_of_ours = ""
 
 
 def _check_port(host: str, port: int) -> None:
@@ -305,6 +312,7 @@ def _check_resources(config: Config) -> None:
 
 def _deploy(config: Config, settings: Settings, port: int) -> None:
     serving = config.serve
+    logger.setLevel(logging.WARNING)
     logs = {"log_level": "ERROR", "enable_access_log": False}
     ray_serve.start(http_options=HTTPOptions(host=serving.host, port=port), logging_config=logs)
     application = ReasonService.options(  # type: ignore[attr-defined]
@@ -343,11 +351,11 @@ def _wait_until_healthy(url: str) -> None:
 
 
 def _serve_until_interrupt(url: str, version: str) -> None:
+    """Until Ctrl-C or a SIGTERM (which Ray would answer with an abort); then stop in order."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
     print(f"serving {version} at {url}: POST /reason, GET /healthz; Ctrl-C stops it", flush=True)
-    try:
-        while True:
-            time.sleep(1)
-    except KeyboardInterrupt:
-        print("stopping", flush=True)
-    finally:
-        stop_service()
+    stopping.wait()
+    print("stopping", flush=True)
+    stop_service()
