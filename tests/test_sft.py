@@ -154,10 +154,15 @@ def test_a_share_keeps_every_task_and_follows_the_seed(samples: list[Sample]) ->
     assert choose_samples(many, 1.0, seed=3) == many
 
 
-def test_a_sample_longer_than_the_context_is_refused_before_training(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
+def test_a_sample_longer_than_the_context_is_refused(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
     encoder = SampleEncoder(processor, "reason", ModelConfig(template="compact-v1", max_length=100))
     with pytest.raises(ValueError, match=r"sample depth_prediction_oc_mv-0 has \d+ tokens .* model.max_length=100"):
         encoder.check(samples)
+
+
+def test_two_samples_of_one_name_are_refused(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="two samples are called 'depth_prediction_oc_mv-0'"):
+        SampleEncoder(processor, "reason", MODEL).check([samples[0], samples[0]])
 
 
 def test_total_steps() -> None:

@@ -27,6 +27,15 @@ def load_image(path: str | Path) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) from the file's header, nothing decoded. Raises ValueError as `load_image` does."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError:
+        return load_image(path).size
+
+
 def load_depth(path: str | Path) -> np.ndarray:
     """A 16-bit PNG in millimetres as (h, w) float32 z-depth in metres; 0 where there is no reading.
 

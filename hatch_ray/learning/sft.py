@@ -24,7 +24,7 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from hatch_ray.config import ModelConfig, SftConfig
-from hatch_ray.data.images import model_image, shrunk_size
+from hatch_ray.data.images import image_size, model_image, shrunk_size
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.logprobs import ImagePatches, tokenize_prompt
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
@@ -105,16 +105,19 @@ class SampleEncoder:
 
     def _image_tokens(self, path: Path) -> int:
         if path not in self._image_lengths:
-            with Image.open(path) as image:
-                width, height = shrunk_size(image.width, image.height, self.model.max_pixels)
+            width, height = shrunk_size(*image_size(path), self.model.max_pixels)
             processor = self.processor.image_processor
             patches = processor.get_number_of_image_patches(height, width, {})
             self._image_lengths[path] = patches // processor.merge_size**2
         return self._image_lengths[path]
 
     def check(self, samples: Sequence[Sample]) -> None:
-        """Raise ValueError naming the first sample that does not fit the context, before anything is trained."""
+        """Raise ValueError naming the first sample that does not fit the context or has the name of another one."""
+        seen: set[str] = set()
         for sample in samples:
+            if sample.id in seen:
+                raise ValueError(f"two samples are called {sample.id!r}; give every sample of a dataset its own id")
+            seen.add(sample.id)
             check_length(sample, self.length(sample), self.model.max_length)
 
 
