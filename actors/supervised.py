@@ -239,7 +239,9 @@ def sft_loop(settings: dict[str, Any]) -> None:
     latest = checkpoints.latest()
     if rank == 0:
         forget_after(run, job.stage, checkpoints.step(latest) if latest else 0)
-    model = load_model(job.model)
+    # transformers' Trainer cannot restore a full Qwen2.5-VL: on disk its weights have other names than in memory, and
+    # it passes over what it does not find. Adapters it restores itself.
+    model = load_model(latest if latest and not config.model.lora_rank else job.model)
     gpu = config.learner.gpus > 0
     if not gpu:
         speed_up_vision(model)

@@ -168,3 +168,21 @@ def test_two_samples_of_one_name_are_refused(samples: list[Sample], processor) -
 def test_total_steps() -> None:
     assert total_steps(10, SftConfig(epochs=2, batch_size=4)) == 6
     assert total_steps(10, SftConfig(epochs=2, batch_size=4, max_steps=5)) == 5
+
+
+def test_a_checkpoint_continues_with_the_losses_of_a_run_that_never_stopped(  # type: ignore[no-untyped-def]
+    samples, processor, tiny_model, tmp_path
+) -> None:
+    """The weights must come from the folder itself: the trainer alone restores optimizer and order, not the weights."""
+    encoder = SampleEncoder(processor, "direct", MODEL)
+
+    def losses(model, steps: int, resume: Path | None = None) -> list[float]:  # type: ignore[no-untyped-def]
+        config = SftConfig(max_steps=steps, batch_size=2, lr=2e-3, save_every=2)
+        trainer = make_trainer(model, encoder, samples, trl_config(config, MODEL, tmp_path, 1, gpu=False, seed=0))
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+    whole = losses(load_model(tiny_model), 4)
+    state = tmp_path / "checkpoint-2"
+    assert losses(load_model(state), 4, state) == pytest.approx(whole, rel=1e-4)
+    assert losses(load_model(tiny_model), 4, state)[2:] != pytest.approx(whole[2:], rel=1e-2)

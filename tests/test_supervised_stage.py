@@ -31,7 +31,7 @@ PLACES = [(0.0, 0.0), (1.3, 0.2), (0.4, 1.2)]
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     folder = tmp_path_factory.mktemp("walls")
-    return [wall_sample(folder, seed, PLACES, other_light=True) for seed in range(6)]
+    return [wall_sample(folder, seed, PLACES, other_light=True) for seed in range(8)]
 
 
 def config_of(run: Path, **changes: Any) -> Config:
@@ -74,10 +74,10 @@ def test_pasta_on_two_workers_stopped_and_resumed(
 ) -> None:
     """Seven steps, then on to twelve: the losses are those of one process that never stopped."""
     run, seen = RunFolder(tmp_path / "run"), []
-    run_pasta(config_of(run.path, pasta={"max_steps": 7}), run, tiny_model, samples[:4], samples[4:], ignore)
+    run_pasta(config_of(run.path, pasta={"max_steps": 7}), run, tiny_model, samples[:4], samples[4:6], ignore)
     run.log("pasta", 9, {"loss": 1.0})  # of a step that a killed process had taken after its last checkpoint
     config = config_of(run.path)
-    result = run_pasta(config, run, tiny_model, samples[:4], samples[4:], lambda *done: seen.append(done))
+    result = run_pasta(config, run, tiny_model, samples[:4], samples[4:6], lambda *done: seen.append(done))
     rows = read_jsonl(run.metrics_path)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["loss"] for row in rows] == pytest.approx(pasta_by_hand(config, tiny_model, samples[:4]), rel=1e-3)
@@ -133,7 +133,7 @@ def test_cold_start_with_lora_merges_its_adapters(
     run = RunFolder(tmp_path / "run")
     config = config_of(run.path, learner={"workers": 1}, model={"lora_rank": 2})
     result = run_sft("cold_start", config, run, tiny_model, samples, ignore)
-    assert result["samples"] == 3
+    assert result["samples"] == 4
     assert [row["stage"] for row in read_jsonl(run.metrics_path)] == ["cold_start"] * 4
     model, base = load_model(run.stage_model("cold_start")).state_dict(), load_model(tiny_model).state_dict()
     assert model.keys() == base.keys()
