@@ -1,6 +1,6 @@
 """Experience: from rollouts and scores to whole batches for the learner's workers, never older than allowed.
 
-`Schedule` and the functions decide and compute; `ExperienceBoard` is the small actor where batches wait for workers.
+Here is what decides and computes; batches wait for the workers on `boards.ExperienceBoard`.
 
 Life of step s:  Schedule.start(version) -> rollouts, scores -> make_groups -> Schedule.admit(s, version)
                  -> make_shards -> board.put -> every worker's board.take(s, rank) -> rank 0's board.report(s)
@@ -8,7 +8,6 @@ Life of step s:  Schedule.start(version) -> rollouts, scores -> make_groups -> S
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -162,40 +161,3 @@ def sample_rows(step: int, groups: Sequence[Group], samples: Sequence[Sample]) -
                 }
             )
     return rows
-
-
-class ExperienceBoard:
-    """Where batches wait for the learner's workers, and results for the driver. An actor with async methods."""
-
-    def __init__(self) -> None:
-        self._shards: dict[tuple[int, int], Shard] = {}
-        self._reports: dict[int, dict[str, float]] = {}
-        self._stopped = False
-        self._changed = asyncio.Condition()
-
-    async def put(self, shards: Sequence[Shard]) -> None:
-        """A step's shards, one a rank."""
-        async with self._changed:
-            self._shards |= {(shard.step, rank): shard for rank, shard in enumerate(shards)}
-            self._changed.notify_all()
-
-    async def take(self, step: int, rank: int) -> Shard | None:
-        """A worker's shard of a step, once it is there; None when the driver gave up."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stopped or (step, rank) in self._shards)
-            return self._shards.pop((step, rank), None)
-
-    async def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Rank 0's numbers of a finished step."""
-        self._reports[step] = metrics
-
-    async def reports(self) -> dict[int, dict[str, float]]:
-        """The reports not yet fetched, by step."""
-        reports, self._reports = self._reports, {}
-        return reports
-
-    async def stop(self) -> None:
-        """Let waiting workers end."""
-        async with self._changed:
-            self._stopped = True
-            self._changed.notify_all()

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.boards import ExperienceBoard, WeightsBoard
 from actors.deadlines import CALL_SECONDS, START_SECONDS, wait_for
 from actors.experience import (
-    ExperienceBoard,
     SampleOrder,
     Schedule,
     group_metrics,
@@ -31,11 +31,10 @@ from actors.experience import (
 )
 from actors.fit import Checkpoints, fit_stage, forget_after
 from actors.learner import GrpoJob, learner_loop
-from actors.messages import Group, Sampling
+from actors.messages import Group, Sampling, WeightsHandle
 from actors.prompts import PromptMaker
 from actors.reward import score_all, start_judges
 from actors.rollout import engines_ready, generate_all, start_engines, stop_actors, sync_engines
-from actors.weights import WeightsBoard, WeightsHandle
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.rewards.score import RewardTarget
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic

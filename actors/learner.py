@@ -36,7 +36,6 @@ from hatch_ray.model.logprobs import (
     process_image,
     tokenize_prompt,
 )
-from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.run_folder import RunFolder
 
 PATCH_CACHE = 256
@@ -97,6 +96,8 @@ class Learner:
         )
         self.reference: ReplyScorer | None = None
         if config.model.lora_rank:
+            from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
+
             add_lora(self.model, config.model.lora_rank)
         elif grpo.beta:
             frozen = load_model(model, config.model.dtype).to(device).requires_grad_(False)
@@ -111,7 +112,11 @@ class Learner:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The full state dict as an engine needs it: adapters merged, the head included."""
-        return merged_state(self.model) if self.config.model.lora_rank else self.model.state_dict()
+        if not self.config.model.lora_rank:
+            return self.model.state_dict()
+        from hatch_ray.model.lora import merged_state
+
+        return merged_state(self.model)
 
     def update(self, shard: Shard) -> dict[str, float]:
         """Train on one shard. Returns the step's metrics, equal on all workers.
@@ -176,6 +181,8 @@ class Learner:
         with torch.no_grad():
             if self.reference is not None:
                 return self.reference(batch)[0]
+            from hatch_ray.model.lora import without_lora
+
             with without_lora(self.model):
                 return self.scorer(batch)[0]
 

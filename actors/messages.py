@@ -91,3 +91,11 @@ class Shard:
     groups: tuple[Group, ...]
     global_tokens: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightsHandle:
+    """Where a version lies: a reference inside a record, so that Ray does not fetch it on the way."""
+
+    version: int
+    ref: ray.ObjectRef

@@ -17,8 +17,8 @@ import ray
 from PIL import Image
 
 from actors.deadlines import CALL_SECONDS, START_SECONDS, dispatch, wait_for_all
-from actors.messages import Reply, Request, Rollout, Sampling, StoredImage
-from actors.weights import PackedWeights, WeightsHandle, unpack_weights
+from actors.messages import Reply, Request, Rollout, Sampling, StoredImage, WeightsHandle
+from actors.weights import PackedWeights, unpack_weights
 from hatch_ray.config import Config, ConfigError
 
 PROGRESS_CHUNK = 32

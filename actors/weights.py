@@ -6,7 +6,6 @@ that moves weights goes through `publish` and `unpack_weights`, so that another 
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import ray
 import torch
 
+from actors.messages import WeightsHandle
 from hatch_ray.model.base import checksum
 
 
@@ -26,14 +26,6 @@ class PackedWeights:
     arrays: dict[str, np.ndarray]
     dtypes: dict[str, str]
     checksum: str
-
-
-@dataclass(frozen=True)
-class WeightsHandle:
-    """Where a version lies: a reference inside a record, so that Ray does not fetch it on the way."""
-
-    version: int
-    ref: ray.ObjectRef
 
 
 def pack_weights(state: Mapping[str, torch.Tensor], version: int) -> PackedWeights:
@@ -64,34 +56,3 @@ def unpack_weights(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
 def publish(board: ray.actor.ActorHandle, state: Mapping[str, torch.Tensor], version: int) -> ray.ObjectRef:
     """Put a version into the object store and tell the board; returns the reference of the board's answer."""
     return board.publish.remote(WeightsHandle(version, ray.put(pack_weights(state, version))))
-
-
-class WeightsBoard:
-    """Holds the newest version. It may be published by one learner worker and awaited by many.
-
-    Life of a version: publish(v) -> the version before is let go -> newest() and wait_for(<= v) return it.
-    """
-
-    def __init__(self, version: int) -> None:
-        """`version` is what the engines start with: nothing has to be sent for it."""
-        self._version = version
-        self._newest: WeightsHandle | None = None
-        self._changed = asyncio.Condition()
-
-    async def publish(self, handle: WeightsHandle) -> int:
-        async with self._changed:
-            if handle.version != self._version + 1:
-                raise ValueError(f"version {handle.version} published after {self._version}")
-            self._version, self._newest = handle.version, handle
-            self._changed.notify_all()
-        return handle.version
-
-    async def newest(self) -> tuple[int, WeightsHandle | None]:
-        """(version, handle); the handle is None while the engines' own first weights are the newest."""
-        return self._version, self._newest
-
-    async def wait_for(self, version: int) -> tuple[int, WeightsHandle | None]:
-        """As `newest`, once it is at least `version`."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._version >= version)
-            return self._version, self._newest

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.boards import ExperienceBoard, WeightsBoard
 from actors.experience import (
-    ExperienceBoard,
     SampleOrder,
     Schedule,
     group_metrics,
     make_groups,
     make_shards,
 )
-from actors.messages import Reply, Request, Rollout, Shard
+from actors.messages import Reply, Request, Rollout, Shard, WeightsHandle
 
 
 def test_synchronous_schedule_takes_turns():
@@ -143,5 +143,21 @@ def test_board_gives_each_rank_its_shard_and_lets_waiting_workers_go():
         await asyncio.sleep(0)
         await board.stop()
         assert await late is None
+
+    asyncio.run(play())
+
+
+def test_weights_board_holds_the_newest_version_in_order():
+    async def play():
+        board = WeightsBoard(4)
+        assert await board.wait_for(3) == (4, None)
+        waiting = asyncio.create_task(board.wait_for(5))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        handle = WeightsHandle(5, None)
+        await board.publish(handle)
+        assert await waiting == (5, handle)
+        with pytest.raises(ValueError, match="version 7 published after 5"):
+            await board.publish(WeightsHandle(7, None))
 
     asyncio.run(play())

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.messages import Request, Sampling, StoredImage
+from actors.messages import Request, Sampling, StoredImage, WeightsHandle
 from actors.rollout import engines_ready, generate_all, start_engines, stop_actors, sync_engines
-from actors.weights import WeightsHandle, pack_weights
+from actors.weights import pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor

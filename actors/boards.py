@@ -1,0 +1,76 @@
+"""Two small actors where the parts of the GRPO stage meet. They hold references and numbers and import no torch.
+
+driver --shards--> ExperienceBoard --a shard each--> learner workers --metrics--> ExperienceBoard --> driver
+learner's rank 0 --reference of the weights--> WeightsBoard --newest--> driver --> engines
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from actors.messages import Shard, WeightsHandle
+
+
+class ExperienceBoard:
+    """Where batches wait for the learner's workers, and results for the driver. An actor with async methods."""
+
+    def __init__(self) -> None:
+        self._shards: dict[tuple[int, int], Shard] = {}
+        self._reports: dict[int, dict[str, float]] = {}
+        self._stopped = False
+        self._changed = asyncio.Condition()
+
+    async def put(self, shards: Sequence[Shard]) -> None:
+        """A step's shards, one a rank."""
+        async with self._changed:
+            self._shards |= {(shard.step, rank): shard for rank, shard in enumerate(shards)}
+            self._changed.notify_all()
+
+    async def take(self, step: int, rank: int) -> Shard | None:
+        """A worker's shard of a step, once it is there; None when the driver gave up."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stopped or (step, rank) in self._shards)
+            return self._shards.pop((step, rank), None)
+
+    async def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Rank 0's numbers of a finished step."""
+        self._reports[step] = metrics
+
+    async def reports(self) -> dict[int, dict[str, float]]:
+        """The reports not yet fetched, by step."""
+        reports, self._reports = self._reports, {}
+        return reports
+
+    async def stop(self) -> None:
+        """Let waiting workers end."""
+        async with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+class WeightsBoard:
+    """Holds the newest version. It may be published by one learner worker and awaited by many.
+
+    Life of a version: publish(v) -> the version before is let go -> wait_for(<= v) returns it.
+    """
+
+    def __init__(self, version: int) -> None:
+        """`version` is what the engines start with: nothing has to be sent for it."""
+        self._version = version
+        self._newest: WeightsHandle | None = None
+        self._changed = asyncio.Condition()
+
+    async def publish(self, handle: WeightsHandle) -> int:
+        async with self._changed:
+            if handle.version != self._version + 1:
+                raise ValueError(f"version {handle.version} published after {self._version}")
+            self._version, self._newest = handle.version, handle
+            self._changed.notify_all()
+        return handle.version
+
+    async def wait_for(self, version: int) -> tuple[int, WeightsHandle | None]:
+        """The newest version once it is at least `version`; no handle while it is the engines' own first weights."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._version >= version)
+            return self._version, self._newest
