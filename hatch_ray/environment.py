@@ -20,6 +20,8 @@ EVERYWHERE = {
     "TOKENIZERS_PARALLELISM": "false",
     # Ray Train looks at its workers ten times a second: a short stage ends when it ends, not two seconds later.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # On a busy machine the workers' start can take longer than Ray Train's own minute.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     # Keep CUDA_VISIBLE_DEVICES as it is in actors that asked for no GPU (what Ray will do by default).
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Errors only, so that progress bars and stage lines can be read; set them to INFO to see what the engines say.
