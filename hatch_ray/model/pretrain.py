@@ -32,6 +32,7 @@ from hatch_ray.model.pretrain_data import (
     TEXTS,
     THINGS,
     ViewSet,
+    all_pairs,
     ask,
     render_views,
 )
@@ -45,24 +46,28 @@ log = logging.getLogger(__name__)
 class PretrainOptions:
     """Numbers of the recipe. minutes are wall time on the machine that runs it."""
 
-    minutes: float = 90.0
-    encoder_minutes: float = 8.0
-    rooms: int = 1500
+    minutes: float = 75.0
+    encoder_minutes: float = 5.0
+    rooms: int = 1600
     heldout_rooms: int = 100
     views: int = 10
-    batch: int = 24
+    batch: int = 16
     encoder_batch: int = 96
-    questions: int = 14
-    lr: float = 2e-3
+    questions: int = 12
+    lr: float = 1e-3
     encoder_lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.03
-    comparing: float = 0.5
+    comparing: float = 0.6
     """Share of the questions that compare two images."""
     three_views: float = 0.25
     """Share of the batches with three images."""
     dense_weight: float = 0.3
     relation_weight: float = 0.5
+    chat: float = 0.6
+    """Share of the batches that are chats of half as many questions and one for all pairs of cameras, as JSON ..."""
+    chat_from: float = 0.6
+    """... after this share of stage 2."""
     eval_minutes: float = 8.0
     eval_n: int = 200
     """Held-out questions of each kind in the last evaluation; the others use 64 at most."""
@@ -253,9 +258,20 @@ class Packer:
         text = text.removesuffix("<|im_end|>\n").replace("<|image_pad|>", "<|image_pad|>" * CELLS)
         return self.tokenizer.encode(text)
 
-    def pack(self, rows: list[list[tuple[str, str]]], n_views: int) -> dict[str, torch.Tensor]:
-        """Right-padded ids, mask, types and labels (-100 outside the answers), a row a sequence; and `asked`."""
-        texts = [text for row in rows for question, answer in row for text in (question, answer + "\n")]
+    def pack(self, rows: list[list[tuple[str, str]]], n_views: int, chat: bool = False) -> dict[str, torch.Tensor]:
+        """Right-padded ids, mask, types and labels (-100 outside the answers), a row a sequence; and `asked`.
+
+        chat: each question is a user's turn and each answer the assistant's, in answer tags; else they follow in a row.
+        """
+        after_question = "<|im_end|>\n<|im_start|>assistant\n" if chat else ""
+        answer_form = "<answer>{}</answer><|im_end|>" if chat else "{}\n"
+        texts = [
+            text
+            for row in rows
+            for question, answer in row
+            for text in (question + after_question, answer_form.format(answer))
+        ]
+        between = self.tokenizer.encode("\n<|im_start|>user\n") if chat else []
         encoded = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
         prefix = self.prefix(n_views)
         ids, labels, asked = [], [], []
@@ -267,8 +283,8 @@ class Packer:
                 numbers = answer_numbers(*pair)
                 if numbers is not None:
                     asked.append((index, len(line) - 1, *numbers))
-                line += answer
-                target += [-100] * len(question) + answer
+                line += answer + between
+                target += [-100] * len(question) + answer + [-100] * len(between)
             ids.append(line)
             labels.append(target)
         length = max(map(len, ids))
@@ -373,7 +389,15 @@ def train_all(
         rows = [draw_questions(views, room, shown, options.questions, options.comparing, rng) for room, shown in drawn]
         room = np.repeat([room for room, _ in drawn], n_views)
         view = np.array([v for _, shown in drawn for v in shown])
-        batch = packer.pack(rows, n_views)
+        chat = done > options.chat_from and rng.random() < options.chat
+        if chat:
+            rows = [
+                [all_pairs(views, room, shown), *row[: options.questions // 2]]
+                for (room, shown), row in zip(drawn, rows, strict=True)
+            ]
+            for row in rows:
+                rng.shuffle(row)
+        batch = packer.pack(rows, n_views, chat)
         pixels = patchify(views.rgb[room, view], array_rng)
         loss_text, loss_dense, loss_relation, parts = losses(
             model, heads, relations, answers, batch, pixels, views, room, view

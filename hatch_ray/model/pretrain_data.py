@@ -218,3 +218,15 @@ def ask(kind: str, views: ViewSet, room: int, shown: tuple[int, ...], rng: rando
             cell = views.cell_of[room, a, b, c]
             return f"match{k}:{_cell(c)}in{other}?", _cell(cell) if cell >= 0 else "none"
     raise ValueError(f"no question kind {kind!r}")
+
+
+def all_pairs(views: ViewSet, room: int, shown: tuple[int, ...]) -> tuple[str, str]:
+    """How every two cameras stand, as JSON: bearing and distance of the later one, and how its direction differs."""
+    entries = []
+    for i, a in enumerate(shown):
+        for j in range(i + 1, len(shown)):
+            b = shown[j]
+            bearing, far = _seen_from(views, room, a, views.position[room, b]).split(",")
+            facing = side(views.heading[room, b] - views.heading[room, a])
+            entries.append(f'{{"from":{i},"to":{j},"bearing":"{bearing}","far":{far},"facing":"{facing}"}}')
+    return "pairs?", f"[{','.join(entries)}]"

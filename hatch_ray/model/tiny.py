@@ -38,8 +38,9 @@ SPECIAL_TOKENS = (
 )
 """Qwen2.5-VL's, with ids of this vocabulary."""
 
-PRE_TOKEN = r"""[^\s\d]*["<>][^\s\d]*|\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"""
-"""A digit is always a token of its own; JSON or tags between two numbers may be one token; else words and signs."""
+PRE_TOKEN = r"""(?:(?!left|right)[^\s\d])*["<>](?:(?!left|right)[^\s\d])*|\d|left|right| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"""
+"""A digit, and in JSON the words left and right, are always tokens of their own (what is learned of them elsewhere
+holds in a plan); the JSON or tags between may be one token; else words and signs."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
