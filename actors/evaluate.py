@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.deadlines import wait_for_all
+from actors.deadlines import CALL_SECONDS, wait_for_all
 from actors.messages import Sampling
 from actors.progress import Report, progress_bar
 from actors.prompts import PromptMaker
 from actors.recipe import load_datasets, start_ray
-from actors.rollout import CALL_SECONDS, engines_ready, generate_all, start_engines, stop_actors
+from actors.rollout import engines_ready, generate_all, start_engines, stop_actors
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.evaluation.baselines import constant_replies, still_replies
 from hatch_ray.evaluation.control import swap_images
