@@ -36,6 +36,7 @@ from actors.prompts import PromptMaker
 from actors.reward import score_all, start_judges
 from actors.rollout import engines_ready, generate_all, start_engines, stop_actors, sync_engines
 from hatch_ray.config import Config, ConfigError
+from hatch_ray.model.base import model_source
 from hatch_ray.rewards.score import RewardTarget
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
 from hatch_ray.sample import Sample
@@ -218,7 +219,8 @@ def run_grpo(
     """
     if not samples:
         raise ConfigError("grpo: there are no training samples")
-    stage = GrpoRun(config, run, model, samples)
+    # Ray Train changes its workers' directory, so the folder must be absolute.
+    stage = GrpoRun(config, run, model_source(model), samples)
     try:
         stage.start()
         stage.drive(report)

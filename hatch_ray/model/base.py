@@ -29,7 +29,7 @@ Part = Literal["all", "vision", "language"]
 
 
 def model_source(base: str | Path) -> str:
-    """The folder or name to load: "hatch-tiny" becomes the packaged folder.
+    """The absolute folder or the name to load: "hatch-tiny" becomes the packaged folder.
 
     Raises ValueError for something that looks like a path and is not a model folder.
     """
@@ -39,7 +39,7 @@ def model_source(base: str | Path) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is not a Hugging Face model folder: it has no config.json")
-        return str(path)
+        return str(path.resolve())
     if isinstance(base, Path) or path.is_absolute() or str(base).startswith((".", "~")):
         raise ValueError(f"model folder {base} does not exist")
     return str(base)
