@@ -23,6 +23,7 @@ from hatch_ray.config import Config, ConfigError, load_config, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.environment import variables
+from hatch_ray.model.base import model_source
 from hatch_ray.run_folder import STAGES, RunFolder
 from hatch_ray.sample import Sample
 
@@ -114,7 +115,7 @@ def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
     for earlier in reversed(STAGES[: STAGES.index(stage)]):
         if progress.get(earlier, {}).get("done"):
             return run.stage_model(earlier)
-    return config.model.base
+    return model_source(config.model.base)
 
 
 def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report: Report) -> dict[str, Any]:
