@@ -7,7 +7,9 @@ One function a step; Ray is started here and nowhere else in a training run.
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,11 @@ from actors.progress import Report, progress_bar
 from actors.resources import check_resources
 from hatch_ray.config import Config, ConfigError, load_config, save_config
 from hatch_ray.data.build import build_dataset
+from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.environment import variables
 from hatch_ray.model.base import model_source
+from hatch_ray.model.size import count_parameters
 from hatch_ray.run_folder import STAGES, RunFolder
 from hatch_ray.sample import Sample
 
@@ -37,8 +41,8 @@ class Datasets:
     heldout: list[Sample]
 
 
-def prepare_run(config: Config) -> RunFolder:
-    """Make the run folder, or check that the existing one was made with the same config.
+def open_run(config: Config) -> RunFolder:
+    """The run folder; an existing one must have been made with the same config. Writes nothing.
 
     Raises ConfigError that names every setting that differs.
     """
@@ -54,7 +58,6 @@ def prepare_run(config: Config) -> RunFolder:
             )
     elif run.path.exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not empty and is not a run folder; choose another run_dir")
-    save_config(config, run.config_path)
     return run
 
 
@@ -65,8 +68,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_root(config: Config) -> None:
-    """A posed RGB-D run needs its folder, before anything is made."""
+def check_inputs(config: Config) -> None:
+    """Refuse a missing data folder, a wrong model folder or an unknown task before anything is made."""
+    source = Path(model_source(config.model.base))
+    if source.is_dir():
+        count_parameters(config.model.base)
+    choose_tasks(config.data.tasks, has_objects=config.data.kind == "rooms")
     root = config.data.root
     if config.data.kind == "rgbd" and root is None:
         raise ConfigError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
@@ -101,6 +108,8 @@ def start_ray(config: Config) -> None:
     """Join the cluster that RAY_ADDRESS (or a submitted job) names, or start one on this machine."""
     if ray.is_initialized():
         return
+    # Says at every start that the cluster asks for a token, which the user need not act on.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})
@@ -133,11 +142,18 @@ def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report
 
 def run_recipe(config: Config, console: Console) -> RunFolder:
     """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint."""
-    check_root(config)
-    run = prepare_run(config)
-    data = load_datasets(config, run, console)
-    console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
+    check_inputs(config)
+    run = open_run(config)
     start_ray(config)
+    fresh = not run.path.exists()
+    save_config(config, run.config_path)
+    try:
+        data = load_datasets(config, run, console)
+    except Exception:
+        if fresh:
+            shutil.rmtree(run.path)
+        raise
+    console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
     for number, stage in enumerate(config.stages, start=1):
         label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
         if run.progress().get(stage, {}).get("done"):
