@@ -262,6 +262,7 @@ def test_two_workers_do_what_one_does(ray_cluster, tiny_model, tmp_path):
         torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
         learner = Learner(config, tiny_model, 10, torch.device("cpu"), world=2)
         metrics = learner.update(shard)
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
         return metrics, {name: p.grad.numpy() for name, p in learner.model.named_parameters()}
 

@@ -49,10 +49,12 @@ def head(tmp_path):
     environment |= {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{os.environ['PATH']}",
     }  # fmt: skip
-    gcs, dashboard = reserve_ports(2)
+    # Another Ray on this machine, such as the session's, holds the agent's usual ports.
+    gcs, dashboard, agent, agent_grpc, metrics = reserve_ports(5)
     subprocess.run(
         ["ray", "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         "--num-cpus=3", f"--object-store-memory={256 * 2**20}", f"--temp-dir={scratch / 'ray'}"],
+         f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+         f"--metrics-export-port={metrics}", "--num-cpus=3", f"--object-store-memory={256 * 2**20}", f"--temp-dir={scratch / 'ray'}"],
         env=environment, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     yield environment, f"http://127.0.0.1:{dashboard}"
