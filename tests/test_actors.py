@@ -1,6 +1,7 @@
 """Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
 
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -252,23 +253,35 @@ def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
 
 
 @pytest.mark.slow
-def test_two_workers_do_what_one_does(ray_cluster, tiny_model, tmp_path):
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_workers_do_what_one_does(ray_cluster, tiny_model):
     groups = make_batch(ray_cluster, tiny_model)
     config = make_settings(tiny_model, learner={"workers": 2, "cpus": 0.5})
     alone = Learner(config, tiny_model, 10, torch.device("cpu"))
     expected = alone.update(make_shards(0, groups, 1)[0])
 
-    def work(rank, shard, meeting):
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-        learner = Learner(config, tiny_model, 10, torch.device("cpu"), world=2)
-        metrics = learner.update(shard)
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        return metrics, {name: p.grad.numpy() for name, p in learner.model.named_parameters()}
+    class Rank:
+        """One worker: an actor, because two tasks may be given to one process, one after the other."""
 
-    remote = ray_cluster.remote(num_cpus=0.5)(work)
+        def work(self, rank, shard, meeting):
+            torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+            learner = Learner(config, tiny_model, 10, torch.device("cpu"), world=2)
+            metrics = learner.update(shard)
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+            return metrics, {name: p.grad.numpy() for name, p in learner.model.named_parameters()}
+
+    meeting = f"tcp://127.0.0.1:{free_port()}"
+    ranks = [ray_cluster.remote(num_cpus=0.5)(Rank).remote() for _ in range(2)]
     shards = make_shards(0, groups, 2)
-    results = ray_cluster.get([remote.remote(r, s, tmp_path / "m") for r, s in enumerate(shards)], timeout=120)
+    jobs = [actor.work.remote(rank, shards[rank], meeting) for rank, actor in enumerate(ranks)]
+    results = ray_cluster.get(jobs, timeout=120)
+    stop_actors(ranks)
     for metrics, gradients in results:
         for name in ("loss", "kl", "entropy", "grad_norm"):
             assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
