@@ -54,7 +54,8 @@ def head(tmp_path):
     subprocess.run(
         ["ray", "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
          f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
-         f"--metrics-export-port={metrics}", "--num-cpus=3", f"--object-store-memory={256 * 2**20}", f"--temp-dir={scratch / 'ray'}"],
+         f"--metrics-export-port={metrics}", "--num-cpus=3", f"--object-store-memory={256 * 2**20}",
+         f"--temp-dir={scratch / 'ray'}"],
         env=environment, check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     yield environment, f"http://127.0.0.1:{dashboard}"
