@@ -28,7 +28,7 @@ from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.environment import variables
 from hatch_ray.model.base import model_source
 from hatch_ray.model.size import count_parameters
-from hatch_ray.run_folder import STAGES, RunFolder
+from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
 from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {"run_dir", "stages", "rollout", "reward_actors", "learner", "eval", "serve", "tensorboard"}
@@ -140,6 +140,19 @@ def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report
     return run_sft(stage, config, run, model, data.train, report)
 
 
+def write_tensorboard(run: RunFolder, stage: str) -> None:
+    """The stage's scalars of metrics.jsonl as TensorBoard events, in place of older ones."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = run.path / "tensorboard" / stage
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for row in read_jsonl(run.metrics_path):
+            for name, value in row.items():
+                if row["stage"] == stage and name not in ("step", "time") and isinstance(value, int | float):
+                    writer.add_scalar(name, value, row["step"], row["time"])
+
+
 def run_recipe(config: Config, console: Console) -> RunFolder:
     """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint."""
     check_inputs(config)
@@ -165,6 +178,8 @@ def run_recipe(config: Config, console: Console) -> RunFolder:
             achieved = run_stage(stage, config, run, data, report)
         run.set_progress(stage, step=int(achieved["steps"]), done=True)
         run.link_model(stage)
+        if config.tensorboard:
+            write_tensorboard(run, stage)
         console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
     console.print(f"model: {run.model}")
     return run

@@ -249,9 +249,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     tensorboard: bool = True
-    """Write RUN/tensorboard."""
-    wandb_project: str = ""
-    """Also log to this Weights & Biases project (needs the `wandb` package); empty does not."""
+    """Write a stage's scalars to RUN/tensorboard when it is done."""
 
     @model_validator(mode="after")
     def _check(self) -> Config:
