@@ -10,6 +10,7 @@ from types import TracebackType
 
 import httpx
 import psutil
+import ray
 from rich.console import Console
 
 from actors.evaluate import evaluate_run
@@ -84,6 +85,7 @@ def run_demo(config: Config, console: Console) -> RunFolder:
         console.print("Ray Serve: POST /reason with a held-out question")
         sample = served_sample(read_dataset(run.data("heldout")))
         port = free_port()
+        ray.shutdown()  # the service starts its own cluster, as `hatch serve` does
         start_service(config, run, port=port, blocking=False)
         try:
             reply = ask_service(port, sample)

@@ -139,10 +139,13 @@ def data_build(
     overrides: Overrides = None,
 ) -> None:
     """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
+    from actors.progress import progress_bar
     from hatch_ray.data.build import build_splits
 
     loaded = _load(config, overrides)
-    for split, summary in build_splits(loaded.data, loaded.seed, out).items():
+    with progress_bar(console, "building data") as bar:
+        summaries = build_splits(loaded.data, loaded.seed, out, lambda split: bar)
+    for split, summary in summaries.items():
         tasks = ", ".join(f"{count} {task}" for task, count in summary["by_task"].items())
         console.print(f"{out / split}: {summary['samples']} samples of {summary['scenes']} scenes ({tasks})")
         console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
@@ -165,7 +168,7 @@ def data_show(
 def tiny_pretrain(
     out: Annotated[Path, typer.Option("--out", help="folder to write")],
     seed: Annotated[int, typer.Option(help="seed of rooms, weights and order")] = 0,
-    minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 120.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 75.0,
 ) -> None:
     """Pretrain hatch-tiny from random weights on rooms of its own."""
     from hatch_ray.model.pretrain import PretrainOptions, pretrain
