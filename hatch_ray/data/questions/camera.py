@@ -7,7 +7,8 @@ import numpy as np
 from hatch_ray.data.pairs import Refused, ViewTuple
 from hatch_ray.data.questions.registry import Question, pick, task
 from hatch_ray.data.visibility import project, to_camera, to_thousand
-from hatch_ray.geometry.se3 import relative
+from hatch_ray.geometry.view_change import Convention
+from hatch_ray.geometry.view_change import view_change as camera_change
 
 VIEW_CHANGE = (
     "How does the camera move from image 0 to image 1?",
@@ -20,21 +21,15 @@ CAMERA_MOTION = (
     "At which place and depth in image 0 was image 1 taken?",
 )
 MIN_DEPTH_M = 0.2
+ROTATION: Convention = "camera"
+"""SPAR's own convention is not public; this one is at one with the translation, which is in the first camera's axes."""
 
 
 @task("view_change_infer", views=2, form="view_change")
 def view_change(views: ViewTuple, rng: np.random.Generator) -> Question:
-    """t = R_1^T (c_2 - c_1) and the direction f = R_1^T R_2 e_z of the second view, both in the first camera's frame.
-
-    yaw = atan2(f_x, f_z), right positive; pitch = asin(-f_y), up positive; roll is left out.
-    """
-    motion = relative(views.transforms[0], views.transforms[1])
-    right, down, forward = motion.translation
-    direction = motion.rotation.apply([0, 0, 1])
-    yaw = np.degrees(np.arctan2(direction[0], direction[2]))
-    pitch = np.degrees(np.arcsin(np.clip(-direction[1], -1, 1)))
-    gold = {"right": right, "up": -down, "forward": forward, "pitch": pitch, "yaw": yaw}
-    gold = {name: float(value) for name, value in gold.items()}
+    """The second place in the first camera's axes, and where the second camera looks (`geometry.view_change`)."""
+    first, second = views.frames
+    gold = camera_change(first.pose, second.pose, views.scene.up, ROTATION)
     return Question(pick(VIEW_CHANGE, rng), view_change_text(gold), gold)
 
 
