@@ -57,6 +57,21 @@ class Bootstrap:
         drawn = counts > 0
         return _interval(data.mean(), (weights[drawn] @ data) / counts[drawn], len(data))
 
+    def weighted_mean(self, values: np.ndarray, groups: Sequence[np.ndarray], shares: Sequence[float]) -> Interval:
+        """Mean of the groups' means with these weights (brought to a sum of 1), as a balanced accuracy.
+
+        groups: (samples,) bool each, none empty. A resample that misses a group averages over the others.
+        """
+        weights = np.asarray(shares, dtype=np.float64)[:, None]
+        counts = np.stack([self._weights[:, group].sum(axis=1) for group in groups])
+        sums = np.stack([self._weights[:, group] @ values[group] for group in groups])
+        drawn = (counts > 0).any(axis=0)
+        counts, sums = counts[:, drawn], sums[:, drawn]
+        means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+        resampled = (weights * means).sum(axis=0) / (weights * (counts > 0)).sum(axis=0)
+        value = np.average([values[group].mean() for group in groups], weights=shares)
+        return _interval(float(value), resampled, int(np.logical_or.reduce(groups).sum()))
+
     def median(self, values: np.ndarray) -> Interval | None:
         """Median of the values that are not NaN, or None when all are."""
         known = ~np.isnan(values)

@@ -1,0 +1,1 @@
+"""The published benchmarks: their files, their scorers as published, and the paper's tables. No Ray, no torch."""

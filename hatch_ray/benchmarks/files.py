@@ -1,0 +1,139 @@
+"""Finding and opening a benchmark's published files: a local folder or zip, or a dataset of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from hatch_ray.benchmarks.item import BadRowError
+from hatch_ray.data.images import shrink
+
+Row = dict[str, Any]
+BATCH_ROWS = 16
+"""Rows of a parquet file in memory at once: images are inside."""
+MOST_NAMED = 8
+
+
+def local_root(root: str, patterns: Sequence[str]) -> Path:
+    """A folder or zip of this machine as it is; the name of a hub dataset is fetched (only what the patterns name).
+
+    Raises ValueError when it is neither.
+    """
+    path = Path(root).expanduser()
+    if path.exists():
+        return path
+    if root.count("/") != 1 or root.startswith((".", "~", "/")) or root.endswith("/"):
+        raise ValueError(f"{root} does not exist; give --root a folder of the benchmark, or a hub name OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(root, repo_type="dataset", allow_patterns=list(patterns)))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{root} is no folder here, and it could not be fetched as a dataset of the Hugging Face hub ({reason}); "
+            "download it where there is network and give its folder with --root"
+        ) from None
+
+
+def find_files(root: Path, patterns: Sequence[str], benchmark: str) -> tuple[Path, ...]:
+    """The files of the first pattern that matches any, sorted. Raises ValueError: expected, found."""
+    for pattern in patterns:
+        found = sorted(root.glob(pattern)) if root.is_dir() else [root] if root.match(pattern) else []
+        if found:
+            return tuple(found)
+    raise ValueError(f"{root} is not {benchmark}: expected {' or '.join(patterns)}, found {_found(root)}")
+
+
+def _found(root: Path) -> str:
+    if not root.is_dir():
+        return f"the file {root.name}"
+    names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return (", ".join(names[:MOST_NAMED]) + more) or "an empty folder"
+
+
+def parquet_rows(paths: Sequence[Path], columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+    """Every row of the files, in order, a few in memory at once. Raises ValueError: unreadable, or columns missing."""
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{path} is no readable parquet file ({reason}); download it again") from None
+        with file:
+            present = set(file.schema_arrow.names)
+            missing = [name for name in columns if name not in present]
+            if missing:
+                raise ValueError(
+                    f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}"
+                )
+            wanted = [*columns, *(name for name in optional if name in present)]
+            for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
+                yield from batch.to_pylist()
+
+
+class Archive:
+    """Files below a folder, or inside a zip, by their relative names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip: zipfile.ZipFile | None = None
+        if path.is_dir():
+            return
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except zipfile.BadZipFile:
+            raise ValueError(f"{path} is no readable zip; download it again") from None
+        self._names = set(self._zip.namelist())
+
+    def has(self, name: str) -> bool:
+        return name in self._names if self._zip else (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+
+
+def json_lines(data: bytes) -> Iterator[Row | None]:
+    """One object a line; None for a line that is no JSON object. Empty lines are passed over."""
+    for line in data.splitlines():
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            yield row if isinstance(row, dict) else None
+
+
+def check_image(data: object) -> bytes:
+    """The bytes of an image whose header can be read. Raises BadRowError."""
+    if isinstance(data, dict):
+        data = data.get("bytes")
+    if not isinstance(data, bytes) or not data:
+        raise BadRowError("image_without_bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)):
+                return data
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadRowError("image_unreadable") from None
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """RGB, scaled down to `max_pixels`. Raises BadRowError."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return shrink(image.convert("RGB"), max_pixels)
+    except (OSError, ValueError, SyntaxError):
+        raise BadRowError("image_unreadable") from None

@@ -1,0 +1,149 @@
+"""The paper's Tables 1 and 4 with our row under the published ones, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from hatch_ray.benchmarks.columns import PARTS
+from hatch_ray.benchmarks.published import LAYOUT, SOURCE, published_rows
+from hatch_ray.benchmarks.results import compare_published, overall
+
+MARKS = {1: "▲", 0: "", -1: "▼"}
+SHORT = {"spar_mv": "SPAR-MV", "spar_si": "SPAR-SI", "mindcube_tiny": "MindCube", "mmsi": "MMSI", "cvbench": "CV-Bench",
+         "overall": "Overall"}  # fmt: skip
+CAPTION = (
+    f"Percent. Published rows: {SOURCE}. ± is half of our 95 % bootstrap interval. "
+    "▲: ours is above that figure, ▼: below it, beyond the noise of both (95 %); no mark: within it, or not compared."
+)
+
+
+@dataclass(frozen=True)
+class OurRow:
+    """Our row of one table: its name, the summary of each part that was measured, and the parts to compare."""
+
+    name: str
+    summaries: Mapping[str, dict[str, Any]]
+    compared: frozenset[str]
+
+
+def _our_cells(table: int, ours: OurRow) -> list[tuple[str, str]]:
+    """(figure, half interval) for every column; ("-", "") where nothing was measured."""
+    cells = []
+    for part, name in LAYOUT[table]:
+        if part == "overall":
+            mean = overall(ours.summaries, table)
+            cells.append(("-" if mean is None else f"{mean:.1f}", ""))
+            continue
+        interval = ours.summaries[part]["columns"].get(name) if part in ours.summaries else None
+        if interval is None:
+            cells.append(("-", ""))
+        else:
+            cells.append((f"{interval['value']:.1f}", f"±{(interval['high'] - interval['low']) / 2:.1f}"))
+    return cells
+
+
+def _published_cells(table: int, ours: OurRow) -> list[tuple[str, str, list[str]]]:
+    """(group, model, figures with marks) for every published row."""
+    compared = {part: summary for part, summary in ours.summaries.items() if part in ours.compared}
+    marks = {
+        (found["model"], found["part"], found["column"]): MARKS[found["beyond_noise"]]
+        for found in compare_published(table, compared)
+    }
+    return [
+        (
+            row.group,
+            row.model,
+            [
+                f"{figure:.1f}{marks.get((row.model, part, name), '')}"
+                for (part, name), figure in zip(LAYOUT[table], row.figures, strict=True)
+            ],
+        )
+        for row in published_rows(table)
+    ]
+
+
+def terminal_table(table: int, ours: OurRow) -> Table:
+    """Table 1 or 4 for a terminal."""
+    made = Table(
+        title=f"Table {table}", caption=CAPTION, title_justify="left", caption_justify="left", box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1), pad_edge=False,
+    )  # fmt: skip
+    made.add_column("\nmodel", no_wrap=True)
+    before = ""
+    for part, name in LAYOUT[table]:
+        made.add_column(f"{SHORT[part] if part != before else ''}\n{name}", justify="right", no_wrap=True)
+        before = part
+    group = ""
+    for new_group, model, cells in _published_cells(table, ours):
+        if new_group != group:
+            made.add_row(f"[dim]{new_group}[/dim]")
+            group = new_group
+        made.add_row(model, *cells)
+    made.add_section()
+    own = _our_cells(table, ours)
+    made.add_row(f"[bold]{ours.name}[/bold]", *(f"[bold]{figure}[/bold]" for figure, _ in own))
+    made.add_row("", *(f"[dim]{half}[/dim]" for _, half in own))
+    return made
+
+
+def markdown_table(table: int, ours: OurRow) -> str:
+    """Table 1 or 4 as Markdown."""
+    heads = [f"{SHORT[part]} {name}" for part, name in LAYOUT[table]]
+    lines = [f"## Table {table}", "", "| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    group = ""
+    for new_group, model, cells in _published_cells(table, ours):
+        if new_group != group:
+            lines.append(f"| *{new_group}* |" + " |" * len(heads))
+            group = new_group
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    own = [f"**{figure}** {half}".rstrip() for figure, half in _our_cells(table, ours)]
+    lines.append(f"| **{ours.name}** | " + " | ".join(own) + " |")
+    return "\n".join([*lines, "", CAPTION, ""])
+
+
+def task_table(summaries: Sequence[Mapping[str, dict[str, Any]]]) -> Table:
+    """Per task: the score under every scorer. summaries: of each part, by scorer."""
+    made = Table(title="By task, 95 % intervals", title_justify="left", box=SIMPLE_HEAD)
+    made.add_column("benchmark: task", no_wrap=True)
+    made.add_column("n", justify="right")
+    made.add_column("scorer: score", no_wrap=True)
+    for title, task, count, words in _task_rows(summaries):
+        made.add_row(f"{title}: {task}", str(count), words)
+    return made
+
+
+def markdown_tasks(summaries: Sequence[Mapping[str, dict[str, Any]]]) -> str:
+    """`task_table` as Markdown."""
+    rows = [f"| {title} | {task} | {count} | {words} |" for title, task, count, words in _task_rows(summaries)]
+    return "\n".join(
+        ["## By task", "", "| benchmark | task | n | score (95 % interval) |", "|---|---|---:|---|", *rows, ""]
+    )
+
+
+def _task_rows(summaries: Sequence[Mapping[str, dict[str, Any]]]) -> list[tuple[str, str, int, str]]:
+    rows = []
+    for by_scorer in summaries:
+        first = next(iter(by_scorer.values()))
+        averages = {scorer: summary["columns"]["Avg"] for scorer, summary in by_scorer.items()}
+        named = {task: {scorer: s["tasks"][task] for scorer, s in by_scorer.items()} for task in first["tasks"]}
+        for task, intervals in {**named, "average": averages}.items():
+            known = {scorer: interval for scorer, interval in intervals.items() if interval is not None}
+            words = ", ".join(
+                f"{scorer} {i['value']:.1f} ({i['low']:.1f} to {i['high']:.1f})" for scorer, i in known.items()
+            )
+            count = next(iter(known.values()))["n"] if known else 0
+            rows.append((PARTS[first["part"]].title, task, count, words or "-"))
+    return rows
+
+
+def print_tables(rows: Mapping[int, OurRow], tasks: Sequence[Mapping[str, dict[str, Any]]], console: Console) -> None:
+    """Every table that has a row, then the tasks."""
+    for table, ours in rows.items():
+        console.print(terminal_table(table, ours))
+    console.print(task_table(tasks))
