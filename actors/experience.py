@@ -148,7 +148,7 @@ def sample_rows(step: int, groups: Sequence[Group], samples: Sequence[Sample]) -
                     "question": sample.question,
                     "prompt": group.request.prompt,
                     "images": [str(view.image_path) for view in sample.views],
-                    "marks": [{"view": m.view, "color": m.color, "xy": list(m.xy)} for m in sample.marks],
+                    "marks": [mark.to_row() for mark in sample.marks],
                     "gold_answer": sample.answer,
                     "completion": reply.text,
                     "tokens": len(reply.token_ids),

@@ -66,7 +66,11 @@ class DataConfig(Section):
     root: Path | None = None
     """Folder of the posed RGB-D frames (kind rgbd), or a dataset made by `hatch data build` (either kind)."""
     tasks: list[str] = []
-    """Question types, by name; empty means every task that the data can give."""
+    """Question types, by name; rooms and rgbd also take the groups multi and single (by number of views). Empty means
+    every task over several views that the data can give."""
+    formats: Annotated[list[Literal["fill", "select"]], Field(min_length=1)] = ["fill"]
+    """rooms, rgbd: fill is the bare value, select a letter. A task that has both of those asked for gives them in turn;
+    one that has none of them keeps its own."""
     samples: Positive = 1500
     """Training samples to draw."""
     heldout_samples: Positive = 300

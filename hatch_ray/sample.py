@@ -39,16 +39,28 @@ class View:
 class Mark:
     """A point or box drawn on the model's copy of one view, in SPAR's 0-1000 coordinates (x by width, y by height).
 
-    `xy` has 2 numbers for a point, 4 for a box (x1, y1, x2, y2).
+    `xy` has 2 numbers for a point, 4 for a box (x1, y1, x2, y2). `label` is written beside a box
+    (spatial_imagination_map_mv's "object0"); empty: none.
     """
 
     view: int
     color: MarkColor
     xy: tuple[float, ...]
+    label: str = ""
 
     def __post_init__(self) -> None:
         if len(self.xy) not in (2, 4):
             raise ValueError(f"a mark has 2 coordinates (point) or 4 (box), got {len(self.xy)}")
+
+    def to_row(self) -> dict[str, Any]:
+        """Plain JSON values; `from_row` takes them back."""
+        row = {"view": self.view, "color": self.color, "xy": list(self.xy)}
+        return row | {"label": self.label} if self.label else row
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Mark:
+        """The inverse of `to_row`. Raises KeyError when a field is missing."""
+        return cls(row["view"], row["color"], tuple(row["xy"]), row.get("label", ""))
 
 
 @dataclass(frozen=True)

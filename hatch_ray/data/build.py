@@ -13,12 +13,12 @@ import numpy as np
 
 from hatch_ray.config import DataConfig
 from hatch_ray.data.pairs import Refused, SceneViews, ViewTuple, gold_plans
-from hatch_ray.data.questions import Question, Task, choose_tasks
+from hatch_ray.data.questions import Question, Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.data.scene import Scene
 from hatch_ray.data.store import DatasetWriter
-from hatch_ray.sample import Sample
+from hatch_ray.sample import AnswerForm, Sample
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -143,6 +143,7 @@ class _Builder:
     ) -> None:
         self.data, self.seed, self.split, self.writer, self.progress = data, seed, split, writer, progress
         self.tasks = tasks
+        self.formats = {task.name: task.formats_among(data.formats) for task in tasks}
         self.share = {task.name: wanted // len(tasks) + (k < wanted % len(tasks)) for k, task in enumerate(tasks)}
         self.quota = dict(self.share)
         self.wanted = wanted
@@ -191,11 +192,16 @@ class _Builder:
         rng = np.random.default_rng(draw)
         chosen = views.draw(max(task.fewest_views, min(task.views, self.data.max_views)), rng)
         question = task.make(chosen, rng)
+        # A task that has several of the formats asked for gives them in turn.
+        formats = self.formats[task.name]
+        form = task.form
+        if formats[self.made[task.name] % len(formats)] == "select" and form != "letter":
+            question, form = as_choice(question, form, rng), "letter"
         key = (task.name, scene.id, chosen.indices, question.marks)
         if key in self._asked:
             raise Refused("asked_already")
         self._asked.add(key)
-        sample = self._sample(task, scene, chosen, question, draw)
+        sample = self._sample(task, form, scene, chosen, question, draw)
         self.writer.add(sample)
         self.large_residuals += any(plan.residual_deg > LARGE_RESIDUAL_DEG for plan in sample.plans)
         self.made[task.name] += 1
@@ -205,7 +211,9 @@ class _Builder:
         if self.progress:
             self.progress(len(self.writer), self.wanted)
 
-    def _sample(self, task: Task, scene: Scene, views: ViewTuple, question: Question, draw: list[int]) -> Sample:
+    def _sample(
+        self, task: Task, form: AnswerForm, scene: Scene, views: ViewTuple, question: Question, draw: list[int]
+    ) -> Sample:
         written = tuple(
             self.writer.add_view(scene.id, index, frame)
             for index, frame in zip(views.indices, views.frames, strict=True)
@@ -214,7 +222,7 @@ class _Builder:
             id=f"{scene.id}-{task.name}-{self.made[task.name]:05d}",
             scene=scene.id,
             task=task.name,
-            answer_form=task.form,
+            answer_form=form,
             question=question.text,
             answer=question.answer,
             views=written,

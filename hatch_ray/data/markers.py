@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from hatch_ray.sample import Mark
 
@@ -14,6 +14,10 @@ SPAR_RADIUS = 20.0
 SPAR_STROKE = 20.0
 BOX_GROWTH = 7 / 8
 """A box grows by this share of the stroke, so that the ink lies around the object."""
+LABEL_HEIGHT = 60.0
+"""Pixels of a box's label, at SPAR's width; `MIN_LABEL` keeps it readable on small images."""
+MIN_LABEL = 10
+LABEL_COLOR = "green"
 MIN_RADIUS = 3.0
 MIN_STROKE = 2
 """Pixels: on a 112 x 112 image SPAR's scaled sizes would be below two pixels and lost in one patch."""
@@ -48,7 +52,18 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
             x, y = pixels
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
         else:
-            grow = round(BOX_GROWTH * stroke)
+            # SPAR grows labelled boxes by the whole stroke.
+            grow = stroke if mark.label else round(BOX_GROWTH * stroke)
             x1, y1, x2, y2 = pixels
             draw.rectangle((x1 - grow, y1 - grow, x2 + grow, y2 + grow), outline=color, width=stroke)
+            if mark.label:
+                _draw_label(draw, mark.label, (x1 - grow, y1 - grow), image.size)
     return marked
+
+
+def _draw_label(draw: ImageDraw.ImageDraw, label: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """Write a label above its box's corner, moved where needed so that the whole of it lies inside the image."""
+    font = ImageFont.load_default(max(MIN_LABEL, LABEL_HEIGHT * size[0] / SPAR_WIDTH))
+    _, _, wide, high = (round(edge) for edge in draw.textbbox((0, 0), label, font=font))
+    x, y = max(0, min(corner[0], size[0] - wide)), max(0, min(corner[1] - high - 2, size[1] - high))
+    draw.text((x, y), label, fill=COLORS[LABEL_COLOR], font=font)

@@ -47,12 +47,12 @@ class ViewTuple:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def targets(self, rng: np.random.Generator) -> list[Target]:
+    def targets(self, rng: np.random.Generator, points_a_view: int = POINTS_A_VIEW) -> list[Target]:
         """Everything that can be marked: the visible objects, or a few fresh surface points of each view."""
         if self.scene.objects:
             return [target for seen in self.objects_seen for target in seen]
         points = [
-            surface_point(frame, view, rng) for view, frame in enumerate(self.frames) for _ in range(POINTS_A_VIEW)
+            surface_point(frame, view, rng) for view, frame in enumerate(self.frames) for _ in range(points_a_view)
         ]
         return [point for point in points if point is not None]
 
@@ -97,7 +97,7 @@ class SceneViews:
         """n different frames, in the scene's order (a walk goes forward).
 
         Raises Refused unless every pair moved (0.2 m or 10 degrees), no pair overlaps by more than max_overlap, and
-        each view overlaps with another by min_overlap at least.
+        each view overlaps with another by min_overlap at least. One frame alone is never refused.
         """
         if len(self.scene) < n:
             raise Refused("scene_has_too_few_views")
@@ -106,9 +106,9 @@ class SceneViews:
         if not all(self._moved(indices[i], indices[j]) for i, j in pairs):
             raise Refused("camera_hardly_moved")
         overlaps = {(i, j): self.overlap(indices[i], indices[j]) for i, j in pairs}
-        if max(overlaps.values()) > self.max_overlap:
+        if max(overlaps.values(), default=0.0) > self.max_overlap:
             raise Refused("overlap_too_large")
-        for view in range(n):
+        for view in range(n if n > 1 else 0):
             if max(omega for pair, omega in overlaps.items() if view in pair) < self.min_overlap:
                 raise Refused("overlap_too_small")
         frames = tuple(self.scene.frame(index) for index in indices)

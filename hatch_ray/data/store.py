@@ -189,7 +189,7 @@ def sample_to_row(sample: Sample) -> dict[str, Any]:
             }
             for view in sample.views
         ],
-        "marks": [{"view": mark.view, "color": mark.color, "xy": list(mark.xy)} for mark in sample.marks],
+        "marks": [mark.to_row() for mark in sample.marks],
         "plans": [
             {
                 "source": plan.source,
@@ -232,7 +232,7 @@ def row_to_sample(row: dict[str, Any], root: Path) -> Sample:
             )
             for view in row["views"]
         ),
-        marks=tuple(Mark(mark["view"], mark["color"], tuple(mark["xy"])) for mark in row["marks"]),
+        marks=tuple(Mark.from_row(mark) for mark in row["marks"]),
         plans=tuple(
             PairPlan(
                 plan["source"],

@@ -51,7 +51,7 @@ def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
         "question": sample.question,
         "images": [str(view.image_path) for view in sample.views],
         "fov_deg": _field_of_view(sample.views[0]),
-        "marks": [{"view": mark.view, "color": mark.color, "xy": list(mark.xy)} for mark in sample.marks],
+        "marks": [mark.to_row() for mark in sample.marks],
         "gold_answer": sample.answer,
         "gold_plans": [_gold_plan(plan) for plan in sample.plans],
         "completion": text,

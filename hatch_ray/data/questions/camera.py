@@ -25,7 +25,7 @@ ROTATION: Convention = "camera"
 """SPAR's own convention is not public; this one is at one with the translation, which is in the first camera's axes."""
 
 
-@task("view_change_infer", views=2, form="view_change")
+@task("view_change_infer", views=2, form="view_change", formats=("fill",))
 def view_change(views: ViewTuple, rng: np.random.Generator) -> Question:
     """The second place in the first camera's axes, and where the second camera looks (`geometry.view_change`)."""
     first, second = views.frames

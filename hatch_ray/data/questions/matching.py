@@ -7,6 +7,7 @@ import numpy as np
 from hatch_ray.data.pairs import Refused, ViewTuple
 from hatch_ray.data.questions.registry import Question, pick, task
 from hatch_ray.data.questions.targets import box_mark
+from hatch_ray.data.visibility import Target
 
 MATCHING = (
     "The red bbox in image 0 shows the {name}. What is its box in image 1?",
@@ -17,7 +18,10 @@ MATCHING = (
 
 @task("position_matching", views=2, form="box", needs_objects=True)
 def position_matching(views: ViewTuple, rng: np.random.Generator) -> Question:
-    """The box of the object's visible pixels in the second image, `[x1,y1,x2,y2]` in 0-1000."""
+    """The box of the object's visible pixels in the second image, `[x1,y1,x2,y2]` in 0-1000.
+
+    Wrong options are other objects' boxes in the second image, then boxes of the same size elsewhere.
+    """
     second = {target.object_id: target for target in views.objects_seen[1]}
     shared = [target for target in views.objects_seen[0] if target.object_id in second]
     if not shared:
@@ -27,4 +31,11 @@ def position_matching(views: ViewTuple, rng: np.random.Generator) -> Question:
     assert box is not None
     text = pick(MATCHING, rng).format(name=red.name)
     gold = {"box": list(box), "object": red.object_id, "points": [red.center.tolist()]}
-    return Question(text, "[" + ",".join(str(value) for value in box) + "]", gold, (box_mark(red, "red"),))
+    wrong = tuple(box_text(target) for target in second.values() if target.object_id != red.object_id)
+    return Question(text, box_text(second[red.object_id]), gold, (box_mark(red, "red"),), wrong)
+
+
+def box_text(target: Target) -> str:
+    """The target's box as SPAR writes it."""
+    assert target.box is not None
+    return "[" + ",".join(str(value) for value in target.box) + "]"

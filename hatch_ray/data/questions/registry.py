@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hatch_ray.data.pairs import ViewTuple
 from hatch_ray.sample import AnswerForm, Mark
 
+Format = Literal["fill", "select", "sentence"]
+"""SPAR's answer formats: a bare value, a letter, free text."""
+
 
 @dataclass(frozen=True)
 class Question:
     """What a task makes of some views.
 
-    gold: the answer in full precision, as plain JSON values.
+    gold   the answer in full precision, as plain JSON values.
+    wrong  wrong answers that the task knows of, for the select format (`choices.as_choice` finds the others).
     """
 
     text: str
     answer: str
     gold: dict[str, Any]
     marks: tuple[Mark, ...] = field(default=())
+    wrong: tuple[str, ...] = field(default=())
 
 
 Maker = Callable[[ViewTuple, np.random.Generator], Question]
@@ -34,6 +39,8 @@ class Task:
 
     views          how many views SPAR gives it.
     fewest_views   the smallest number that still makes sense, when the config asks for fewer views.
+    form           what the answer of `make` looks like.
+    formats        SPAR's formats of the task. "letter" tasks have select alone; of the others select is made from fill.
     needs_objects  whether it needs objects with boxes and masks; others take surface points where there are none.
     make           (views, rng) -> Question; raises pairs.Refused when these views cannot give it.
     """
@@ -42,41 +49,66 @@ class Task:
     views: int
     fewest_views: int
     form: AnswerForm
+    formats: tuple[Format, ...]
     needs_objects: bool
     make: Maker
+
+    def formats_among(self, asked: Collection[str]) -> tuple[Format, ...]:
+        """The task's formats that are asked for; where it has none of them, the one that it has."""
+        return tuple(name for name in self.formats if name in asked) or self.formats[:1]
 
 
 TASKS: dict[str, Task] = {}
 
+GROUPS: dict[str, Callable[[Task], bool]] = {
+    "multi": lambda item: item.views > 1,
+    "single": lambda item: item.views == 1,
+}
+"""Names for several tasks at once: over several views, as the paper trains, and over one. Tasks that are a sentence
+only, which no reward judges, belong to neither."""
+
 
 def task(
-    name: str, *, views: int, form: AnswerForm, needs_objects: bool = False, fewest_views: int = 2
+    name: str,
+    *,
+    views: int,
+    form: AnswerForm,
+    formats: tuple[Format, ...] | None = None,
+    needs_objects: bool = False,
+    fewest_views: int = 2,
 ) -> Callable[[Maker], Maker]:
-    """Register the decorated function under SPAR's task name."""
+    """Register the decorated function under SPAR's task name; `formats` is fill and select unless said otherwise."""
 
     def register(make: Maker) -> Maker:
         assert name not in TASKS, f"task {name} is registered twice"
-        TASKS[name] = Task(name, views, fewest_views, form, needs_objects, make)
+        usual: tuple[Format, ...] = ("select",) if form == "letter" else ("fill", "select")
+        TASKS[name] = Task(name, views, min(views, fewest_views), form, formats or usual, needs_objects, make)
         return make
 
     return register
 
 
 def choose_tasks(names: list[str], has_objects: bool) -> list[Task]:
-    """The tasks asked for (empty: all) that the data can give.
+    """The tasks asked for, by name or group (empty: ["multi"]), that the data can give, each once.
 
-    Raises ValueError naming an unknown task, or one that needs objects where there are none.
+    Raises ValueError naming an unknown task, or one asked for by name that needs objects where there are none.
     """
-    unknown = [name for name in names if name not in TASKS]
+    unknown = [name for name in names if name not in TASKS and name not in GROUPS]
     if unknown:
-        raise ValueError(f"unknown task {unknown[0]!r}; known tasks: {', '.join(sorted(TASKS))}")
-    chosen = [TASKS[name] for name in names or TASKS]
-    if has_objects:
-        return chosen
-    if names and any(item.needs_objects for item in chosen):
-        needy = next(item.name for item in chosen if item.needs_objects)
-        raise ValueError(f"task {needy} needs objects with boxes, which posed RGB-D frames do not have; remove it")
-    return [item for item in chosen if not item.needs_objects]
+        known = ", ".join([*GROUPS, *sorted(TASKS)])
+        raise ValueError(f"unknown task {unknown[0]!r}; known tasks: {known}")
+    chosen: dict[str, Task] = {}
+    for name in names or ["multi"]:
+        if name in TASKS:
+            chosen[name] = TASKS[name]
+            if TASKS[name].needs_objects and not has_objects:
+                raise ValueError(
+                    f"task {name} needs objects with boxes, which posed RGB-D frames do not have; remove it"
+                )
+        else:
+            found = [item for item in TASKS.values() if GROUPS[name](item) and item.formats != ("sentence",)]
+            chosen |= {item.name: item for item in found if has_objects or not item.needs_objects}
+    return list(chosen.values())
 
 
 def pick(templates: tuple[str, ...], rng: np.random.Generator) -> str:

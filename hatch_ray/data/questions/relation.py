@@ -1,4 +1,4 @@
-"""Where a thing is, in words: obj_spatial_relation_oc_mv."""
+"""Where a thing is, in words: obj_spatial_relation, for the observer (oc) and against another thing (oo)."""
 
 from __future__ import annotations
 
@@ -7,71 +7,121 @@ from itertools import combinations
 import numpy as np
 
 from hatch_ray.data.pairs import Refused, ViewTuple
+from hatch_ray.data.questions.choices import N_WRONG, lettered
 from hatch_ray.data.questions.registry import Question, pick, task
-from hatch_ray.data.questions.targets import box_mark
+from hatch_ray.data.questions.targets import box_mark, named, one_target, several_targets
 from hatch_ray.data.visibility import to_camera
 
-RELATION = (
+OF_OBSERVER = (
     "Seen from the camera of image 0, where is the {red}?",
     "Where is the {red} for the observer of image 0?",
     "You stand at the camera of image 0. Where is the {red}?",
 )
-AXES = (("right", "left"), ("above", "below"), ("front", "behind"))
+OF_THING = (
+    "Seen from the camera of image 0, where is the {blue} relative to the {red}?",
+    "For the observer of image 0, where is the {blue} compared with the {red}?",
+    "You stand at the camera of image 0. Where is the {blue}, starting from the {red}?",
+)
+Axes = tuple[tuple[str, str], ...]
+PLACE: Axes = (("right", "left"), ("above", "below"), ("front", "behind"))
+"""Words for positive and negative offsets along right, up and forward."""
+COMPARED: Axes = (*PLACE[:2], ("farther", "closer"))
+"""The third offset is the difference of the distances to the observer."""
 MIN_GAP_M = 0.1
 MIN_GAP_SHARE = 0.05
-LETTERS = "ABCD"
 
 
-def relation_words(offset: np.ndarray, gap: float) -> tuple[str, ...]:
-    """(right, up, forward) metres in words; a part below the gap, or NaN (up unknown), is left out."""
+def relation_words(offset: np.ndarray, gap: float, axes: Axes = PLACE) -> tuple[str, ...]:
+    """An offset (3,) in metres in words; a part below the gap, or NaN (up unknown), is left out."""
     return tuple(
-        axis[0] if value > 0 else axis[1] for axis, value in zip(AXES, offset, strict=True) if abs(value) >= gap
+        axis[0] if value > 0 else axis[1] for axis, value in zip(axes, offset, strict=True) if abs(value) >= gap
     )
 
 
 def flip(words: tuple[str, ...], slots: tuple[int, ...]) -> tuple[str, ...]:
     """The same words with some of them turned into their opposites."""
-    opposite = {a: b for pair in AXES for a, b in (pair, pair[::-1])}
+    opposite = {a: b for pair in (*PLACE, COMPARED[2]) for a, b in (pair, pair[::-1])}
     return tuple(opposite[word] if slot in slots else word for slot, word in enumerate(words))
+
+
+def relation_choice(
+    offset: np.ndarray, distance: float, axes: Axes, rng: np.random.Generator
+) -> tuple[tuple[str, ...], str, str]:
+    """(words, listed options, letter) of an offset. A slot is empty below max(0.1 m, 5 % of the distance).
+
+    Wrong options flip one or two slots, so one slot gives two options, more give four.
+    Raises Refused when every slot is empty.
+    """
+    words = relation_words(offset, max(MIN_GAP_M, MIN_GAP_SHARE * distance), axes)
+    if not words:
+        raise Refused("no_clear_relation")
+    slots = [chosen for size in (1, 2) for chosen in combinations(range(len(words)), size)]
+    wrong = [flip(words, slots[index]) for index in rng.permutation(len(slots))[:N_WRONG]]
+    listed, letter = lettered([", ".join(option) for option in (words, *wrong)], rng)
+    return words, listed, letter
+
+
+def height(step: np.ndarray, up: np.ndarray | None) -> float:
+    """How far a world step (3,) goes up; NaN where up is unknown."""
+    return float(step @ up) if up is not None else np.nan
+
+
+def known(value: float) -> float | None:
+    """NaN as None, for JSON."""
+    return None if np.isnan(value) else value
 
 
 @task("obj_spatial_relation_oc_mv", views=3, form="letter")
 def spatial_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
     """Left or right and front or behind in the first camera's axes, above or below by world up; one letter.
 
-    The thing is marked in another view where possible. A slot is empty below max(0.1 m, 5 % of the distance). Wrong
-    options flip one or two slots, so one slot gives two options, more give four.
+    The thing is marked in another view where possible.
     """
-    targets = views.targets(rng)
-    targets = [target for target in targets if target.view > 0] or targets
-    if not targets:
-        raise Refused("no_visible_thing")
-    red = targets[int(rng.integers(len(targets)))]
+    red = one_target(views, rng)
     pose = views.frames[0].pose
     right, _, forward = to_camera(pose, red.center)
     step = red.center - pose[:3, 3]
-    above = float(step @ views.scene.up) if views.scene.up is not None else np.nan
-    words = relation_words(
-        np.array([right, above, forward]), max(MIN_GAP_M, MIN_GAP_SHARE * float(np.linalg.norm(step)))
-    )
-    if not words:
-        raise Refused("no_clear_relation")
-    slots = [chosen for size in (1, 2) for chosen in combinations(range(len(words)), size)]
-    wrong = [flip(words, slots[index]) for index in rng.permutation(len(slots))[: len(LETTERS) - 1]]
-    options = [words, *wrong]
-    order = rng.permutation(len(options))
-    listed = " ".join(f"{LETTERS[place]}. {', '.join(options[index])}" for place, index in enumerate(order))
-    mark = box_mark(red, "red")
-    text = pick(RELATION, rng).format(red=red.phrase("red bbox" if len(mark.xy) == 4 else "red point"))
+    above = height(step, views.scene.up)
+    words, listed, letter = relation_choice(np.array([right, above, forward]), float(np.linalg.norm(step)), PLACE, rng)
+    text = pick(OF_OBSERVER, rng).format(red=named(views, red, "red", "box"))
     return Question(
         f"{text} {listed}",
-        LETTERS[int(np.flatnonzero(order == 0)[0])],
+        letter,
         {
             "relation": list(words),
             "right": float(right),
-            "above": None if np.isnan(above) else above,
+            "above": known(above),
             "front": float(forward),
             "points": [red.center.tolist()],
         },
-        (mark,),
+        (box_mark(red, "red"),),
+    )
+
+
+@task("obj_spatial_relation_oo", views=1, form="letter")
+@task("obj_spatial_relation_oo_mv", views=3, form="letter")
+def thing_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
+    """Blue against red: left or right in the first camera's axes, above or below by world up, and which is farther.
+
+    The threshold goes by the larger of their distances to the first camera.
+    """
+    red, blue = several_targets(views, rng, 2, "box")
+    pose = views.frames[0].pose
+    right = float(to_camera(pose, blue.center)[0] - to_camera(pose, red.center)[0])
+    above = height(blue.center - red.center, views.scene.up)
+    distances = [float(np.linalg.norm(thing.center - pose[:3, 3])) for thing in (red, blue)]
+    farther = distances[1] - distances[0]
+    words, listed, letter = relation_choice(np.array([right, above, farther]), max(distances), COMPARED, rng)
+    text = pick(OF_THING, rng).format(red=named(views, red, "red", "box"), blue=named(views, blue, "blue", "box"))
+    return Question(
+        f"{text} {listed}",
+        letter,
+        {
+            "relation": list(words),
+            "right": right,
+            "above": known(above),
+            "farther": farther,
+            "points": [red.center.tolist(), blue.center.tolist()],
+        },
+        (box_mark(red, "red"), box_mark(blue, "blue")),
     )
