@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatch_ray.config import RewardConfig
+from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.prompt import format_plans
 from hatch_ray.rewards.answer import (
     SCORERS,
-    box_iou,
     mean_relative_accuracy,
     score_answer,
     score_box,
@@ -138,6 +138,7 @@ def test_camera_motion_grades_position_and_depth_apart():
     assert score_camera_motion("(600,500),2.0", "(500,500),2.0")[0] == pytest.approx(0.5 + 0.5 * math.exp(-0.5))
     assert score_camera_motion("(500,500),2.5", "(500,500),2.0")[0] == pytest.approx(0.5 + 0.5 * math.exp(-0.5))
     assert score_camera_motion("(500,500)", "(500,500),2.0") == (0, "not_three_numbers")
+    assert score_camera_motion(f"({'9' * 200},0),{'9' * 200}", "(500,500),2.0") == (0, "far_place")
 
 
 def test_view_change_divides_by_the_gold_and_reads_keys_with_spaces():
@@ -154,9 +155,42 @@ def test_view_change_divides_by_the_gold_and_reads_keys_with_spaces():
 def test_all_zero_view_change_earns_nothing_against_a_motion():
     zero = "move_right:0,move_down:0,move_forward:0,rotate_up:0,rotate_left:0"
     gold = "move_right:0.3,move_down:0.2,move_forward:0.4,rotate_up:10,rotate_left:20"
-    assert score_view_change(zero, gold) == (0, "all_dimensions_wrong")
+    assert score_view_change(zero, gold) == (0, "all_zero")
+    assert score_view_change(zero, gold.replace("0.2", "0.0").replace("10", "0")) == (0, "all_zero")
+    assert score_view_change("move_right:-0.0", "move_forward:0.1") == (0, "all_zero")
+    assert score_view_change(zero, zero)[0] == 1
 
 
 def test_soft_text_match():
     assert score_text("The Second image (red chair).", "the second image")[0] == 1
-    assert score_text("third image", "the second image")[0] == 0
+    assert score_text("third image", "the second image") == (0, "wrong_text")
+    assert score_text("Green", "green (white chair)")[0] == 1
+    assert score_text("blue (white chair)", "green (white chair)") == (0, "wrong_text")
+    assert score_text("(white chair)", "green (white chair)") == (0, "empty_answer")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reward", "reason"),
+    [("the second image, [100,200,300,400] (red chair)", 1, ""), ("Second image: [110, 200, 310, 400].", 1, ""),
+     ("in the 2nd image at [100,200,300,400]", 1, ""), ("the second image, [100,200,200,400]", 1, ""),
+     ("the second image, [100,200,190,400]", 0, "other_box"), ("the first image, [100,200,300,400]", 0, "wrong_image"),
+     ("image 1, [100,200,300,400]", 0, "no_image"), ("the second image", 0, "bad_box"),
+     ("the second image, [100,200,300]", 0, "bad_box"), ("the second image (red chair)", 0, "bad_box"),
+     ("the first or second image, [100,200,300,400]", 0, "no_image"), ("red chair", 0, "bad_box"),
+     ("the second image, [100,200,300,400] [0,0,9,9]", 0, "bad_box"), ("(red chair)", 0, "empty_answer")],
+)  # fmt: skip
+def test_an_image_and_a_box(prediction, reward, reason):
+    assert score_text(prediction, "the second image, [100,200,300,400] (red chair)") == (reward, reason)
+
+
+def test_a_box_alone_needs_no_image():
+    assert score_text("[100,200,300,390]", "[100,200,300,400] (red chair)")[0] == 1
+    assert score_text("the second image, [100,200,300,390]", "[100,200,300,400]")[0] == 1
+
+
+@given(st.text(max_size=60), st.sampled_from(list(SCORERS)))
+def test_every_zero_has_its_reason(text, form):
+    gold = {"letter": "B", "number": "1.2", "box": "[1,2,30,40]", "camera_motion": "(10,20),1.5",
+            "view_change": "move_right:1.0,rotate_up:10", "text": "the second image, [1,2,30,40]"}[form]  # fmt: skip
+    reward, reason = score_answer(text, gold, form)
+    assert 0 <= reward <= 1 and bool(reason) == (reward == 0)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 
+from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.sample import AnswerForm
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?(?![\w]|\.\d)")
@@ -17,6 +18,11 @@ LETTER = re.compile(r"\s*\(?\s*([A-Za-z])(?![A-Za-z0-9'])")
 MRA_THRESHOLDS = [0.5 + 0.05 * k for k in range(10)]
 ANGLE_SCALE_DEG = 30.0
 SIGMA_XY, SIGMA_DEPTH = 0.1, 0.25
+IMAGE = re.compile(r"\b(first|second|third|fourth|fifth|[1-5](?:st|nd|rd|th))\b")
+"""An image by its ordinal. "image 1" would be the first or the second, as one counts, and names none."""
+ORDINALS = {"1st": "first", "2nd": "second", "3rd": "third", "4th": "fourth", "5th": "fifth"}
+BOX = re.compile(r"\[[^\[\]]*\]")
+SAME_BOX_IOU = 0.5
 
 VIEW_DIMENSIONS = {
     "move_right": ("x", 1.0),
@@ -77,15 +83,6 @@ def parse_box(text: str) -> tuple[float, float, float, float] | None:
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def box_iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    inner = max(width, 0.0) * max(height, 0.0)
-    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return inner / (area - inner)
-
-
 def score_box(prediction: str, gold: str) -> Scored:
     """IoU of position matching."""
     box, wanted = parse_box(prediction), parse_box(gold)
@@ -102,7 +99,9 @@ def score_camera_motion(prediction: str, gold: str) -> Scored:
         return 0.0, "not_three_numbers"
     e_xy = math.hypot(values[0] - wanted[0], values[1] - wanted[1]) / 1000
     e_d = abs(values[2] - wanted[2]) / (abs(wanted[2]) or 1.0)
-    return 0.5 * math.exp(-(e_xy**2) / (2 * SIGMA_XY**2)) + 0.5 * math.exp(-(e_d**2) / (2 * SIGMA_DEPTH**2)), ""
+    # Products in place of powers: a power of a huge number raises, a product is infinite.
+    reward = 0.5 * math.exp(-(e_xy * e_xy) / (2 * SIGMA_XY**2)) + 0.5 * math.exp(-(e_d * e_d) / (2 * SIGMA_DEPTH**2))
+    return reward, "" if reward else "far_place"
 
 
 def parse_view_change(text: str) -> dict[str, float] | None:
@@ -122,10 +121,15 @@ def parse_view_change(text: str) -> dict[str, float] | None:
 
 
 def score_view_change(prediction: str, gold: str) -> Scored:
-    """Mean MRA of the five signed dimensions; a gold 0 takes the error in metres, or degrees / 30."""
+    """Mean MRA of the five signed dimensions; a gold 0 takes the error in metres, or degrees / 30.
+
+    An answer of zeros alone earns nothing where the camera moved, though single dimensions of the gold may be 0.
+    """
     values, wanted = parse_view_change(prediction), parse_view_change(gold)
     if values is None or wanted is None:
         return 0.0, "bad_view_change"
+    if not any(values.values()) and any(wanted.values()):
+        return 0.0, "all_zero"
     scales = {"yaw": ANGLE_SCALE_DEG, "pitch": ANGLE_SCALE_DEG}
     parts = [mean_relative_accuracy(values[name], wanted[name], scales.get(name, 1.0)) for name in wanted]
     reward = sum(parts) / len(parts)
@@ -137,11 +141,33 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"\([^()]*\)", " ", text.lower()).split()).strip(" .")
 
 
+def _place(text: str) -> tuple[str | None, tuple[float, float, float, float] | None]:
+    """(ordinal of the image, box) that a plain text names; None for what it does not name once and well."""
+    images = {ORDINALS.get(word, word) for word in IMAGE.findall(text)}
+    found = BOX.findall(text)
+    return images.pop() if len(images) == 1 else None, parse_box(found[0]) if len(found) == 1 else None
+
+
 def score_text(prediction: str, gold: str) -> Scored:
-    """Soft exact match after removing parentheses, as the paper's object-based distance inference."""
-    if not _plain(prediction):
+    """Object-based distance inference: soft exact match after removing parentheses.
+
+    A gold that holds a box, "the second image, [x1,y1,x2,y2] (red chair)", asks for the same image (where it names
+    one) and a box with an IoU of 0.5 at least: the text of a box is never met exactly.
+    """
+    text, wanted = _plain(prediction), _plain(gold)
+    if not text:
         return 0.0, "empty_answer"
-    return (1.0, "") if _plain(prediction) == _plain(gold) else (0.0, "wrong_text")
+    if text == wanted:
+        return 1.0, ""
+    gold_image, gold_box = _place(wanted)
+    if gold_box is None:
+        return 0.0, "wrong_text"
+    image, box = _place(text)
+    if box is None:
+        return 0.0, "bad_box"
+    if gold_image is not None and image != gold_image:
+        return 0.0, "wrong_image" if image else "no_image"
+    return (1.0, "") if box_iou(box, gold_box) >= SAME_BOX_IOU else (0.0, "other_box")
 
 
 SCORERS: dict[AnswerForm, Callable[[str, str], Scored]] = {
