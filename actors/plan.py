@@ -38,7 +38,8 @@ def describe(config: Config, console: Console) -> None:
         + (f", LoRA rank {config.model.lora_rank}" if config.model.lora_rank else "")
     )
     data = config.data
-    place = "rendered rooms" if data.kind == "rooms" else f"posed RGB-D at {data.root or 'data.root (not given yet)'}"
+    root = data.spar.hub or data.root or "data.root (not given yet)"
+    place = {"rooms": "rendered rooms", "rgbd": f"posed RGB-D at {root}", "spar": f"SPAR-7M at {root}"}[data.kind]
     console.print(f"data: {place}, {data.samples} training and {data.heldout_samples} held-out samples")
     console.print(f"run folder: {config.run_dir}")
 

@@ -24,6 +24,7 @@ from actors.resources import check_resources
 from hatch_ray.config import Config, ConfigError, load_config, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import choose_tasks
+from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.environment import variables
 from hatch_ray.model.base import model_source
@@ -73,8 +74,12 @@ def check_inputs(config: Config) -> None:
     source = Path(model_source(config.model.base))
     if source.is_dir():
         count_parameters(config.model.base)
-    choose_tasks(config.data.tasks, has_objects=config.data.kind == "rooms")
     root = config.data.root
+    if config.data.kind == "spar":
+        if root is None or not is_dataset(root / "train"):
+            check_spar(config.data, config.stages)
+        return
+    choose_tasks(config.data.tasks, has_objects=config.data.kind == "rooms")
     if config.data.kind == "rgbd" and root is None:
         raise ConfigError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
     if root is not None and not root.is_dir():

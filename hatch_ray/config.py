@@ -60,11 +60,36 @@ class RoomsConfig(Section):
     """Paint the four walls in fixed hue families by compass direction, so that a view shows its own heading."""
 
 
+class SparConfig(Section):
+    formats: Annotated[list[Literal["select", "fill", "sentence", "judge"]], Field(min_length=1)] = ["select", "fill"]
+    """Answer formats to read. The paper's rewards judge select and fill; the others are free text."""
+    sources: Annotated[list[Literal["scannet", "scannetpp", "structured3d", "rxr"]], Field(min_length=1)] = [
+        "scannet",
+        "scannetpp",
+        "structured3d",
+    ]
+    """Sources to read. rxr has video tasks alone, which are not read."""
+    views: Literal["multi", "single", "both"] = "multi"
+    """Questions over several images, over one, or both."""
+    leave_out: list[Path] = []
+    """Lists of scenes or row ids, or folders of them (SPAR-Bench's), whose rooms are used by neither split; ScanNet's
+    validation rooms never are."""
+    leave_out_val: bool = True
+    """Leave out every room that SPAR's own val/ rows show: SPAR-Bench was drawn from them."""
+    index: Path | None = None
+    """Folder of the row index; empty means hatch-index/ beside the sources."""
+    hub: str = ""
+    """Name of a dataset on the Hugging Face hub (owner/name), or a folder that `datasets` reads; streamed, in place
+    of data.root."""
+
+
 class DataConfig(Section):
-    kind: Literal["rooms", "rgbd"] = "rooms"
-    """rooms: rendered. rgbd: posed RGB-D folders (7-Scenes or ScanNet form) below `root`."""
+    kind: Literal["rooms", "rgbd", "spar"] = "rooms"
+    """rooms: rendered. rgbd: posed RGB-D folders (7-Scenes or ScanNet form) below `root`. spar: SPAR-7M or
+    SPAR-7M-RGBD (docs/spar.md)."""
     root: Path | None = None
-    """Folder of the posed RGB-D frames (kind rgbd), or a dataset made by `hatch data build` (either kind)."""
+    """Folder of the posed RGB-D frames (kind rgbd) or of the unpacked archives (kind spar), or a dataset made by
+    `hatch data build` (any kind)."""
     tasks: list[str] = []
     """Question types, by name; rooms and rgbd also take the groups multi and single (by number of views). Empty means
     every task over several views that the data can give."""
@@ -76,7 +101,7 @@ class DataConfig(Section):
     heldout_samples: Positive = 300
     """Held-out samples to draw."""
     heldout_fraction: Fraction = 0.25
-    """rgbd: the last part of each sequence, by time, that is held out."""
+    """rgbd: the last part of each sequence, by time, that is held out. spar: the share of rooms held out."""
     gap_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """rgbd: frames left out between train and held-out, so that neighbours do not leak."""
     frame_step: Positive = 1
@@ -91,6 +116,8 @@ class DataConfig(Section):
     """Greatest overlap of two views of one question."""
     rooms: RoomsConfig = RoomsConfig()
     """The rendered rooms."""
+    spar: SparConfig = SparConfig()
+    """SPAR-7M."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

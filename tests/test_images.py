@@ -117,7 +117,13 @@ def test_box_ink_lies_around_the_object() -> None:
 
 def test_marks_have_spars_size_at_spars_width() -> None:
     assert (point_radius(1296), box_stroke(1296)) == (20, 20)
+    assert (point_radius(1920), box_stroke(1920)) == (20, 20)
     assert (point_radius(112), box_stroke(112)) == (3, 2)
+    grey = Image.new("RGB", (1296, 968), (90, 90, 90))
+    ink = np.asarray(draw_marks(grey, [Mark(0, "red", (100, 200, 300, 400))]))[290] == COLORS["red"]
+    (columns,) = np.nonzero(ink.all(axis=1))
+    left, right = 129, 388  # 100 and 300 of 1000 in pixels, truncated
+    assert (columns[0], columns[-1]) == (int(left - 17.5), int(right + 17.5))
 
 
 def test_model_sees_marks_and_the_file_does_not_change(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hatch_ray.data.questions import Question, Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.data.scene import Scene
+from hatch_ray.data.spar.reader import build_spar
 from hatch_ray.data.store import DatasetWriter
 from hatch_ray.sample import AnswerForm, Sample
 
@@ -41,9 +42,11 @@ def build_dataset(
 ) -> dict[str, Any]:
     """Write the split's dataset to `out` and return its summary.
 
-    Rooms are split by scene (other seeds), posed RGB-D by time. Raises ValueError when no sample can be made, when a
-    task asked for cannot be, or when `out` exists.
+    Rooms are split by scene (other seeds), posed RGB-D by time, SPAR-7M by room. Raises ValueError when no sample can
+    be made, when a task asked for cannot be, or when `out` exists.
     """
+    if data.kind == "spar":
+        return build_spar(data, seed, split, out, progress)
     wanted = data.samples if split == "train" else data.heldout_samples
     with DatasetWriter(out) as writer:
         source = _Source(data, seed, split)

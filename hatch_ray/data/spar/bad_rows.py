@@ -1,0 +1,53 @@
+"""Rows that cannot be used: counted by reason, with examples; too many of them stop the reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+MAX_BAD_SHARE = 0.05
+REASONS_SHOWN = 10
+EXAMPLES_A_REASON = 3
+
+
+class RowRefused(ValueError):
+    """A row that cannot be used: a stable reason for counting, and what is wrong with this one."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class BadRows:
+    """Counts rows read and rows refused."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.read = 0
+        self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, refusal: RowRefused, where: str) -> None:
+        """Count a refused row; `where` names its file and line."""
+        self.reasons[refusal.reason] += 1
+        examples = self.examples.setdefault(refusal.reason, [])
+        if len(examples) < EXAMPLES_A_REASON:
+            examples.append(f"{where}: {refusal.detail}")
+
+    def check(self) -> None:
+        """Raise ValueError with the commonest reasons when more than 5 % of the rows read were refused."""
+        bad = self.reasons.total()
+        if bad <= MAX_BAD_SHARE * self.read:
+            return
+        reasons = "; ".join(
+            f"{count} {reason} (first: {self.examples[reason][0]})"
+            for reason, count in self.reasons.most_common(REASONS_SHOWN)
+        )
+        raise ValueError(
+            f"{bad} of {self.read} rows of {self.place} cannot be used, more than {MAX_BAD_SHARE:.0%}: {reasons}. "
+            "Complete the download or leave these tasks or sources out (data.tasks, data.spar.sources)"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and examples for a dataset's summary."""
+        return {"rows_read": self.read, "rows_refused": dict(self.reasons.most_common()), "examples": self.examples}

@@ -1,0 +1,153 @@
+"""SPAR rows from a dataset on the Hugging Face hub, streamed through `datasets`.
+
+A row is a record of the published form with its format as a field (`format`, or `format_type` as in SPAR-Bench), since
+folders are lost in such a table. Its images are pictures, not paths, below `image` or `images`; marks may also stand
+as JSON in `spar_info`; `question`, `answer` and `task` may stand for `conversations` and `type`. `depth` (pictures),
+`pose`, `intrinsic_color` and `intrinsic_depth` (16 numbers each) give depth and poses where they are there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hatch_ray.config import DataConfig
+from hatch_ray.data.images import image_hash, save_depth, save_image
+from hatch_ray.data.spar.bad_rows import RowRefused
+from hatch_ray.data.spar.layout import chosen_tasks, heldout, space_of
+from hatch_ray.data.spar.leave_out import LeftOut
+from hatch_ray.data.spar.record import Record
+from hatch_ray.geometry.se3 import as_transform
+from hatch_ray.sample import View
+
+SHUFFLE_BUFFER = 1000
+"""Rows held while shuffling (each with its pictures): the order is random within this reach and over the shards."""
+
+
+def open_stream(name: str) -> Any:
+    """The train split of a dataset as a stream. Raises ValueError when the hub or the dataset cannot be reached."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"data.spar.hub={name} cannot be opened ({type(error).__name__}: {error}); check the name and the network, "
+            "or unpack the archives and give data.root"
+        ) from None
+
+
+class HubRows:
+    """Rows of a stream that the config asks for. `folder` gets the pictures, named by their content."""
+
+    def __init__(self, data: DataConfig, seed: int, split: str, folder: Path) -> None:
+        self.data, self.seed, self.split, self.folder = data, seed, split, folder
+        self.rgbd = False
+        self._stream = open_stream(data.spar.hub)
+        self._counts: Counter[str] = Counter()
+
+    def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+        """(where, source, format, record) in the stream's shuffled order. Raises ValueError when formats are lost."""
+        data = self.data
+        tasks = set(chosen_tasks(data.tasks, data.spar.views))
+        left_out = LeftOut(data.spar.leave_out)
+        for number, row in enumerate(self._stream.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)):
+            self._counts["rows_streamed"] += 1
+            raw = plain_record(row)
+            form = raw.get("format") or raw.get("format_type")
+            if not form:
+                raise ValueError(
+                    f"{data.spar.hub}: a row has no field format or format_type, so its answer's form is unknown; "
+                    "keep the folder's name (fill, select, ...) as that field"
+                )
+            source = str(raw.get("source") or "hub")
+            scene = _scene(raw)
+            wanted = (
+                raw.get("type") in tasks
+                and form in data.spar.formats
+                and (source == "hub" or source in data.spar.sources)
+                and len(raw["pictures"]) <= data.max_views
+            )
+            if not wanted:
+                self._counts["rows_not_asked_for"] += 1
+            elif scene in left_out:
+                self._counts["rows_of_scenes_left_out"] += 1
+            elif heldout(space_of(scene), self.seed, data.heldout_fraction) == (self.split == "heldout"):
+                names = [f"{scene}/image_color/{image_hash(_picture(item))}.png" for item in raw["pictures"]]
+                yield f"row {number} of the stream", source, form, raw | {"image": names, "depth": None}
+
+    def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
+        """Write the record's pictures. Raises RowRefused."""
+        views = []
+        for index, (name, item) in enumerate(zip(record.images, raw["pictures"], strict=True)):
+            place = Path(record.scene.replace("/", "_")) / Path(name).name
+            picture = _picture(item)
+            if not (self.folder / "images" / place).exists():
+                save_image(self.folder / "images" / place, np.asarray(picture))
+            views.append(self._with_depth(View(Path("images") / place), raw, index, place))
+        return tuple(views)
+
+    def _with_depth(self, view: View, raw: dict[str, Any], index: int, place: Path) -> View:
+        depths, poses = raw["depths"], raw.get("pose")
+        if not depths or not poses:
+            return view
+        self.rgbd = True
+        try:
+            pose = _matrix(poses, index)
+            as_transform(pose)
+            color_k = _matrix(raw["intrinsic_color"], index)[:3, :3]
+            depth_k = _matrix(raw.get("intrinsic_depth") or raw["intrinsic_color"], index)[:3, :3]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise RowRefused("broken_pose", f"{type(error).__name__}: {error}") from None
+        save_depth(self.folder / "depth" / place, np.asarray(depths[index]).astype(float) / 1000)
+        return View(view.image_path, Path("depth") / place, color_k, depth_k, pose)
+
+    def summary(self) -> dict[str, Any]:
+        return {"hub": self.data.spar.hub, **self._counts}
+
+
+def plain_record(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a flattened table as a published record, with its pictures under "pictures" and "depths"."""
+    raw = dict(row)
+    info = raw.pop("spar_info", None)
+    if isinstance(info, str):
+        raw |= json.loads(info)
+    raw["pictures"] = raw.pop("image", None) or raw.pop("images", None) or []
+    raw["depths"] = raw.pop("depth", None)
+    raw.setdefault("type", raw.get("task"))
+    if "conversations" not in raw:
+        raw["conversations"] = [
+            {"from": "human", "value": raw.get("question")},
+            {"from": "gpt", "value": raw.get("answer")},
+        ]
+    return raw
+
+
+def _scene(raw: dict[str, Any]) -> str:
+    """The scene of a row's id: all but its number."""
+    name = str(raw.get("id") or "")
+    return name.rpartition("_")[0] or name or "unknown"
+
+
+def _picture(item: Any) -> Image.Image:
+    """A decoded picture, or the bytes of one."""
+    if isinstance(item, dict) and item.get("bytes"):
+        item = Image.open(io.BytesIO(item["bytes"]))
+    if isinstance(item, bytes):
+        item = Image.open(io.BytesIO(item))
+    if not isinstance(item, Image.Image):
+        raise ValueError(f"an image of the stream is {type(item).__name__}, not a picture; give data.root for paths")
+    return item.convert("RGB")
+
+
+def _matrix(values: Any, index: int) -> np.ndarray:
+    """(4, 4) of one view: a list of matrices or of 16 numbers a view, or one of either for all views."""
+    flat = np.array(values, dtype=float).reshape(-1, 16)
+    return flat[index if len(flat) > 1 else 0].reshape(4, 4)

@@ -1,0 +1,153 @@
+"""Where SPAR-7M keeps what, and which marks each task has: the published tree as tables.
+
+ROOT/SOURCE/qa_jsonl/{train,val}/TASK/{fill,select,sentence,judge}/*.jsonl
+ROOT/SOURCE/images/SCENE/{image_color,video_color}/FRAME.jpg
+SPAR-7M-RGBD adds, beside them: {image_depth,video_depth}/FRAME.png, {pose,video_pose}/FRAME.txt,
+intrinsic/intrinsic_{color,depth}.txt, video_idx.txt
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from hatch_ray.sample import AnswerForm, MarkColor
+
+SOURCES = ("scannet", "scannetpp", "structured3d", "rxr")
+FORMATS = ("select", "fill", "sentence", "judge")
+SPLITS = ("train", "val")
+
+COLOR_FOLDERS = ("image_color", "video_color")
+BESIDE_COLOR = {"image_color": ("image_depth", "pose"), "video_color": ("video_depth", "video_pose")}
+"""Depth and pose folders of each colour folder (SPAR-7M-RGBD)."""
+
+NAMED = re.compile(r"(scene\d{4})_\d{2}$")
+"""A ScanNet scan: scans of one room differ in the last two digits only."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks of a task, in the order in which the record's image indices name them.
+
+    exactly     how many of the colours a record has; 0 means all of them.
+    image       the view of every mark where the record does not say; None: `<kind>_img_idx` must say.
+    """
+
+    kind: Literal["point", "bbox"]
+    colors: tuple[MarkColor, ...]
+    exactly: int = 0
+    image: int | None = None
+
+
+@dataclass(frozen=True)
+class SparTask:
+    """fill: the answer form of its fill rows. views: images of a question as published (1, 2 or 3)."""
+
+    views: int
+    fill: AnswerForm
+    marks: Marks | None = None
+    listed: bool = False
+    """The marks are a list of boxes without colours (`bbox_list`): spatial_imagination_map_mv."""
+
+
+def _points(*colors: MarkColor, image: int | None = None) -> Marks:
+    return Marks("point", colors, image=image)
+
+
+def _boxes(*colors: MarkColor, exactly: int = 0, image: int | None = None) -> Marks:
+    return Marks("bbox", colors, exactly, image)
+
+
+TASKS: dict[str, SparTask] = {
+    "view_change_infer": SparTask(2, "view_change"),
+    "camera_motion_infer": SparTask(2, "camera_motion"),
+    "position_matching": SparTask(2, "box", _boxes("red", image=0)),
+    "depth_prediction_oc_mv": SparTask(3, "number", _points("red", "blue")),
+    "depth_prediction_oo_mv": SparTask(3, "number", _points("red", "blue", "green")),
+    "distance_prediction_oc_mv": SparTask(3, "number", _points("red")),
+    "distance_prediction_oo_mv": SparTask(3, "number", _points("red", "blue")),
+    "distance_infer_center_oc_mv": SparTask(3, "text"),
+    "distance_infer_center_oo_mv": SparTask(3, "text", _points("red", "green", "blue")),
+    "obj_spatial_relation_oc_mv": SparTask(3, "text", _boxes("red", "blue", "green", exactly=1)),
+    "obj_spatial_relation_oo_mv": SparTask(3, "text", _boxes("red", "blue", "green", exactly=2)),
+    "spatial_imagination_oc_mv": SparTask(3, "text", _boxes("green", "blue", "red")),
+    "spatial_imagination_oo_mv": SparTask(3, "text", _boxes("green", "blue", "red", "yellow")),
+    "spatial_imagination_map_mv": SparTask(3, "text", listed=True),
+    "depth_prediction_oc": SparTask(1, "number", _points("red", "blue", image=0)),
+    "depth_prediction_oo": SparTask(1, "number", _points("red", "blue", "green", image=0)),
+    "distance_prediction_oc": SparTask(1, "number", _points("red", image=0)),
+    "distance_prediction_oo": SparTask(1, "number", _points("red", "blue", image=0)),
+    "distance_infer_center_oc": SparTask(1, "text"),
+    "distance_infer_center_oo": SparTask(1, "text", _points("red", "blue", "green", image=0)),
+    "obj_spatial_relation_oo": SparTask(1, "text", _boxes("red", "blue", image=0)),
+    "spatial_volume_infer": SparTask(1, "number", _boxes("red", image=0)),
+    "spatial_imagination_oc": SparTask(1, "text", _boxes("red", "blue", "green", image=0)),
+    "spatial_imagination_oo": SparTask(1, "text", _boxes("red", "blue", "green", "yellow", image=0)),
+}
+"""The image tasks. The video tasks (32 frames) are not read: HATCH does not train on them."""
+
+
+def answer_form(task: str, form: str) -> AnswerForm:
+    """The form of a row's answer from its task and format; sentence and judge rows are free text."""
+    if form == "select":
+        return "letter"
+    return TASKS[task].fill if form == "fill" else "text"
+
+
+def chosen_tasks(names: list[str], views: str) -> list[str]:
+    """The tasks named (empty: all) that have several views, one, or either ("multi", "single", "both").
+
+    Raises ValueError for a name that SPAR's image tasks do not have, and when none is left.
+    """
+    unknown = [name for name in names if name not in TASKS]
+    if unknown:
+        raise ValueError(f"data.tasks: SPAR has no image task {unknown[0]!r}; known are {', '.join(sorted(TASKS))}")
+    kept = [name for name in (names or TASKS) if views == "both" or (TASKS[name].views > 1) == (views == "multi")]
+    if not kept:
+        raise ValueError(f"none of data.tasks has data.spar.views={views}; name other tasks or set it to both")
+    return kept
+
+
+def scene_of(image: str) -> str:
+    """ "scene0261_00/image_color/543.jpg" -> "scene0261_00": everything above the colour folder.
+
+    Raises ValueError when the path is not below the images root, or has no colour folder with a scene above it.
+    """
+    parts = PurePosixPath(image).parts
+    if not parts or image.startswith("/") or ".." in parts:
+        raise ValueError(f"image path {image!r} does not lie below the images folder")
+    if len(parts) < 3 or parts[-2] not in COLOR_FOLDERS:
+        raise ValueError(f"image path {image!r} is not SCENE/image_color/FRAME or SCENE/video_color/FRAME")
+    return "/".join(parts[:-2])
+
+
+def space_of(scene: str) -> str:
+    """The room that a scene shows: ScanNet's scene0261_00 and scene0261_01 are one room, "scene0261"."""
+    found = NAMED.match(scene)
+    return found[1] if found else scene
+
+
+def heldout(room: str, seed: int, fraction: float) -> bool:
+    """Whether a room is held out: a hash of its name and the seed lies in the first `fraction` of its range."""
+    digest = blake2b(f"{seed}:{room}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < fraction * 2**64
+
+
+def spar_folder(root: Path) -> Path:
+    """The folder that holds the sources: `root` itself or `root`/spar.
+
+    Raises ValueError that says what was expected and what is there.
+    """
+    for place in (root, root / "spar"):
+        if any((place / source / "qa_jsonl").is_dir() for source in SOURCES):
+            return place
+    if not root.is_dir():
+        raise ValueError(f"data.root={root} is not a folder")
+    found = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+    raise ValueError(
+        f"{root} holds no SPAR-7M: expected one of {', '.join(f'{source}/qa_jsonl' for source in SOURCES)} in it or "
+        f"in its folder spar/, found {found}; unpack the archives there (docs/spar.md)"
+    )

@@ -1,0 +1,91 @@
+"""Scenes that must not be trained on: ScanNet's validation rooms, SPAR's own validation rows, lists that are given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from hatch_ray.data.spar.layout import space_of
+from hatch_ray.data.spar.scannet_val import SCANNET_VAL_ROOMS
+
+SUFFIXES = (".txt", ".json", ".jsonl", ".parquet")
+
+
+class LeftOut:
+    """Which scenes may not be used: `scene in LeftOut(paths)`.
+
+    A path is a .txt file (a scene or a row's id on each line, # begins a comment), .json or .jsonl (such names, or
+    records with `id`), .parquet (a column `id`), or a folder: every such file in it, as SPAR-Bench is published. A
+    row's id begins with its scene ("scene0261_00_16"). All scans of a room that is named are left out.
+    Raises ValueError when a path is missing, names nothing, or holds an id that can name no scene.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._names = set(SCANNET_VAL_ROOMS)
+        for path in paths:
+            count = 0
+            for name in _names(path):
+                count += 1
+                if name.isdigit():
+                    raise ValueError(
+                        f"data.spar.leave_out: id {name} of {path} names no scene; "
+                        "give a .txt file with one scene a line"
+                    )
+                self._names.update(_beginnings(name))
+            if not count:
+                raise ValueError(
+                    f"data.spar.leave_out: {path} names no scene; expected {', '.join(SUFFIXES)} with names"
+                )
+
+    def __contains__(self, scene: str) -> bool:
+        return scene in self._names or space_of(scene) in self._names
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """ "a_b_c" -> "a_b_c", "a_b", "a"."""
+    while name:
+        yield name
+        name = name.rpartition("_")[0]
+
+
+def _names(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        for file in sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file()):
+            yield from _names(file)
+        return
+    if not path.is_file():
+        raise ValueError(f"data.spar.leave_out: {path} does not exist")
+    if path.suffix == ".parquet":
+        yield from _parquet_ids(path)
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            entries = json.loads(text)
+            yield from (_name(entry, path) for entry in (entries if isinstance(entries, list) else [entries]))
+            return
+        for line in text.splitlines():
+            if path.suffix == ".jsonl" and line.strip():
+                yield _name(json.loads(line), path)
+            elif path.suffix != ".jsonl" and line.partition("#")[0].strip():
+                yield line.partition("#")[0].strip()
+    except ValueError as error:
+        raise ValueError(f"data.spar.leave_out: {path} cannot be read: {error}") from None
+
+
+def _name(entry: object, path: Path) -> str:
+    name = entry.get("id") if isinstance(entry, dict) else entry
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"an entry of {path.name} has no id: {entry!r}"[:160])
+    return name
+
+
+def _parquet_ids(path: Path) -> Iterator[str]:
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["id"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"data.spar.leave_out: {path} has no readable column id ({error})") from None
+    yield from (str(value) for value in table["id"].to_pylist())

@@ -1,0 +1,165 @@
+"""The photos of SPAR rows: files checked once, with depth, intrinsics and pose where the tree is SPAR-7M-RGBD."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from hatch_ray.data.images import load_depth, load_image, save_depth
+from hatch_ray.data.rgbd import (
+    MIN_VALID_DEPTH,
+    PLAUSIBLE_MEDIAN_M,
+    FrameRefused,
+    load_pose,
+    read_intrinsics,
+    scale_intrinsics,
+)
+from hatch_ray.data.spar.bad_rows import RowRefused
+from hatch_ray.data.spar.layout import BESIDE_COLOR
+from hatch_ray.sample import View
+
+UNITS_UNKNOWN = "structured3d"
+"""The source whose units SPAR does not state."""
+MILLIMETRES = 1000.0
+FARTHEST_CAMERA_M = 100.0
+"""No camera indoors stands this far from the origin in metres; in millimetres every camera does, by its height."""
+
+
+def has_rgbd(root: Path, sources: list[str]) -> bool:
+    """Whether any scene of the sources has poses (SPAR-7M-RGBD), or none has (SPAR-7M)."""
+    folders = [root / source / "images" for source in sources]
+    return any(place.is_dir() for images in folders for form in ("*/pose", "*/*/pose") for place in images.glob(form))
+
+
+class SceneViews:
+    """Views of a tree's images, each checked and linked into a dataset's folder once.
+
+    root: the folder of the sources. dataset: the folder that gets `images/` and `depth/`. rgbd: poses are expected.
+    """
+
+    def __init__(self, root: Path, dataset: Path, rgbd: bool) -> None:
+        self.root, self.dataset, self.rgbd = root, dataset, rgbd
+        self._made: dict[tuple[str, str], View | RowRefused] = {}
+
+    def view(self, source: str, image: str, depth: str | None) -> View:
+        """The view of an image path below SOURCE/images, with paths relative to the dataset.
+
+        depth: the record's depth path; None takes the published place beside the image. Raises RowRefused.
+        """
+        key = (source, image)
+        if key not in self._made:
+            try:
+                self._made[key] = self._make(source, image, depth)
+            except RowRefused as refusal:
+                self._made[key] = refusal
+        made = self._made[key]
+        if isinstance(made, RowRefused):
+            raise RowRefused(made.reason, made.detail)
+        return made
+
+    def _make(self, source: str, image: str, depth: str | None) -> View:
+        images = self.root / source / "images"
+        path = images / image
+        if not path.is_file():
+            raise RowRefused("missing_image", f"{path} does not exist")
+        try:
+            width, height = load_image(path).size
+        except ValueError as error:
+            raise RowRefused("unreadable_image", str(error)) from None
+        relative = PurePosixPath(image)
+        scene = "_".join(relative.parts[:-2])
+        prefix = "video-" if relative.parts[-2] == "video_color" else ""
+        target = Path("images") / scene / f"{prefix}{relative.name}"
+        if not self.rgbd:
+            link_file(path, self.dataset / target)
+            return View(target)
+        depth_folder, pose_folder = BESIDE_COLOR[relative.parts[-2]]
+        folder = images.joinpath(*relative.parts[:-2])
+        try:
+            pose = load_pose(folder / pose_folder / f"{relative.stem}.txt")
+        except FrameRefused as refusal:
+            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
+        depth_path = images / depth if depth else folder / depth_folder / f"{relative.stem}.png"
+        metres, rescaled = _load_depth(depth_path, source)
+        color_k, depth_k = _intrinsics(folder, (width, height), metres.shape[::-1])
+        depth_target = Path("depth") / scene / f"{prefix}{relative.stem}.png"
+        link_file(path, self.dataset / target)
+        if rescaled:
+            save_depth(self.dataset / depth_target, metres)
+        else:
+            link_file(depth_path, self.dataset / depth_target)
+        return View(target, depth_target, color_k, depth_k, pose_in_metres(pose, source))
+
+
+def _load_depth(path: Path, source: str) -> tuple[np.ndarray, bool]:
+    """(h, w) metres, and whether the file holds metres instead of millimetres. Raises RowRefused."""
+    if not path.is_file():
+        raise RowRefused("missing_depth", f"{path} does not exist")
+    try:
+        depth = load_depth(path)
+    except ValueError as error:
+        raise RowRefused("unreadable_depth", str(error)) from None
+    valid = depth[depth > 0]
+    if valid.size < MIN_VALID_DEPTH * depth.size:
+        raise RowRefused("no_valid_depth", f"{path} has readings in {valid.size} of {depth.size} pixels")
+    median = float(np.median(valid))
+    low, high = PLAUSIBLE_MEDIAN_M
+    if low <= median <= high:
+        return depth, False
+    if source == UNITS_UNKNOWN and low <= median * MILLIMETRES <= high:
+        return depth * np.float32(MILLIMETRES), True
+    raise RowRefused("implausible_depth_units", f"{path} has a median depth of {median:.3g} m, read as millimetres")
+
+
+def pose_in_metres(pose: np.ndarray, source: str) -> np.ndarray:
+    """The pose itself, or with its place divided by 1000 where the source's units are unknown and it is millimetres."""
+    if source == UNITS_UNKNOWN and np.abs(pose[:3, 3]).max() > FARTHEST_CAMERA_M:
+        pose = pose.copy()
+        pose[:3, 3] /= MILLIMETRES
+    return pose
+
+
+def _intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(3, 3) matrices of the colour grid and the depth grid, whose (width, height) are given. Raises RowRefused.
+
+    Without `intrinsic_depth.txt` depth is taken as registered to colour: the colour matrix, scaled.
+    """
+    color_k = _matrix(folder / "intrinsic" / "intrinsic_color.txt")
+    if color_k is None:
+        raise RowRefused("missing_intrinsics", f"{folder / 'intrinsic' / 'intrinsic_color.txt'} does not exist")
+    depth_k = _matrix(folder / "intrinsic" / "intrinsic_depth.txt")
+    if depth_k is None:
+        depth_k = scale_intrinsics(color_k, depth[0] / color[0], depth[1] / color[1])
+    for k, (width, height), grid in ((color_k, color, "colour"), (depth_k, depth, "depth")):
+        if not (0 < k[0, 2] < width and 0 < k[1, 2] < height):
+            raise RowRefused(
+                "intrinsics_of_another_grid",
+                f"{folder}: the {grid} centre ({k[0, 2]:g}, {k[1, 2]:g}) lies outside {width} x {height}",
+            )
+    return color_k, depth_k
+
+
+@lru_cache(maxsize=4096)
+def _matrix(path: Path) -> np.ndarray | None:
+    """(3, 3) of an intrinsics file; None when it is absent. Raises RowRefused."""
+    if not path.is_file():
+        return None
+    try:
+        return read_intrinsics(path)
+    except ValueError as error:
+        raise RowRefused("bad_intrinsics", str(error)) from None
+
+
+def link_file(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system cannot link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:
+        shutil.copyfile(source, target)
