@@ -76,9 +76,31 @@ def train(
 
 
 @app.command("eval")
-def evaluate(run: RunPath, overrides: Overrides = None) -> None:
-    """Answer held-out questions with every finished stage's model, with true and with swapped images."""
+def evaluate(
+    run: RunPath,
+    overrides: Overrides = None,
+    benchmark: Annotated[
+        str, typer.Option(help="published benchmarks, by commas: spar_mv,spar_si,mindcube_tiny,mmsi,cvbench,rooms")
+    ] = "",
+    root: Annotated[
+        list[str] | None, typer.Option(help="their files: a folder, a hub name, or BENCHMARK=either (repeatable)")
+    ] = None,
+    scorer: Annotated[str, typer.Option(help="SPAR-Bench's scorer for the tables: spld, official or fixed")] = "spld",
+    rescore: Annotated[bool, typer.Option("--rescore", help="score kept predictions again, without a model")] = False,
+) -> None:
+    """Answer held-out questions with every finished stage's model, with true and with swapped images.
+
+    With --benchmark: the last model answers published benchmarks, for the paper's tables (docs/benchmarks.md).
+    """
     config = _load_run(run, overrides)
+    if benchmark:
+        from actors.benchmark import evaluate_benchmarks
+
+        names = [name.strip() for name in benchmark.split(",") if name.strip()]
+        evaluate_benchmarks(config, names, root or [], scorer, rescore, console)
+        return
+    if root or rescore:
+        raise ValueError("--root and --rescore need --benchmark")
     from actors.evaluate import evaluate_run
 
     evaluate_run(config, console)

@@ -47,6 +47,19 @@ class Benchmark:
     scorers: dict[str, Score]
 
 
+def choose_root(benchmark: Benchmark, roots: Sequence[str]) -> str:
+    """The root for one benchmark: NAME=ROOT, else the common one (its subfolder named as on the hub), else the hub."""
+    common = benchmark.hub
+    for root in roots:
+        name, equals, value = root.partition("=")
+        if equals and name == benchmark.name:
+            return value
+        if not equals:
+            below = Path(root).expanduser() / benchmark.hub.split("/")[1]
+            common = str(below) if below.is_dir() else root
+    return common
+
+
 def survey(benchmark: Benchmark, paths: tuple[Path, ...]) -> tuple[int, Counter[str]]:
     """(usable rows, unusable ones by reason). Raises ValueError when more than 5 % are unusable, or there is no row."""
     usable, bad = 0, Counter[str]()
@@ -189,6 +202,9 @@ def read_mmsi(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
     return _each(parquet_rows(paths, ("id", "images", "question_type", "question", "answer")), _mmsi_row)
 
 
+CVBENCH_FILES = ("test_2d.parquet", "test_3d.parquet")
+
+
 def _cvbench_row(row: Row, name: str) -> Item:
     if row.get("source") not in CVBENCH.groups:
         raise BadRowError("unknown_source")
@@ -201,7 +217,10 @@ def _cvbench_row(row: Row, name: str) -> Item:
 
 
 def read_cvbench(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
-    """CV-Bench's two parquet files. `prompt` is the question with its lettered choices."""
+    """CV-Bench's two parquet files; `prompt` is the question with its choices. Raises ValueError: one is missing."""
+    if len(paths) < len(CVBENCH_FILES):
+        found = ", ".join(path.name for path in paths)
+        raise ValueError(f"{paths[0].parent} is not CV-Bench: expected {' and '.join(CVBENCH_FILES)}, found {found}")
     return _each(parquet_rows(paths, ("idx", "task", "image", "answer", "prompt", "source")), _cvbench_row)
 
 

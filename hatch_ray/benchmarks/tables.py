@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from hatch_ray.benchmarks.columns import PARTS
 from hatch_ray.benchmarks.published import LAYOUT, SOURCE, published_rows
 from hatch_ray.benchmarks.results import compare_published, overall
 
+NAME_WIDTH = 19
 MARKS = {1: "▲", 0: "", -1: "▼"}
 SHORT = {"spar_mv": "SPAR-MV", "spar_si": "SPAR-SI", "mindcube_tiny": "MindCube", "mmsi": "MMSI", "cvbench": "CV-Bench",
-         "overall": "Overall"}  # fmt: skip
+         "overall": "All"}  # fmt: skip
 CAPTION = (
     f"Percent. Published rows: {SOURCE}. ± is half of our 95 % bootstrap interval. "
     "▲: ours is above that figure, ▼: below it, beyond the noise of both (95 %); no mark: within it, or not compared."
@@ -32,19 +32,24 @@ class OurRow:
     compared: frozenset[str]
 
 
+def _figure(percent: float) -> str:
+    """At most four characters: one decimal, none from 99.95 on."""
+    return f"{percent:.1f}" if percent < 99.95 else "100"
+
+
 def _our_cells(table: int, ours: OurRow) -> list[tuple[str, str]]:
     """(figure, half interval) for every column; ("-", "") where nothing was measured."""
     cells = []
     for part, name in LAYOUT[table]:
         if part == "overall":
             mean = overall(ours.summaries, table)
-            cells.append(("-" if mean is None else f"{mean:.1f}", ""))
+            cells.append(("-" if mean is None else _figure(mean), ""))
             continue
         interval = ours.summaries[part]["columns"].get(name) if part in ours.summaries else None
         if interval is None:
             cells.append(("-", ""))
         else:
-            cells.append((f"{interval['value']:.1f}", f"±{(interval['high'] - interval['low']) / 2:.1f}"))
+            cells.append((_figure(interval["value"]), "±" + _figure((interval["high"] - interval["low"]) / 2)))
     return cells
 
 
@@ -68,28 +73,28 @@ def _published_cells(table: int, ours: OurRow) -> list[tuple[str, str, list[str]
     ]
 
 
-def terminal_table(table: int, ours: OurRow) -> Table:
-    """Table 1 or 4 for a terminal."""
-    made = Table(
-        title=f"Table {table}", caption=CAPTION, title_justify="left", caption_justify="left", box=SIMPLE_HEAD,
-        padding=(0, 0, 0, 1), pad_edge=False,
-    )  # fmt: skip
-    made.add_column("\nmodel", no_wrap=True)
-    before = ""
-    for part, name in LAYOUT[table]:
-        made.add_column(f"{SHORT[part] if part != before else ''}\n{name}", justify="right", no_wrap=True)
-        before = part
+def text_table(table: int, ours: OurRow) -> str:
+    """Table 1 or 4 in plain text, at most 92 columns wide. A mark takes the place of the space after its figure."""
+    parts = [part for part, _ in LAYOUT[table]]
+    starts = [index > 0 and part != parts[index - 1] for index, part in enumerate(parts)]
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        padded = (" " * gap + f"{cell:>4}".ljust(5) for cell, gap in zip(cells, starts, strict=True))
+        return (f"{name:<{NAME_WIDTH}}" + "".join(padded)).rstrip()
+
+    heads = ""
+    for part in dict.fromkeys(parts):
+        heads += SHORT[part].ljust(5 * parts.count(part) + 1)
+    lines = [f"Table {table}", " " * NAME_WIDTH + heads.rstrip(), line("", [name for _, name in LAYOUT[table]])]
     group = ""
     for new_group, model, cells in _published_cells(table, ours):
         if new_group != group:
-            made.add_row(f"[dim]{new_group}[/dim]")
+            lines.append(f"-- {new_group}")
             group = new_group
-        made.add_row(model, *cells)
-    made.add_section()
+        lines.append(line(model, cells))
     own = _our_cells(table, ours)
-    made.add_row(f"[bold]{ours.name}[/bold]", *(f"[bold]{figure}[/bold]" for figure, _ in own))
-    made.add_row("", *(f"[dim]{half}[/dim]" for _, half in own))
-    return made
+    lines += ["-- this run", line(ours.name[: NAME_WIDTH - 1], [figure for figure, _ in own])]
+    return "\n".join([*lines, line("", [half for _, half in own]), CAPTION, ""])
 
 
 def markdown_table(table: int, ours: OurRow) -> str:
@@ -102,7 +107,7 @@ def markdown_table(table: int, ours: OurRow) -> str:
             lines.append(f"| *{new_group}* |" + " |" * len(heads))
             group = new_group
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    own = [f"**{figure}** {half}".rstrip() for figure, half in _our_cells(table, ours)]
+    own = [f"**{figure}** {half}" if half else figure for figure, half in _our_cells(table, ours)]
     lines.append(f"| **{ours.name}** | " + " | ".join(own) + " |")
     return "\n".join([*lines, "", CAPTION, ""])
 
@@ -140,10 +145,3 @@ def _task_rows(summaries: Sequence[Mapping[str, dict[str, Any]]]) -> list[tuple[
             count = next(iter(known.values()))["n"] if known else 0
             rows.append((PARTS[first["part"]].title, task, count, words or "-"))
     return rows
-
-
-def print_tables(rows: Mapping[int, OurRow], tasks: Sequence[Mapping[str, dict[str, Any]]], console: Console) -> None:
-    """Every table that has a row, then the tasks."""
-    for table, ours in rows.items():
-        console.print(terminal_table(table, ours))
-    console.print(task_table(tasks))
