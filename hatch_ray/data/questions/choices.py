@@ -17,8 +17,8 @@ LETTERS = "ABCD"
 N_WRONG = len(LETTERS) - 1
 TRIES = 50
 
-LADDER_STEP = (1.4, 1.7)
-"""Ratio of neighbouring numeric options: wrong ones lie within 0.2 to 5 times the right one."""
+LADDER_STEP = (1.3, 1.5)
+"""Ratio of neighbouring numeric options: wrong ones lie within 0.3 to 3.5 times the right one."""
 LADDER_JITTER = 0.05
 MAX_IOU = 0.3
 """Two box options overlap by less."""
@@ -46,7 +46,7 @@ def as_choice(question: Question, form: AnswerForm, rng: np.random.Generator) ->
     listed, letter = lettered([question.answer, *wrong], rng)
     return replace(
         question,
-        text=f"{question.text} {listed}",
+        text=f"{question.text.replace(question.hint, '')} {listed}",
         answer=letter,
         gold=question.gold | {"answer": question.answer},
         wrong=tuple(wrong),
@@ -60,7 +60,7 @@ def known(question: Question, rng: np.random.Generator) -> list[str]:
 
 
 def numbers_beside(answer: str, rng: np.random.Generator) -> list[str]:
-    """Three other numbers with as many decimals, each about 1.5 times its neighbour.
+    """Three other numbers with as many decimals, each about 1.4 times its neighbour.
 
     The right number's place among the four in order of size is drawn first, so that size alone does not tell it.
     """

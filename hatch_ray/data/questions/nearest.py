@@ -11,19 +11,20 @@ from hatch_ray.data.questions.targets import CENTERS, named, point_mark, several
 from hatch_ray.data.visibility import Target
 
 FROM_THING = (
-    "Which is {more} the {red}: the {green} or the {blue}? Answer green, blue or equal.",
-    "Is the {green} or the {blue} {more} the {red}? Answer green, blue or equal.",
-    "Compare the {green} and the {blue}: which is {more} the {red}? Answer green, blue or equal.",
+    "Which is {more} the {red}: the {green} or the {blue}?",
+    "Is the {green} or the {blue} {more} the {red}?",
+    "Compare the {green} and the {blue}: which is {more} the {red}?",
 )
+COLOR_HINT = " Answer green, blue or equal."
 MORE = ("closer to", "farther from")
 FROM_OBSERVER = (
-    "Which of these is {most} the observer of the first image: {things}?",
-    "The observer stands at the camera of the first image. Which is {most} it: {things}?",
-    "Of {things}, which is {most} the camera of the first image?",
+    "Which of these is {most} the observer of the {first}image: {things}?",
+    "The observer stands at the camera of the {first}image. Which is {most} it: {things}?",
+    "Of {things}, which is {most} the camera of the {first}image?",
 )
 MOST = ("closest to", "farthest from")
 ORDINALS = ("first", "second", "third")
-BOX_FORM = " Answer with an image that shows it and its box there, as: the second image, [x1,y1,x2,y2]."
+BOX_HINT = " Answer with an image that shows it and its box there, as: the second image, [x1,y1,x2,y2]."
 
 CLEAR_GAP_M, CLEAR_GAP_SHARE = 0.2, 0.1
 """Two distances differ when they do so by both: metres, and share of the larger one."""
@@ -58,7 +59,7 @@ def nearer_thing(views: ViewTuple, rng: np.random.Generator) -> Question:
         blue=named(views, blue, "blue"),
     )
     return Question(
-        text + (CENTERS if red.name else ""),
+        text + COLOR_HINT + (CENTERS if red.name else ""),
         right,
         {
             "green": distances[0],
@@ -68,6 +69,7 @@ def nearer_thing(views: ViewTuple, rng: np.random.Generator) -> Question:
         },
         (point_mark(red, "red"), point_mark(green, "green"), point_mark(blue, "blue")),
         tuple(answer for answer in answers if answer != right),
+        COLOR_HINT,
     )
 
 
@@ -96,11 +98,14 @@ def nearest_to_observer(views: ViewTuple, rng: np.random.Generator) -> Question:
     listed = [
         f"the {thing.name} ({ORDINALS[thing.view]} image)" if several else f"the {thing.name}" for thing in things
     ]
-    text = pick(FROM_OBSERVER, rng).format(most=MOST[farthest], things=f"{', '.join(listed[:-1])} or {listed[-1]}")
+    text = pick(FROM_OBSERVER, rng).format(
+        most=MOST[farthest], first="first " if several else "", things=f"{', '.join(listed[:-1])} or {listed[-1]}"
+    )
     answers = [_place_text(thing) if several else thing.name for thing in things]
     right = int(order[0])
+    hint = BOX_HINT if several else ""
     return Question(
-        text + (BOX_FORM if several else "") + CENTERS,
+        text + hint + CENTERS,
         answers[right],
         {
             "distances": {thing.name: distance for thing, distance in zip(things, distances, strict=True)},
@@ -110,6 +115,7 @@ def nearest_to_observer(views: ViewTuple, rng: np.random.Generator) -> Question:
         },
         (),
         tuple(answer for index, answer in enumerate(answers) if index != right),
+        hint,
     )
 
 

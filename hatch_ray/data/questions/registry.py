@@ -21,6 +21,7 @@ class Question:
 
     gold   the answer in full precision, as plain JSON values.
     wrong  wrong answers that the task knows of, for the select format (`choices.as_choice` finds the others).
+    hint   the part of the text that says how to write the answer; the select format leaves it out.
     """
 
     text: str
@@ -28,6 +29,7 @@ class Question:
     gold: dict[str, Any]
     marks: tuple[Mark, ...] = field(default=())
     wrong: tuple[str, ...] = field(default=())
+    hint: str = ""
 
 
 Maker = Callable[[ViewTuple, np.random.Generator], Question]
