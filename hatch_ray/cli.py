@@ -186,6 +186,33 @@ def data_show(
     console.print(f"page: {show_dataset(dataset, out, count, seed)}")
 
 
+@data_app.command("export-spar")
+def data_export_spar(
+    dataset: Annotated[Path, typer.Argument(help="folder written by `hatch data build`", metavar="DATASET")],
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist", metavar="OUT")],
+    source: Annotated[str, typer.Option(help="SPAR source to write it as")] = "scannet",
+) -> None:
+    """Write a dataset in the layout of SPAR-7M-RGBD, for `data.kind=spar data.root=OUT`."""
+    from hatch_ray.data.spar.export import export_spar
+
+    counts = export_spar(dataset, out, source)
+    console.print(f"{out}: {sum(counts.values())} rows")
+    for name, count in counts.items():
+        console.print(f"  {count} {name}")
+
+
+@data_app.command("check-spar")
+def data_check_spar(
+    root: Annotated[Path, typer.Argument(help="folder of SPAR-7M-RGBD", metavar="ROOT")],
+    limit: Annotated[int, typer.Option(min=1, help="rows to compare, drawn at random")] = 2000,
+    index: Annotated[Path | None, typer.Option(help="folder of the row index; default: beside the sources")] = None,
+) -> None:
+    """Print which rotation convention the released view_change_infer answers follow, from rows with poses."""
+    from hatch_ray.data.spar.check import check_conventions, print_check
+
+    print_check(check_conventions(root, index, limit), console.print)
+
+
 @tiny_app.command("pretrain")
 def tiny_pretrain(
     out: Annotated[Path, typer.Option("--out", help="folder to write")],
