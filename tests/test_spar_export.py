@@ -35,7 +35,7 @@ ROOMS = DataConfig(
 
 def spar(root: Path, **options: Any) -> DataConfig:
     return DataConfig(
-        kind="spar", root=root, samples=10_000, heldout_fraction=0.0001,
+        kind="spar", root=root, tasks=list(TASKS), samples=10_000, heldout_fraction=0.0001,
         spar=SparConfig(formats=["select", "fill", "sentence"], views="both", **options),
     )  # fmt: skip
 

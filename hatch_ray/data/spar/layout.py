@@ -98,14 +98,17 @@ def answer_form(task: str, form: str) -> AnswerForm:
 
 
 def chosen_tasks(names: list[str], views: str) -> list[str]:
-    """The tasks named (empty: all) that have several views, one, or either ("multi", "single", "both").
+    """The tasks named that have several views, one, or either ("multi", "single", "both").
+
+    No names: all but spatial_imagination_map_mv, whose answers are sentences that no reward judges.
 
     Raises ValueError for a name that SPAR's image tasks do not have, and when none is left.
     """
     unknown = [name for name in names if name not in TASKS]
     if unknown:
         raise ValueError(f"data.tasks: SPAR has no image task {unknown[0]!r}; known are {', '.join(sorted(TASKS))}")
-    kept = [name for name in (names or TASKS) if views == "both" or (TASKS[name].views > 1) == (views == "multi")]
+    asked = names or [name for name, task in TASKS.items() if not task.listed]
+    kept = [name for name in asked if views == "both" or (TASKS[name].views > 1) == (views == "multi")]
     if not kept:
         raise ValueError(f"none of data.tasks has data.spar.views={views}; name other tasks or set it to both")
     return kept
