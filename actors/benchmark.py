@@ -234,6 +234,7 @@ def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequenc
             "max_images": config.model.max_images,
             "max_length": config.model.max_length,
             "max_new_tokens": config.eval.max_new_tokens,
+            "rows": source.usable,
             "files": {path.name: path.stat().st_size for path in source.paths if path.is_file()},
         })  # fmt: skip
     asker, engines = Asker(config, model, mode), Engines(model, config, console)

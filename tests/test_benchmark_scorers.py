@@ -233,7 +233,7 @@ def test_mindcube_settings_go_by_the_order_of_the_names():
     assert mindcube_setting("translation_among_1") == "translation"
     assert mindcube_setting("among_1") == "among"
     assert mindcube_setting("linear_1") == mindcube_setting("") == "other"
-    assert "translation" not in MINDCUBE.groups
+    assert all("translation" not in column.groups for column in MINDCUBE.columns)
 
 
 # --- MMSI-Bench, CV-Bench ---------------------------------------------------------------------------------------
@@ -311,6 +311,8 @@ def test_spld_weighs_rows_and_official_weighs_tasks_and_loses_view_change_from_m
 def test_mindcube_average_is_by_rows_and_leaves_translation_out():
     found = figures(MINDCUBE, {"around": [1] * 4, "rotation": [0] * 2, "among": [0] * 2, "translation": [1] * 9})
     assert found == {"Aro": 100.0, "Rot": 0.0, "Amo": 0.0, "Avg": 50.0}
+    rows = rows_of({"around": [0], "translation": [1]})
+    assert summarise(MINDCUBE, rows, "x", 50, 0)["tasks"]["translation"]["value"] == 100.0
 
 
 def test_mmsi_average_is_by_rows():
@@ -375,6 +377,9 @@ def test_differences_beyond_noise():
     assert beyond_noise(ours, 60.0, rows) == -1
     assert beyond_noise(ours, 46.5, rows) == beyond_noise(ours, 53.5, rows) == 0
     assert beyond_noise(ours, 46.5, 1e9) == 1  # the published row's own noise mattered
+    none = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 8}
+    assert beyond_noise(none, 30.0, 8.0) == 0  # eight rows say little, even when all score 0
+    assert beyond_noise(none | {"n": 800}, 30.0, 800.0) == -1
 
 
 def test_comparison_names_every_measured_column_and_nothing_else():

@@ -30,13 +30,15 @@ class Part:
     title: str
     table: int
     columns: tuple[Column, ...]
+    beside: tuple[str, ...] = ()
+    """Groups that are reported by task and are part of no column."""
     official: tuple[Column, ...] | None = None
     """Columns under the scorer `official`, where they differ."""
 
     @property
     def groups(self) -> tuple[str, ...]:
         """All groups of the block."""
-        return tuple(dict.fromkeys(group for column in self.columns for group in column.groups))
+        return tuple(dict.fromkeys(group for column in self.columns for group in column.groups)) + self.beside
 
     def under(self, scorer: str) -> tuple[Column, ...]:
         """The columns as this scorer's authors make them."""
@@ -73,7 +75,7 @@ def _spar_part(name: str, title: str, table: int, single: bool) -> Part:
     return Part(
         name, title, table,
         tuple(Column(level, members) for level, members in levels.items()),
-        tuple(_equal(level, members) for level, members in slipped.items()),
+        official=tuple(_equal(level, members) for level, members in slipped.items()),
     )  # fmt: skip
 
 
@@ -82,7 +84,7 @@ SPAR_SI = _spar_part("spar_si", "SPAR-Bench-SI", 4, single=True)
 MINDCUBE = Part("mindcube_tiny", "MindCube-Tiny", 1, (
     Column("Aro", ("around",)), Column("Rot", ("rotation",)), Column("Amo", ("among",)),
     Column("Avg", ("around", "rotation", "among")),
-))  # fmt: skip
+), beside=("translation",))  # fmt: skip
 MMSI = Part("mmsi", "MMSI-Bench", 1, (
     *(Column(group, (group,)) for group in ("Pos", "Att", "Mot", "MSR")), Column("Avg", ("Pos", "Att", "Mot", "MSR")),
 ))  # fmt: skip

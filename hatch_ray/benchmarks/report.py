@@ -12,7 +12,7 @@ from hatch_ray.benchmarks.columns import PARTS, Part
 from hatch_ray.benchmarks.kept import Kept
 from hatch_ray.benchmarks.registry import ROOMS
 from hatch_ray.benchmarks.results import WHOLE_SHARE, compare_published, is_whole, summarise
-from hatch_ray.benchmarks.tables import OurRow, markdown_table, markdown_tasks, task_table, text_table
+from hatch_ray.benchmarks.tables import OurRow, markdown_table, markdown_tasks, text_table, text_tasks
 from hatch_ray.run_folder import RunFolder, write_atomic
 
 ROOMS_NOTE = (
@@ -77,8 +77,13 @@ def report_benchmarks(
             comparisons += compare_published(table, {part: chosen[part] for part in ours.compared})
             console.print(text_table(table, ours), markup=False)
             pages += [markdown_table(table, ours)]
-        tasks = [by_scorer for name in names for by_scorer in found[name].values() if by_scorer]
-        console.print(task_table(tasks))
+        tasks = [
+            (ROOMS if name == ROOMS else PARTS[part].title, by_scorer)
+            for name in names
+            for part, by_scorer in found[name].items()
+            if by_scorer
+        ]
+        console.print(text_tasks(tasks), markup=False)
         for line in lines:
             console.print(line, markup=False)
         pages += [markdown_tasks(tasks), *(f"- {line}" for line in lines), ""]

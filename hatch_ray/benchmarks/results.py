@@ -97,10 +97,13 @@ def beyond_noise(ours: Interval, published: float, rows: float) -> int:
     """+1 when our figure is above the published one by more than chance gives in 95 % of cases, -1 below, 0 neither.
 
     Both are percent. The published one has p(1-p)/n as variance over its `rows`: exact for right or wrong, an upper
-    bound for graded scores. The two are taken as independent, though the questions are the same: this errs towards 0.
+    bound for graded scores. Ours has its bootstrap's; where all rows scored alike, that is nothing, and the variance of
+    the two figures' middle stands in. The two are taken as independent, though the questions are the same: this errs
+    towards 0.
     """
-    share = published / 100
-    spread = math.hypot(standard_error(ours), 100 * math.sqrt(share * (1 - share) / rows))
+    share, middle = published / 100, (published + ours["value"]) / 200
+    own = standard_error(ours) or 100 * math.sqrt(middle * (1 - middle) / ours["n"])
+    spread = math.hypot(own, 100 * math.sqrt(share * (1 - share) / rows))
     difference = ours["value"] - published
     return 0 if abs(difference) <= NORMAL_95 * spread else (1 if difference > 0 else -1)
 

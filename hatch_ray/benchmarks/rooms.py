@@ -6,6 +6,7 @@ SPAR-Bench's: rooms are rendered, and the questions are this project's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,10 +36,20 @@ def _data(data: DataConfig, split: str, samples: int) -> DataConfig:
 def build_rooms(
     data: DataConfig, seed: int, samples: int, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Path, ...]:
-    """The two datasets below `folder`, built unless they are there."""
+    """The two datasets below `folder`, built unless they are there.
+
+    Raises ValueError when those that are there were built for another number of samples.
+    """
     for split in SPLITS:
+        wanted = _data(data, split, samples)
         if not is_dataset(folder / split):
-            build_dataset(_data(data, split, samples), seed, "heldout", folder / split, progress)
+            build_dataset(wanted, seed, "heldout", folder / split, progress)
+        summary = json.loads((folder / split / "summary.json").read_text(encoding="utf-8"))
+        if summary["asked_for"] != wanted.heldout_samples:
+            raise ValueError(
+                f"{folder / split} was built for {summary['asked_for']} samples, eval.samples={samples} asks for "
+                f"{wanted.heldout_samples}; remove {folder.parent} to build and ask again"
+            )
     return tuple(folder / split for split in SPLITS)
 
 

@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from hatch_ray.benchmarks.columns import PARTS
 from hatch_ray.benchmarks.published import LAYOUT, SOURCE, published_rows
 from hatch_ray.benchmarks.results import compare_published, overall
 
@@ -21,6 +17,10 @@ CAPTION = (
     f"Percent. Published rows: {SOURCE}. ± is half of our 95 % bootstrap interval. "
     "▲: ours is above that figure, ▼: below it, beyond the noise of both (95 %); no mark: within it, or not compared."
 )
+
+
+Block = tuple[str, Mapping[str, dict[str, Any]]]
+"""A title and the summaries of one part by scorer."""
 
 
 @dataclass(frozen=True)
@@ -112,36 +112,32 @@ def markdown_table(table: int, ours: OurRow) -> str:
     return "\n".join([*lines, "", CAPTION, ""])
 
 
-def task_table(summaries: Sequence[Mapping[str, dict[str, Any]]]) -> Table:
-    """Per task: the score under every scorer. summaries: of each part, by scorer."""
-    made = Table(title="By task, 95 % intervals", title_justify="left", box=SIMPLE_HEAD)
-    made.add_column("benchmark: task", no_wrap=True)
-    made.add_column("n", justify="right")
-    made.add_column("scorer: score", no_wrap=True)
-    for title, task, count, words in _task_rows(summaries):
-        made.add_row(f"{title}: {task}", str(count), words)
-    return made
+def text_tasks(blocks: Sequence[Block]) -> str:
+    """Per task and in all: rows, and the score under every scorer, in plain text."""
+    rows = _task_rows(blocks)
+    width = max(len(f"{title}: {task}") for title, task, _, _ in rows)
+    lines = [f"{f'{title}: {task}':<{width}} {count:>5}  {words}" for title, task, count, words in rows]
+    return "\n".join(["By task: rows, scores with 95 % intervals", *lines, ""])
 
 
-def markdown_tasks(summaries: Sequence[Mapping[str, dict[str, Any]]]) -> str:
-    """`task_table` as Markdown."""
-    rows = [f"| {title} | {task} | {count} | {words} |" for title, task, count, words in _task_rows(summaries)]
+def markdown_tasks(blocks: Sequence[Block]) -> str:
+    """`text_tasks` as Markdown."""
+    rows = [f"| {title} | {task} | {count} | {words} |" for title, task, count, words in _task_rows(blocks)]
     return "\n".join(
         ["## By task", "", "| benchmark | task | n | score (95 % interval) |", "|---|---|---:|---|", *rows, ""]
     )
 
 
-def _task_rows(summaries: Sequence[Mapping[str, dict[str, Any]]]) -> list[tuple[str, str, int, str]]:
+def _task_rows(blocks: Sequence[Block]) -> list[tuple[str, str, int, str]]:
     rows = []
-    for by_scorer in summaries:
+    for title, by_scorer in blocks:
         first = next(iter(by_scorer.values()))
         averages = {scorer: summary["columns"]["Avg"] for scorer, summary in by_scorer.items()}
         named = {task: {scorer: s["tasks"][task] for scorer, s in by_scorer.items()} for task in first["tasks"]}
         for task, intervals in {**named, "average": averages}.items():
             known = {scorer: interval for scorer, interval in intervals.items() if interval is not None}
-            words = ", ".join(
-                f"{scorer} {i['value']:.1f} ({i['low']:.1f} to {i['high']:.1f})" for scorer, i in known.items()
+            words = "  ".join(
+                f"{scorer} {i['value']:>4.1f} ({i['low']:.1f} to {i['high']:.1f})" for scorer, i in known.items()
             )
-            count = next(iter(known.values()))["n"] if known else 0
-            rows.append((PARTS[first["part"]].title, task, count, words or "-"))
+            rows.append((title, task, next(iter(known.values()))["n"] if known else 0, words or "-"))
     return rows
