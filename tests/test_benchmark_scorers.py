@@ -351,13 +351,15 @@ def test_published_rows_are_the_papers():
 
 
 def test_published_averages_follow_the_aggregation_used_here():
-    """MindCube and MMSI by rows, CV-Bench by halves, overall by thirds; SPAR-MV by rows but for the Tiny ones."""
+    """MindCube, MMSI and SPAR by rows (the Tiny ones by tasks), CV-Bench by halves, overall by thirds."""
     for row in published_rows(1):
         figure = dict(zip(LAYOUT[1], row.figures, strict=True))
         mind = {name: figure["mindcube_tiny", name] for name in ("Aro", "Rot", "Amo", "Avg")}
         assert mind["Avg"] == pytest.approx(
             (250 * mind["Aro"] + 200 * mind["Rot"] + 600 * mind["Amo"]) / 1050, abs=0.16
         )
+        mmsi_row = [figure["mmsi", name] for name in ("Pos", "Att", "Mot", "MSR")]
+        assert figure["mmsi", "Avg"] == pytest.approx(np.average(mmsi_row, weights=(522, 130, 150, 198)), abs=0.11)
         averages = [figure[part, "Avg"] for part in ("spar_mv", "mindcube_tiny", "mmsi")]
         assert figure["overall", "Avg"] == pytest.approx(np.mean(averages), abs=0.11)
         low, mid, high, average = (figure["spar_mv", name] for name in ("Low", "Mid", "High", "Avg"))
@@ -365,6 +367,9 @@ def test_published_averages_follow_the_aggregation_used_here():
         assert average == pytest.approx(equal if row.group == "Proprietary" else weighted, abs=0.08)
     for row in published_rows(4):
         figure = dict(zip(LAYOUT[4], row.figures, strict=True))
+        low, high, average = (figure["spar_si", name] for name in ("Low", "High", "Avg"))
+        equal, weighted = (low + high) / 2, 0.519 * low + 0.481 * high
+        assert average == pytest.approx(equal if row.group == "Proprietary" else weighted, abs=0.101)
         assert figure["cvbench", "Avg"] == pytest.approx(
             (figure["cvbench", "2D"] + figure["cvbench", "3D"]) / 2, abs=0.11
         )

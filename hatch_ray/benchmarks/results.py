@@ -118,8 +118,8 @@ def compare_published(table: int, summaries: Mapping[str, dict[str, Any]]) -> li
             ours = summaries[part]["columns"].get(name) if part in summaries else None
             if ours is None:
                 continue
-            tiny = part == "spar_mv" and row.group == TINY_GROUP
-            count = TINY_ROWS[name] if tiny else summaries[part]["effective_rows"][name]
+            tiny = row.group == TINY_GROUP and part in TINY_ROWS
+            count = TINY_ROWS[part][name] if tiny else summaries[part]["effective_rows"][name]
             found.append({
                 "model": row.model, "part": part, "column": name, "published": figure, "ours": ours["value"],
                 "difference": round(ours["value"] - figure, 4), "beyond_noise": beyond_noise(ours, figure, count),
