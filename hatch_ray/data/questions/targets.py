@@ -14,9 +14,6 @@ from hatch_ray.sample import Mark, MarkColor
 CENTERS = " Measure at centers."
 """Ends a question about objects: every gold uses the centre of the object's box (SPAR says so too)."""
 
-MIN_BOX_GAP = 40
-"""In 0-1000; outlines lie around their boxes and take up to 36 together (two strokes of 2 pixels of 112)."""
-
 MarkKind = Literal["point", "box", "none"]
 
 
@@ -46,11 +43,11 @@ def marks_apart(a: Target, b: Target) -> bool:
 
 
 def boxes_apart(a: Target, b: Target) -> bool:
-    """Whether two box marks can be told apart: in different views, or with room for both outlines between them."""
+    """Whether two box marks can be told apart: in different views, or without a common pixel."""
     if a.box is None or b.box is None:
         return marks_apart(a, b)
-    gap = max(a.box[0] - b.box[2], b.box[0] - a.box[2], a.box[1] - b.box[3], b.box[1] - a.box[3])
-    return a.view != b.view or gap >= MIN_BOX_GAP
+    beside = a.box[2] <= b.box[0] or b.box[2] <= a.box[0] or a.box[3] <= b.box[1] or b.box[3] <= a.box[1]
+    return a.view != b.view or beside
 
 
 def different(a: Target, b: Target) -> bool:
