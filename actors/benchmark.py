@@ -92,17 +92,18 @@ class Asker:
         messages = build_prompt(item.question, item.n_images, item.form, self.mode, self.config.model.template)
         text = str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         images = item.images(self.config.model.max_pixels)
-        length = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        length += sum(self._tokens(image) - 1 for image in images)
-        if length + self.config.eval.max_new_tokens > self.config.model.max_length:
+        if self.length(text, images) + self.config.eval.max_new_tokens > self.config.model.max_length:
             return "longer_than_model.max_length"
         start_ray(self.config)
         stored = tuple(StoredImage(image_hash(image), ray.put(np.asarray(image))) for image in images)
         return Request(item.id, text, stored)
 
-    def _tokens(self, image: Image.Image) -> int:
+    def length(self, text: str, images: Sequence[Image.Image]) -> int:
+        """Tokens of a prompt: each image's placeholder becomes its merged patches."""
         processor = self.processor.image_processor
-        return int(processor.get_number_of_image_patches(image.height, image.width, {})) // processor.merge_size**2
+        patches = (processor.get_number_of_image_patches(image.height, image.width, {}) for image in images)
+        words = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return words + sum(int(count) // processor.merge_size**2 - 1 for count in patches)
 
 
 class Engines:

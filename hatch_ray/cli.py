@@ -96,8 +96,8 @@ def evaluate(
     if benchmark:
         from actors.benchmark import evaluate_benchmarks
 
-        names = [name.strip() for name in benchmark.split(",") if name.strip()]
-        evaluate_benchmarks(config, names, root or [], scorer, rescore, console)
+        names = dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip())
+        evaluate_benchmarks(config, list(names), root or [], scorer, rescore, console)
         return
     if root or rescore:
         raise ValueError("--root and --rescore need --benchmark")

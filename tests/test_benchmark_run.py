@@ -10,13 +10,17 @@ from rich.console import Console
 from actors import benchmark as runner
 from actors.benchmark import Asker, Engines, ask, check_names, evaluate_benchmarks, open_source, parts_of
 from hatch_ray.benchmarks.kept import Kept
-from hatch_ray.benchmarks.registry import BENCHMARKS
+from hatch_ray.benchmarks.registry import BENCHMARKS, FORMS
 from hatch_ray.benchmarks.report import report_benchmarks
 from hatch_ray.benchmarks.results import predict_row
+from hatch_ray.benchmarks.rooms import build_rooms, read_rooms
+from hatch_ray.benchmarks.spar_scorers import KINDS, check_gold
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.model.base import model_source
+from hatch_ray.model.logprobs import process_image, tokenize_prompt
 from hatch_ray.run_folder import RunFolder
 from tests import benchmark_files as files
+from tests.pictures import photo
 
 SETTINGS = {
     "model": {"template": "compact-v1", "max_pixels": 112 * 112, "max_length": 512, "max_images": 2},
@@ -147,6 +151,29 @@ def test_predictions_of_another_model_are_not_gone_on_with(tmp_path):
 def test_mistakes_of_the_command(names, roots, scorer, said):
     with pytest.raises(ConfigError, match=said):
         check_names(names, roots, scorer)
+
+
+def test_prompt_length_is_counted_as_the_learner_does(tmp_path):
+    run, config = make_run(tmp_path / "run")
+    asker = Asker(config, run.stage_model("grpo"), "reason")
+    images = [photo(1), photo(2, 300, 200), photo(3, 40, 60)]
+    text = "Image: " + "<|vision_start|><|image_pad|><|vision_end|>" * 3 + " How far is it? 2.5"
+    prompt = tokenize_prompt(asker.processor, text, [process_image(asker.processor, image) for image in images])
+    assert asker.length(text, images) == len(prompt.token_ids)
+
+
+def test_rooms_ask_every_task_of_spar_bench_in_its_form(tmp_path):
+    data = make_config(SETTINGS | {"data": {"max_views": 2, "rooms": {"heldout_scenes": 6}}}).data
+    paths = build_rooms(data, 0, 40, tmp_path / "data")
+    items = list(read_rooms(paths))
+    assert len(items) >= 30
+    assert all(item.form == FORMS[KINDS[item.task]] and check_gold(item.gold, item.task) is None for item in items)
+    assert {item.n_images for item in items} == {1, 2} and len({item.cluster for item in items}) > 1
+    (image,) = next(item for item in items if item.n_images == 1).images(50 * 50)
+    assert image.width * image.height <= 2500
+    assert build_rooms(data, 0, 40, tmp_path / "data") == paths
+    with pytest.raises(ValueError, match=r"eval\.samples=80"):
+        build_rooms(data, 0, 80, tmp_path / "data")
 
 
 # --- on vLLM ----------------------------------------------------------------------------------------------------

