@@ -24,6 +24,7 @@ from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import chosen_tasks, heldout, space_of
 from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record
+from hatch_ray.data.spar.views import MILLIMETRES, depth_in_metres, pose_in_metres
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import View
 
@@ -80,21 +81,21 @@ class HubRows:
             elif scene in left_out:
                 self._counts["rows_of_scenes_left_out"] += 1
             elif heldout(space_of(scene), self.seed, data.heldout_fraction) == (self.split == "heldout"):
-                names = [f"{scene}/image_color/{image_hash(_picture(item))}.png" for item in raw["pictures"]]
+                names = [f"{scene}/image_color/{number}-{view}.png" for view in range(len(raw["pictures"]))]
                 yield f"row {number} of the stream", source, form, raw | {"image": names, "depth": None}
 
     def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
         """Write the record's pictures. Raises RowRefused."""
         views = []
-        for index, (name, item) in enumerate(zip(record.images, raw["pictures"], strict=True)):
-            place = Path(record.scene.replace("/", "_")) / Path(name).name
-            picture = _picture(item)
+        for index, item in enumerate(raw["pictures"]):
+            picture = _picture(item).convert("RGB")
+            place = Path(record.scene.replace("/", "_")) / f"{image_hash(picture)}.png"
             if not (self.folder / "images" / place).exists():
                 save_image(self.folder / "images" / place, np.asarray(picture))
-            views.append(self._with_depth(View(Path("images") / place), raw, index, place))
+            views.append(self._with_depth(View(Path("images") / place), source, raw, index, place))
         return tuple(views)
 
-    def _with_depth(self, view: View, raw: dict[str, Any], index: int, place: Path) -> View:
+    def _with_depth(self, view: View, source: str, raw: dict[str, Any], index: int, place: Path) -> View:
         depths, poses = raw["depths"], raw.get("pose")
         if not depths or not poses:
             return view
@@ -106,8 +107,10 @@ class HubRows:
             depth_k = _matrix(raw.get("intrinsic_depth") or raw["intrinsic_color"], index)[:3, :3]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RowRefused("broken_pose", f"{type(error).__name__}: {error}") from None
-        save_depth(self.folder / "depth" / place, np.asarray(depths[index]).astype(float) / 1000)
-        return View(view.image_path, Path("depth") / place, color_k, depth_k, pose)
+        millimetres = np.asarray(_picture(depths[index])).astype(np.float32)
+        metres, _ = depth_in_metres(millimetres / np.float32(MILLIMETRES), source, f"depth of view {index}")
+        save_depth(self.folder / "depth" / place, metres)
+        return View(view.image_path, Path("depth") / place, color_k, depth_k, pose_in_metres(pose, source))
 
     def summary(self) -> dict[str, Any]:
         return {"hub": self.data.spar.hub, **self._counts}
@@ -137,14 +140,18 @@ def _scene(raw: dict[str, Any]) -> str:
 
 
 def _picture(item: Any) -> Image.Image:
-    """A decoded picture, or the bytes of one."""
-    if isinstance(item, dict) and item.get("bytes"):
-        item = Image.open(io.BytesIO(item["bytes"]))
-    if isinstance(item, bytes):
-        item = Image.open(io.BytesIO(item))
-    if not isinstance(item, Image.Image):
-        raise ValueError(f"an image of the stream is {type(item).__name__}, not a picture; give data.root for paths")
-    return item.convert("RGB")
+    """A decoded picture, or the bytes of one, decoded. Raises RowRefused."""
+    data = item.get("bytes") if isinstance(item, dict) else item
+    if isinstance(data, Image.Image):
+        return data
+    if not isinstance(data, bytes):
+        raise RowRefused("no_picture", f"an image is {type(item).__name__}; pictures are needed, paths need data.root")
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RowRefused("unreadable_image", str(error)) from None
+    return picture
 
 
 def _matrix(values: Any, index: int) -> np.ndarray:

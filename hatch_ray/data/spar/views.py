@@ -103,16 +103,23 @@ def _load_depth(path: Path, source: str) -> tuple[np.ndarray, bool]:
         depth = load_depth(path)
     except ValueError as error:
         raise RowRefused("unreadable_depth", str(error)) from None
+    return depth_in_metres(depth, source, str(path))
+
+
+def depth_in_metres(depth: np.ndarray, source: str, name: str) -> tuple[np.ndarray, bool]:
+    """(h, w) depth, read as millimetres, in metres; and whether it was in metres already (units are checked by the
+    median, where the source's are unknown). Raises RowRefused.
+    """
     valid = depth[depth > 0]
     if valid.size < MIN_VALID_DEPTH * depth.size:
-        raise RowRefused("no_valid_depth", f"{path} has readings in {valid.size} of {depth.size} pixels")
+        raise RowRefused("no_valid_depth", f"{name} has readings in {valid.size} of {depth.size} pixels")
     median = float(np.median(valid))
     low, high = PLAUSIBLE_MEDIAN_M
     if low <= median <= high:
         return depth, False
     if source == UNITS_UNKNOWN and low <= median * MILLIMETRES <= high:
         return depth * np.float32(MILLIMETRES), True
-    raise RowRefused("implausible_depth_units", f"{path} has a median depth of {median:.3g} m, read as millimetres")
+    raise RowRefused("implausible_depth_units", f"{name} has a median depth of {median:.3g} m, read as millimetres")
 
 
 def pose_in_metres(pose: np.ndarray, source: str) -> np.ndarray:
