@@ -25,6 +25,7 @@ from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.heldout import score_rows, summarise
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
+from hatch_ray.rewards.answer import score_text
 from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.sample import Sample
 
@@ -304,8 +305,9 @@ def test_maps(samples: list[Sample], rooms: dict[str, Room]) -> None:
     for sample in of_task(samples, MAP):
         pose = sample.views[0].pose
         assert pose is not None
-        places = re.findall(r"object(\d): \((-?[\d.]+),(-?[\d.]+)\)", sample.answer)
+        places = re.findall(r"object(\d): \[(-?[\d.]+),(-?[\d.]+)\]", sample.answer)
         assert "-0.0" not in sample.answer
+        assert score_text(re.sub(r"[\d.]+(?=\])", "99", sample.answer), sample.answer) == (0, "wrong_text")
         assert len(places) == len(sample.marks)
         for index, (number, x, y) in enumerate(places):
             (name,) = re.findall(rf"object{number} \(([a-z ]+), image {sample.marks[index].view}\)", sample.question)

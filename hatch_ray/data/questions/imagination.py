@@ -19,10 +19,10 @@ STANDING = (
 WHERE = "Where is the {red}?"
 WHERE_AGAINST = "Where is the {red} relative to the {yellow}?"
 MAP = (
-    "On a map with the observer of image 0 at (0,0), looking along +y, +x to the right: where are {things}? Metres.",
-    "Draw a map seen from above, in metres: the observer of image 0 is at (0,0) and looks along +y. Give (x,y) of "
+    "On a map with the observer of image 0 at [0,0], looking along +y, +x to the right: where are {things}? Metres.",
+    "Draw a map seen from above, in metres: the observer of image 0 is at [0,0] and looks along +y. Give [x,y] of "
     "{things}.",
-    "Give the places (x,y) in metres of {things}, seen from above; the observer of image 0 is at (0,0), x to the "
+    "Give the places [x,y] in metres of {things}, seen from above; the observer of image 0 is at [0,0], x to the "
     "right, y ahead.",
 )
 MIN_FACING_M = 0.3
@@ -115,8 +115,8 @@ def places_on_a_map(views: ViewTuple, rng: np.random.Generator) -> Question:
     right, forward = level_axes(pose[:3, 2], views.scene.up, MIN_FACING_M)
     steps = [thing.center - pose[:3, 3] for thing in things]
     places = [(float(step @ right), float(step @ forward)) for step in steps]
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    answer = ", ".join(f"object{k}: ({round(x, 1) + 0.0},{round(y, 1) + 0.0})" for k, (x, y) in enumerate(places))
+    # Square brackets, since the reward of texts leaves out what stands in round ones. Adding 0.0 makes -0.0 to 0.0.
+    answer = ", ".join(f"object{k}: [{round(x, 1) + 0.0},{round(y, 1) + 0.0}]" for k, (x, y) in enumerate(places))
     labels = [f"object{index} ({thing.name}, image {thing.view})" for index, thing in enumerate(things)]
     text = pick(MAP, rng).format(things=f"{', '.join(labels[:-1])} and {labels[-1]}")
     marks = tuple(replace(box_mark(thing, "blue"), label=f"object{index}") for index, thing in enumerate(things))
