@@ -1,5 +1,6 @@
 """Each benchmark's files in their published form: read, counted, refused."""
 
+import datasets
 import pytest
 
 from hatch_ray.benchmarks.files import find_files, local_root
@@ -43,6 +44,20 @@ def test_spar_bench_both_kinds_from_several_files(tmp_path):
 def test_spar_bench_as_a_flat_folder(tmp_path):
     root = files.write_spar(tmp_path / "SPAR-Bench", files.spar_rows(), files=1)
     assert len(read("spar_mv", root / "data")[0]) == 4
+
+
+def test_a_file_written_by_datasets_reads_alike(tmp_path):
+    """SPAR-Bench and CV-Bench were uploaded with `datasets`: its image features are {bytes, path}."""
+    text = dict.fromkeys(
+        ("id", "question", "answer", "task", "img_type", "format_type", "source"), datasets.Value("string")
+    )
+    features = datasets.Features({"image": datasets.Sequence(datasets.Image())} | text)
+    (tmp_path / "s" / "data").mkdir(parents=True)
+    made = datasets.Dataset.from_list(files.spar_rows(), features=features)
+    made.to_parquet(str(tmp_path / "s" / "data" / "test-00000-of-00001.parquet"))
+    items, faults = read("spar_mv", tmp_path / "s")
+    assert len(items) == 4 and not faults
+    open_all(items)
 
 
 def test_the_same_id_twice_is_two_rows(tmp_path):
