@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hatch_ray.config import DataConfig, RewardConfig, RoomsConfig
+from hatch_ray.config import DataConfig, ModelConfig, PastaConfig, RewardConfig, RoomsConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.pairs import Refused, SceneViews
 from hatch_ray.data.questions import TASKS, Question, as_choice, choose_tasks
@@ -24,6 +24,9 @@ from hatch_ray.evaluation.baselines import constant_replies, still_replies
 from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.heldout import score_rows, summarise
 from hatch_ray.geometry.boxes import box_iou
+from hatch_ray.learning.pasta import collect_pairs, make_targets
+from hatch_ray.learning.sft import ReplyCollator, SampleEncoder
+from hatch_ray.model.base import load_processor
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
 from hatch_ray.rewards.answer import score_text
 from hatch_ray.rewards.score import RewardTarget, score_reply
@@ -388,6 +391,20 @@ def test_baselines_and_control_take_every_task(samples: list[Sample]) -> None:
     single = [sample for sample in chosen if len(sample.views) == 1]
     assert all(row["terms"]["action"] is None for row in score_rows(single, constant_replies(single, reward), reward))
     assert all(len(a.views) == len(b.views) for a, b in zip(chosen, swap_images(chosen, 0), strict=True))
+
+
+def test_training_batches_mix_one_view_and_several(samples: list[Sample], tiny_model: Path) -> None:
+    """Cold start asks single views for the answer alone, beside others with actions; PaStA takes no pair of them."""
+    chosen = [of_task(samples, name)[0] for name in ("spatial_volume_infer", "view_change_infer", MAP)]
+    processor = load_processor(tiny_model)
+    encoder = SampleEncoder(processor, "reason", ModelConfig(template="compact-v1", max_length=512))
+    batch = ReplyCollator(encoder, chosen)([{"sample": index} for index in range(3)])
+    for sample, labels in zip(chosen, batch["labels"], strict=True):
+        assert processor.tokenizer.decode(labels[labels >= 0]) == gold_reply(sample, "reason") + "<|im_end|>"
+    single = [sample for sample in samples if sample.task in SINGLE]
+    assert len(collect_pairs(samples)) == len(collect_pairs([item for item in samples if item.task not in SINGLE]))
+    with pytest.raises(ValueError, match="none of 0 view pairs"):
+        make_targets(single, PastaConfig())
 
 
 GOLDS = {
