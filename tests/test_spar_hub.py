@@ -24,6 +24,12 @@ from tests.spar_tree import frames
 CHANGE = "move_right:0.3,move_up:0.1,move_forward:0.8,rotate_up:4,rotate_left:9"
 
 
+@pytest.fixture(autouse=True)
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` waits some seconds at the end of a stream, for threads that a test does not have."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
 def png(values: np.ndarray) -> dict[str, bytes]:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")

@@ -184,8 +184,6 @@ def print_check(check: ConventionCheck, say: Callable[[Any], None]) -> None:
     say("mean translation error, m: " + ", ".join(f"{name} {value:g}" for name, value in check.translation_m.items()))
     for name, errors in check.rotation_deg.items():
         words = ", ".join(f"{dimension} {value:g}" for dimension, value in errors.items())
-        say(
-            f"{name}: mean rotation error, degrees: {words}; on the {check.telling} rows that tell: "
-            f"{check.telling_deg[name]:g}, nearer on {check.nearer[name]}"
-        )
+        telling = f"{check.telling_deg[name]:g}, nearer on {check.nearer[name]}" if check.telling else "none"
+        say(f"{name}: mean rotation error, degrees: {words}; on the {check.telling} rows that tell: {telling}")
     say(f"released answers agree with: {check.verdict or 'undecided'} ({check.reason})")
