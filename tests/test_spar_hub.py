@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -64,7 +63,7 @@ def posed(entry: dict[str, Any], views: tuple[int, ...]) -> dict[str, Any]:
 
 def read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> list[Sample]:
     (folder / "hub").mkdir()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "hub" / "train.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(folder / "hub" / "train.parquet")
     data = DataConfig(
         kind="spar", samples=50, heldout_fraction=0.0001, spar=SparConfig(hub=str(folder / "hub"), **options)
     )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,9 @@ from hatch_ray.data.images import load_depth, model_images
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import read_dataset, read_scenes
+from hatch_ray.geometry.overlap import PosedDepth, overlap_matrices
+from hatch_ray.learning.pasta import collect_pairs, compute_overlap
+from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.sample import Sample
 from tests.spar_tree import SparTree, frames, record
 
@@ -81,6 +85,23 @@ def test_a_row_becomes_a_sample_with_depth_poses_and_plans(tree: SparTree) -> No
     seen = np.asarray(model_images(sample, 10**6)[0])
     assert (seen[int(0.2 * 120), int(0.1 * 160)] == (255, 0, 0)).all(), "the model's copy is marked"
     assert read_scenes(tree.root / "dataset")["scene0001_00"][0] is not None
+
+
+def test_patch_overlap_and_the_teachers_reply_come_from_the_published_files(tree: SparTree) -> None:
+    tree.rows([record("view_change_infer", CHANGE, views=(0, 1))])
+    (sample,) = read(tree)
+    (pair,) = collect_pairs([sample])
+    overlap = compute_overlap([pair], grid=4, stride=1)
+    depths = [
+        PosedDepth(np.rint(frame.depth * 1000) / np.float32(1000), frame.depth_intrinsics, frame.pose)
+        for frame in frames(3)[:2]
+    ]
+    if pair.x.image_path != sample.views[0].image_path:
+        depths.reverse()
+    np.testing.assert_allclose(overlap[0], overlap_matrices(*depths, 4, 1)[2], atol=1e-3)
+    assert overlap.sum() > 0.5
+    assert gold_reply(sample, "reason").startswith('<action>[{"from":0,"to":1,')
+    assert gold_reply(sample, "reason").endswith(f"<answer>{CHANGE}</answer>")
 
 
 def test_rows_go_by_type_not_by_folder_and_copies_count_once(tree: SparTree) -> None:
@@ -173,15 +194,13 @@ def test_validation_rooms_and_lists_are_left_out(tree: SparTree) -> None:
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.json", "list.jsonl", "list.parquet"])
-def test_lists_of_every_kind(tree: SparTree, name: str) -> None:
+def test_lists_of_every_kind(tree: SparTree, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
     tree.scene("scene0002_00")
     tree.rows([*changes(2), *changes(2, "scene0002_00")])
     path = tree.root / name
     if name.endswith(".parquet"):
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.table({"id": ["scene0002_00_7"], "task": ["a"]}), path)
+        datasets.Dataset.from_list([{"id": "scene0002_00_7", "task": "a"}]).to_parquet(path)
     else:
         path.write_text(
             {"list.txt": "# scenes\nscene0002_00  # one\n", "list.json": '["scene0002_00"]'}.get(
@@ -206,6 +225,13 @@ def test_useless_lists(tree: SparTree, content: str | None, message: str) -> Non
         path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read(tree, leave_out=[path])
+
+
+def test_a_table_without_ids(tree: SparTree) -> None:
+    tree.rows(changes(2))
+    datasets.Dataset.from_list([{"name": "scene0002_00_7"}]).to_parquet(tree.root / "list.parquet")
+    with pytest.raises(ValueError, match=r"list\.parquet has no readable column id"):
+        read(tree, leave_out=[tree.root / "list.parquet"])
 
 
 def refused(tree: SparTree, records: list[Any]) -> dict[str, int]:
@@ -354,3 +380,8 @@ def test_index_needs_a_folder_that_can_be_written(tree: SparTree) -> None:
     (tree.root / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot write the index .*data\.spar\.index"):
         open_index(tree.root / "spar", tree.root / "file" / "index")
+    (tree.root / "full").mkdir()
+    (tree.root / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else than an index"):
+        open_index(tree.root / "spar", tree.root / "full")
+    assert (tree.root / "full" / "notes.txt").read_text() == "mine"

@@ -23,6 +23,7 @@ from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.layout import FORMATS, SOURCES, SPLITS, scene_of
 
 VERSION = 1
+CONTENT = {"rows.bin", "tables.json"}
 ROW = np.dtype(
     [
         ("file", "<u4"),
@@ -106,11 +107,14 @@ class SparIndex:
 def open_index(root: Path, folder: Path, progress: Progress | None = None) -> SparIndex:
     """The index of the sources below `root`, kept in `folder`; made when it is absent or the tree's files changed.
 
-    Raises ValueError when more than 5 % of the lines cannot be used, or the folder cannot be written.
+    Raises ValueError when more than 5 % of the lines cannot be used, when the folder cannot be written, or when it
+    holds something else.
     """
     files = qa_files(root)
     listed = [[str(file.path.relative_to(root)), *_stamp(file.path)] for file in files]
     if _listed(folder) != listed:
+        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= CONTENT):
+            raise ValueError(f"{folder} holds something else than an index; name another folder with data.spar.index")
         try:
             _write(files, listed, root, folder, progress)
         except OSError as error:

@@ -82,10 +82,10 @@ def _name(entry: object, path: Path) -> str:
 
 
 def _parquet_ids(path: Path) -> Iterator[str]:
-    import pyarrow.parquet
+    import datasets
 
     try:
-        table = pyarrow.parquet.read_table(path, columns=["id"])
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", columns=["id"], streaming=True)
+        yield from (str(row["id"]) for row in rows)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"data.spar.leave_out: {path} has no readable column id ({error})") from None
-    yield from (str(value) for value in table["id"].to_pylist())

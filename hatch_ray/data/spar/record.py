@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from hatch_ray.sample import AnswerForm, Mark, MarkColor
 
 PLACEHOLDER = re.compile(r"<image>\s*")
 LETTER = re.compile(r"\(?\s*([A-Da-d])(?![A-Za-z0-9])")
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?!\w|\.\d)")
+"""A number that stands alone, as the rewards read it: "1.5 m", not "1.5m"."""
 MARK_RANGE = (0.0, 1000.0)
 LISTED_COLOR: MarkColor = "blue"
 """The published code draws a listed box with a BGR red on an RGB array: blue."""
@@ -94,16 +94,9 @@ def _checked_answer(answer: str, form: AnswerForm) -> str:
         if not letter:
             raise RowRefused("answer_is_not_a_letter", repr(answer)[:120])
         return letter[1].upper()
-    if form == "number":
-        try:
-            finite = math.isfinite(float(answer))
-        except ValueError:
-            finite = False
-        if not finite:
-            raise RowRefused("answer_is_not_one_number", repr(answer)[:120])
-    wanted = {"box": 4, "camera_motion": 3}.get(form)
+    wanted = {"number": 1, "box": 4, "camera_motion": 3}.get(form)
     if wanted and len(NUMBER.findall(answer)) != wanted:
-        raise RowRefused(f"answer_is_not_{wanted}_numbers", repr(answer)[:120])
+        raise RowRefused(f"answer_is_not_{wanted}_number{'s' * (wanted > 1)}", repr(answer)[:120])
     if form == "view_change" and not all(len(NUMBER.findall(piece)) == 1 and ":" in piece for piece in _pieces(answer)):
         raise RowRefused("answer_is_not_a_view_change", repr(answer)[:120])
     return answer
