@@ -20,6 +20,7 @@ from hatch_ray.data.store import read_dataset, read_scenes
 from hatch_ray.geometry.overlap import PosedDepth, overlap_matrices
 from hatch_ray.learning.pasta import collect_pairs, compute_overlap
 from hatch_ray.protocol.prompt import gold_reply
+from hatch_ray.report.data_page import show_dataset
 from hatch_ray.sample import Sample
 from tests.spar_tree import SparTree, frames, record
 
@@ -117,7 +118,7 @@ def test_rows_go_by_type_not_by_folder_and_copies_count_once(tree: SparTree) -> 
         "0.5", "1.5", "2.5", "9.5",
     ]  # fmt: skip
     assert summary(tree)["by_task"] == {"distance_prediction_oc_mv": 4, "view_change_infer": 2}
-    assert summary(tree)["source"]["copies_of_the_same_line"] == 3
+    assert summary(tree)["rows"]["copies_of_the_same_line"] == 3
 
 
 def test_formats_sources_tasks_and_views_are_chosen(tree: SparTree) -> None:
@@ -186,7 +187,7 @@ def test_validation_rooms_and_lists_are_left_out(tree: SparTree) -> None:
     (bench / "ids.jsonl").write_text('{"id": "scene0003_00_41", "task": "a"}\n"scene_00007_3"\n')
     samples = read(tree, leave_out=[bench])
     assert {sample.scene for sample in samples} == {"scene0001_00"}
-    counts = summary(tree)["source"]
+    counts = summary(tree)["rows"]
     assert (counts["rows_indexed"], counts["rows_asked_for"], counts["rows_after_leaving_out"]) == (13, 12, 2)
     assert counts["scenes_left_out"] == 5
     build_dataset(config(tree, leave_out_val=False), 1, "train", tree.root / "more")
@@ -241,7 +242,7 @@ def refused(tree: SparTree, records: list[Any]) -> dict[str, int]:
     samples = read(tree, samples=100)
     assert len(samples) == 60
     found = summary(tree)
-    return found["refused"]["rows_refused"] | found["source"]["refused_lines"]["rows_refused"]  # type: ignore[no-any-return]
+    return found["refused"]["rows_refused"] | found["rows"]["refused_lines"]["rows_refused"]  # type: ignore[no-any-return]
 
 
 def test_bad_lines_are_counted_and_skipped(tree: SparTree) -> None:
@@ -343,6 +344,16 @@ def test_spar_without_depth_trains_answers_alone(tmp_path: Path) -> None:
     check_spar(data, ["qa_sft"])
     with pytest.raises(ConfigError, match=r"SPAR-7M without depth and poses; pasta, grpo need them .* SPAR-7M-RGBD"):
         check_spar(data, ["pasta", "qa_sft", "grpo"])
+
+
+@pytest.mark.parametrize("rgbd", [True, False])
+def test_the_data_page_shows_them(tmp_path: Path, rgbd: bool) -> None:
+    tree = SparTree(tmp_path)
+    tree.scene("scene0001_00", rgbd=rgbd)
+    tree.rows(changes(3))
+    read(tree)
+    page = show_dataset(tmp_path / "dataset", tmp_path / "page.html", 3, 0)
+    assert page.read_text().count("number 1?") == 1
 
 
 def test_what_a_run_cannot_use_is_said_before_it_starts(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def build_spar(
             "depth_and_poses": rows.rgbd,
             "refused": bad.summary(),
             "plans_losing_over_15_deg_of_roll": residuals,
-            "source": rows.summary(),
+            "rows": rows.summary(),
             "split": split,
             "seed": seed,
             "generator": GENERATOR,
