@@ -78,6 +78,28 @@ def test_there_and_back_gives_the_same_samples(rooms: Path, tmp_path: Path) -> N
     assert [s.question for s in read_dataset(tmp_path / "other")] != [s.question for s in after], "drawn by seed"
 
 
+def test_real_frames_there_and_back(redkitchen: Path, tmp_path: Path) -> None:
+    """Posed frames without boxes mark points; their world is turned to z up, so plans stay and poses turn."""
+    data = DataConfig(
+        kind="rgbd", root=redkitchen, samples=60, image_size=112, frame_step=8, formats=["fill", "select"]
+    )
+    build_dataset(data, 1, "train", tmp_path / "kitchen")
+    export_spar(tmp_path / "kitchen", tmp_path / "out")
+    build_dataset(spar(tmp_path / "out"), 0, "train", tmp_path / "back")
+    before, after = (
+        {
+            (sample.question, sample.answer, sample.task, sample.answer_form): sample
+            for sample in read_dataset(tmp_path / name)
+        }
+        for name in ("kitchen", "back")
+    )
+    assert set(before) == set(after) and len(after) > 50
+    for key, sample in after.items():
+        assert sorted(sample.marks, key=str) == sorted(before[key].marks, key=str)
+        assert [plan.atoms for plan in sample.plans] == [plan.atoms for plan in before[key].plans]
+    assert any(len(mark.xy) == 2 for (_, _, task, _), s in after.items() if "relation" in task for mark in s.marks)
+
+
 def test_every_task_of_several_views_is_exported(rooms: Path) -> None:
     assert {s.task for s in read_dataset(rooms / "train")} >= {name for name, task in TASKS.items() if task.views > 1}
 

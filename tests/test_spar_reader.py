@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -396,3 +398,13 @@ def test_index_needs_a_folder_that_can_be_written(tree: SparTree) -> None:
     with pytest.raises(ValueError, match="holds something else than an index"):
         open_index(tree.root / "spar", tree.root / "full")
     assert (tree.root / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_the_measurement_runs(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    command = [sys.executable, "bench/spar_index.py", "--rows", "2000", "--draw", "100", "--out", str(out)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    assert figures["drawn"] == 100
+    assert figures["peak_mib"] < 1024

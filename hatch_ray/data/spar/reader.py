@@ -115,7 +115,7 @@ def build_spar(
         if not len(writer):
             raise ValueError(
                 f"no row of {bad.place} can be used for {split} ({rows.summary()}); "
-                "widen data.tasks, data.spar.sources, formats or views, or data.heldout_fraction"
+                "widen data.tasks, data.spar.sources, formats or views, data.heldout_fraction, or what is left out"
             )
         writer.summary = {
             "samples": len(writer),
