@@ -70,7 +70,8 @@ def random_reply(rng: random.Random, n_views: int) -> str:
                 (ATOMS[3 - up], float(rng.randint(1, 20))),
             ]
             plans[i, j] = tuple(atom for atom in atoms if rng.random() < 0.85)
-    return f"<action>{format_plans(plans)}</action><answer>{rng.choice(['A', 'B', 'C', 'D', '1.7'])}</answer>"
+    # A number as answer: a letter would merge with its tags into one rare token for the whole end of a reply.
+    return f"<action>{format_plans(plans)}</action><answer>{rng.uniform(0, 4):.1f}</answer>"
 
 
 def fill(template: str, rng: random.Random) -> str:
