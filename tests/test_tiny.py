@@ -61,6 +61,14 @@ def test_digits_stand_alone_and_json_is_short(folder: Path) -> None:
     assert random_reply(random.Random(0), 2) == random_reply(random.Random(0), 2)
 
 
+def test_a_letter_stands_alone_in_its_answer() -> None:
+    """One token for letter and tags together would be so rare that no cold start teaches it."""
+    for tokenizer in (TOKENIZER, AutoTokenizer.from_pretrained(tiny_model_path())):
+        for letter in "ABCD":
+            pieces = [tokenizer.decode([token]) for token in tokenizer.encode(f"}}]}}]</action><answer>{letter}</answer>")]
+            assert pieces[-2:] == [letter, "</answer>"]
+
+
 def test_the_folder_is_a_qwen_model(folder: Path) -> None:
     """The processor expands an image to 16 tokens, and the model accepts what it gives."""
     processor = AutoProcessor.from_pretrained(folder)
