@@ -65,7 +65,9 @@ def test_a_letter_stands_alone_in_its_answer() -> None:
     """One token for letter and tags together would be so rare that no cold start teaches it."""
     for tokenizer in (TOKENIZER, AutoTokenizer.from_pretrained(tiny_model_path())):
         for letter in "ABCD":
-            pieces = [tokenizer.decode([token]) for token in tokenizer.encode(f"}}]}}]</action><answer>{letter}</answer>")]
+            pieces = [
+                tokenizer.decode([token]) for token in tokenizer.encode(f"}}]}}]</action><answer>{letter}</answer>")
+            ]
             assert pieces[-2:] == [letter, "</answer>"]
 
 
