@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -89,7 +88,9 @@ def make_marks(marks: Marks | None, views: int) -> dict[str, object]:
 
 def peak_mib() -> float:
     """Largest resident set of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # getrusage's ru_maxrss would count the process that started this one, too: it outlives fork and exec.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
 def measure(root: Path, rows: int, draw: int) -> dict[str, object]:
