@@ -17,7 +17,7 @@ import ray
 from PIL import Image
 from rich.console import Console
 
-from actors.evaluate import DIRECT_STAGES, models_of
+from actors.evaluate import models_of
 from actors.messages import Request, Sampling, StoredImage
 from actors.progress import Report, progress_bar
 from actors.recipe import start_ray
@@ -222,14 +222,13 @@ def parts_of(name: str) -> tuple[Part, ...]:
 def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequence[str], console: Console) -> None:
     """Ask the run's last model."""
     model = models_of(config, run)[FINAL]
-    stage = model.parent.name
-    mode: Mode = "direct" if stage in DIRECT_STAGES else "reason"
+    stage = model.folder.parent.name
     sources = [open_source(name, config, run, roots, console) for name in names]
     for source in sources:
         Kept(run, source.name).check_settings({
             "stage": stage,
             "step": run.progress()[stage]["step"],
-            "mode": mode,
+            "mode": model.mode,
             "template": config.model.template,
             "max_pixels": config.model.max_pixels,
             "max_images": config.model.max_images,
@@ -238,7 +237,7 @@ def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequenc
             "rows": source.usable,
             "files": {path.name: path.stat().st_size for path in source.paths if path.is_file()},
         })  # fmt: skip
-    asker, engines = Asker(config, model, mode), Engines(model, config, console)
+    asker, engines = Asker(config, model.folder, model.mode), Engines(model.folder, config, console)
     try:
         for source in sources:
             with progress_bar(console, f"answering: {source.title}") as report:

@@ -6,7 +6,9 @@ One set of vLLM engines serves all models: each takes over the next model's weig
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,34 +25,51 @@ from hatch_ray.evaluation.findings import FINAL, write_findings
 from hatch_ray.evaluation.heldout import SWAPPED, score_rows, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.model.base import model_source
-from hatch_ray.protocol.prompt import Mode
+from hatch_ray.protocol.prompt import Mode, stage_mode
 from hatch_ray.run_folder import STAGES, RunFolder
 from hatch_ray.sample import Sample
 
-DIRECT_STAGES = ("qa_sft",)
-"""Stages whose model has learned answers without actions; they are asked for the answer alone."""
+
+@dataclass(frozen=True)
+class Asked:
+    """A model to evaluate, and how it replies. folder: its Hugging Face folder."""
+
+    folder: Path
+    mode: Mode
 
 
-def models_of(config: Config, run: RunFolder) -> dict[str, Path]:
-    """Name -> model folder: the base, then every finished stage that changes replies; the last one is "final"."""
+def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
+    """By name: the base, then every finished stage that changes replies; the last one is "final"."""
     finished = [stage for stage in STAGES if run.progress().get(stage, {}).get("done") and stage != "pasta"]
     if not finished:
         raise ConfigError(f"{run.path} has no finished stage to evaluate; run `hatch train` first")
-    models = {"base": Path(model_source(config.model.base))}
-    models |= {stage: run.stage_model(stage) for stage in finished[:-1]}
-    return models | {FINAL: run.stage_model(finished[-1])}
+    reasoning = config.model.reasoning
+    models = {"base": Asked(Path(model_source(config.model.base)), reasoning)}
+    for stage in finished:
+        name = FINAL if stage == finished[-1] else stage
+        models[name] = Asked(run.stage_model(stage), stage_mode(stage, reasoning))
+    return models
 
 
-def answer(
-    engines: Sequence, model: Path, samples: list[Sample], mode: Mode, config: Config, report: Report
-) -> list[str]:
+def answer(engines: Sequence[Any], model: Asked, samples: list[Sample], config: Config, report: Report) -> list[str]:
     """Greedy replies of one model, in the order of the samples."""
-    wait_for_all([engine.load_folder.remote(str(model)) for engine in engines], "loading a model", CALL_SECONDS)
-    maker = PromptMaker(config, model, mode)
+    folder = str(model.folder)
+    wait_for_all([engine.load_folder.remote(folder) for engine in engines], "loading a model", CALL_SECONDS)
+    maker = PromptMaker(config, model.folder, model.mode)
     maker.check_length(samples, config.eval.max_new_tokens)
     sampling = Sampling(n=1, temperature=0.0, max_new_tokens=config.eval.max_new_tokens)
     rollouts = generate_all(engines, [maker.request(sample) for sample in samples], sampling, report)
     return [rollout.replies[0].text for rollout in rollouts]
+
+
+def evaluate_model(
+    engines: Sequence[Any], name: str, model: Asked, samples: list[Sample], config: Config, console: Console
+) -> None:
+    """Ask one model every sample and write RUN/eval/<name>.json and .jsonl."""
+    with progress_bar(console, f"answering: {name.replace('_', ' ')}") as report:
+        texts = answer(engines, model, samples, config, report)
+    rows = score_rows(samples, texts, config.reward, model.mode)
+    write_evaluation(RunFolder(config.run_dir), name, rows, config.eval.bootstrap, config.seed)
 
 
 def evaluate_run(config: Config, console: Console) -> None:
@@ -58,26 +77,20 @@ def evaluate_run(config: Config, console: Console) -> None:
     run = RunFolder(config.run_dir)
     models = models_of(config, run)
     samples = load_datasets(config, run, console).heldout[: config.eval.samples]
+    swapped = swap_images(samples, config.seed)
     start_ray(config)
-    settings = (config.eval.bootstrap, config.seed)
-    engines = start_engines(models["base"], config)
+    engines = start_engines(models["base"].folder, config)
     try:
         with progress_bar(console, "starting vLLM"):
             engines_ready(engines)
         for name, model in models.items():
-            mode: Mode = "direct" if name in DIRECT_STAGES else "reason"
-            with progress_bar(console, f"answering: {name}") as report:
-                texts = answer(engines, model, samples, mode, config, report)
-            write_evaluation(run, name, score_rows(samples, texts, config.reward, mode), *settings)
-        swapped = swap_images(samples, config.seed)
-        with progress_bar(console, f"answering: {FINAL}, images swapped") as report:
-            texts = answer(engines, models[FINAL], swapped, "reason", config, report)
-        write_evaluation(run, FINAL + SWAPPED, score_rows(swapped, texts, config.reward), *settings)
+            evaluate_model(engines, name, model, samples, config, console)
+        evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console)
     finally:
         stop_actors(engines)
-    write_evaluation(
-        run, "constant", score_rows(samples, constant_replies(samples, config.reward), config.reward), *settings
-    )
-    write_evaluation(run, "still", score_rows(samples, still_replies(samples), config.reward), *settings)
+    settings = (config.eval.bootstrap, config.seed)
+    controls = {"constant": constant_replies(samples, config.reward), "still": still_replies(samples)}
+    for name, texts in controls.items():
+        write_evaluation(run, name, score_rows(samples, texts, config.reward), *settings)
     write_findings(run, *settings)
     print_evaluation(run, console)

@@ -167,7 +167,7 @@ class GrpoRun:
         prepared = time.monotonic()
         rollouts = generate_all(self.engines, requests, self.sampling)
         sampled = time.monotonic()
-        targets = [RewardTarget.from_sample(sample) for sample in chosen]
+        targets = [RewardTarget.from_sample(sample, self.maker.mode) for sample in chosen]
         jobs = [(r.text, target) for rollout, target in zip(rollouts, targets, strict=True) for r in rollout.replies]
         groups = make_groups(requests, rollouts, score_all(self.judges, jobs))
         seconds = {

@@ -25,9 +25,9 @@ IMAGE_BYTES = 2 * 2**30
 class PromptMaker:
     """Makes requests for the engines. It keeps image references by content hash, so equal pixels are stored once."""
 
-    def __init__(self, config: Config, model: str | Path, mode: Mode = "reason") -> None:
+    def __init__(self, config: Config, model: str | Path, mode: Mode | None = None) -> None:
         self.config = config
-        self.mode: Mode = mode
+        self.mode: Mode = mode or config.model.reasoning
         self.processor = load_processor(model, config.model.max_pixels)
         self._samples: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._images: OrderedDict[str, tuple[StoredImage, int]] = OrderedDict()

@@ -30,7 +30,7 @@ class RewardJudge:
 
     def _score(self, text: str, target: RewardTarget) -> dict[str, Any]:
         score = score_reply(text, target, self.reward).to_dict()
-        plans = parse_response(text, target.n_views, expect_actions=score["action"] is not None).plans
+        plans = parse_response(text, target.n_views, target.mode).plans
         score["plans"] = [
             {"from": i, "to": j, "action": [{name: value} for name, value in atoms]}
             for (i, j), atoms in sorted(plans.items())

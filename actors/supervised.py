@@ -36,7 +36,6 @@ from hatch_ray.learning.pasta import (
 )
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.learning.sft import (
-    STAGE_MODES,
     SampleEncoder,
     choose_samples,
     make_trainer,
@@ -45,6 +44,7 @@ from hatch_ray.learning.sft import (
 )
 from hatch_ray.model.base import load_model, load_processor, part_checksum, save_model, set_trainable
 from hatch_ray.model.fast_vision import speed_up_vision
+from hatch_ray.protocol.prompt import stage_mode
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import Sample
 
@@ -218,7 +218,7 @@ def run_sft(
     settings = SftJob(config, run.path, stage, str(model), []).settings
     chosen = choose_samples(samples, settings.fraction, config.seed)
     processor = load_processor(model, config.model.max_pixels)
-    SampleEncoder(processor, STAGE_MODES[stage], config.model).check(chosen)
+    SampleEncoder(processor, stage_mode(stage, config.model.reasoning), config.model).check(chosen)
     steps = total_steps(len(chosen), settings)
     job = SftJob(config, run.path, stage, str(model), chosen)
     fit_stage(sft_loop, job, config, run, stage, stage_workers(config, settings.batch_size), steps, report)
@@ -246,7 +246,7 @@ def sft_loop(settings: dict[str, Any]) -> None:
     if not gpu:
         speed_up_vision(model)
     processor = load_processor(job.model, config.model.max_pixels)
-    encoder = SampleEncoder(processor, STAGE_MODES[job.stage], config.model)
+    encoder = SampleEncoder(processor, stage_mode(job.stage, config.model.reasoning), config.model)
     scratch = run.path / job.stage / "trainer"
     arguments = trl_config(job.settings, config.model, scratch, world, gpu, config.seed)
     watch = StageCallback(run, job.stage, job.settings.batch_size, checkpoints)

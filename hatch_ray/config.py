@@ -33,6 +33,9 @@ class ModelConfig(Section):
     """A Hugging Face Qwen2.5-VL folder or name; "hatch-tiny" is the one in this package."""
     template: Literal["full-v1", "compact-v1"] = "full-v1"
     """Prompt template (`protocol/prompt.py`). A trained model must be asked with the one it was trained with."""
+    reasoning: Literal["actions", "language"] = "actions"
+    """What the cold start and GRPO teach a model to write before its answer: the camera motion as JSON actions, or in
+    plain words, which no reward can verify (the paper's Table 3)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and activations of learner and vLLM. float32 on CPU."""
     max_images: Positive = 4

@@ -31,7 +31,7 @@ from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import shrink
 from hatch_ray.environment import variables
 from hatch_ray.geometry.actions import compose
-from hatch_ray.protocol.prompt import build_prompt
+from hatch_ray.protocol.prompt import Mode, Template, build_prompt, stage_mode
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.run_folder import RunFolder
 from serve.images import decode_image
@@ -74,7 +74,8 @@ class Settings:
 
     model: str
     version: str
-    template: Any
+    mode: Mode
+    template: Template
     dtype: str
     max_images: int
     max_pixels: int
@@ -91,6 +92,7 @@ class Settings:
         return cls(
             model=str(folder),
             version=model_version(folder),
+            mode=stage_mode(folder.parent.name, config.model.reasoning),
             template=config.model.template,
             dtype=config.model.dtype,
             max_images=config.model.max_images,
@@ -185,7 +187,9 @@ class ReasonService:
         images = [decode_image(text, index) for index, text in enumerate(request.images)]
         images = [shrink(image, settings.max_pixels) for image in images]
         try:
-            messages = build_prompt(request.question, len(images), request.answer_form, "reason", settings.template)
+            messages = build_prompt(
+                request.question, len(images), request.answer_form, settings.mode, settings.template
+            )
         except ValueError as error:
             raise Refusal("reserved_token", str(error), "question", "remove the token") from None
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -226,7 +230,7 @@ class ReasonService:
         return text
 
     def _read(self, text: str, n_views: int, seconds: float) -> ReasonReply:
-        response = parse_response(text, n_views)
+        response = parse_response(text, n_views, self.settings.mode)
         actions, poses = [], []
         for (source, target), atoms in sorted(response.plans.items()):
             actions.append(Plan(source=source, to=target, action=[{name: value} for name, value in atoms]))

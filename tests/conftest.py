@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from hatch_ray.environment import prepare_environment
 
@@ -30,6 +31,10 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(SCRATCH / "token"))
 os.environ.pop("RAY_ADDRESS", None)
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+
+# No test may fail because the machine was busy: an example has no time limit.
+settings.register_profile("hatch", deadline=None)
+settings.load_profile("hatch")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

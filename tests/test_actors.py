@@ -59,8 +59,8 @@ def samples(tmp_path):
 def test_judge_gives_the_score_and_the_plans_it_read(samples):
     target = RewardTarget.from_sample(samples[0])
     config = make_config({}).reward
-    good, bad = RewardJudge(config).score_many([(gold_reply(samples[0], "reason"), target), ("nonsense", target)])
-    expected = score_reply(gold_reply(samples[0], "reason"), target, config)
+    good, bad = RewardJudge(config).score_many([(gold_reply(samples[0], "actions"), target), ("nonsense", target)])
+    expected = score_reply(gold_reply(samples[0], "actions"), target, config)
     assert good["total"] == expected.total == 3.0
     assert good["plans"] == [{"from": 0, "to": 1, "action": [{"turn_right_deg": 30.0}, {"move_forward_m": 1.0}]}]
     assert bad["total"] == 0.0
@@ -71,7 +71,7 @@ def test_judge_gives_the_score_and_the_plans_it_read(samples):
 def test_judges_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, samples):
     config = make_settings(tiny_model, reward_actors={"actors": 2, "cpus": 0.1})
     judges = start_judges(config)
-    jobs = [(gold_reply(s, "reason") if i % 2 else "no", RewardTarget.from_sample(s)) for i, s in enumerate(samples)]
+    jobs = [(gold_reply(s, "actions") if i % 2 else "no", RewardTarget.from_sample(s)) for i, s in enumerate(samples)]
     scores = score_all(judges, jobs, chunk=1)
     assert [score["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
     loaded = ray_cluster.get(judges[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
@@ -150,7 +150,7 @@ def make_batch(ray, tiny_model, version=-1):
     requests, rollouts = [], []
     for index in range(2):
         images = [photo(2 * index), photo(2 * index + 1)]
-        messages = build_prompt("How far?", 2, "number", "reason", "compact-v1")
+        messages = build_prompt("How far?", 2, "number", "actions", "compact-v1")
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         stored = tuple(StoredImage(image_hash(image), ray.put(np.asarray(image))) for image in images)
         requests.append(Request(str(index), text, stored))
@@ -314,7 +314,7 @@ def started_model(tiny_model, samples, tmp_path):
     reply = processor.tokenizer("<answer>2.5</answer>")["input_ids"] + [processor.tokenizer.eos_token_id]
     prompts = []
     for sample in samples[:2]:
-        messages = build_prompt(sample.question, 2, "number", "reason", "compact-v1")
+        messages = build_prompt(sample.question, 2, "number", "actions", "compact-v1")
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         images = [process_image(processor, load_image(view.image_path)) for view in sample.views]
         prompts.append(tokenize_prompt(processor, text, images))

@@ -130,12 +130,12 @@ def test_a_line_cut_by_a_stop_is_asked_again_and_a_damaged_one_is_named(tmp_path
 
 def test_predictions_of_another_model_are_not_gone_on_with(tmp_path):
     kept = Kept(RunFolder(tmp_path / "run"), "mmsi")
-    kept.check_settings({"step": 80, "mode": "reason"})
-    kept.check_settings({"step": 90, "mode": "reason"})  # nothing was predicted yet
+    kept.check_settings({"step": 80, "mode": "actions"})
+    kept.check_settings({"step": 90, "mode": "actions"})  # nothing was predicted yet
     kept.append([{"id": "a"}])
-    kept.check_settings({"step": 90, "mode": "reason"})
+    kept.check_settings({"step": 90, "mode": "actions"})
     with pytest.raises(ValueError, match="step: 90 then, 120 now"):
-        kept.check_settings({"step": 120, "mode": "reason"})
+        kept.check_settings({"step": 120, "mode": "actions"})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_mistakes_of_the_command(names, roots, scorer, said):
 
 def test_prompt_length_is_counted_as_the_learner_does(tmp_path):
     run, config = make_run(tmp_path / "run")
-    asker = Asker(config, run.stage_model("grpo"), "reason")
+    asker = Asker(config, run.stage_model("grpo"), "actions")
     images = [photo(1), photo(2, 300, 200), photo(3, 40, 60)]
     text = "Image: " + "<|vision_start|><|image_pad|><|vision_end|>" * 3 + " How far is it? 2.5"
     prompt = tokenize_prompt(asker.processor, text, [process_image(asker.processor, image) for image in images])
@@ -195,7 +195,7 @@ def test_two_benchmarks_are_asked_stopped_resumed_and_scored_again(ray_cluster, 
     monkeypatch.setattr(runner, "PART", 2)
 
     engines = Engines(run.stage_model("grpo"), config, console)
-    asker = Asker(config, run.stage_model("grpo"), "reason")
+    asker = Asker(config, run.stage_model("grpo"), "actions")
     source = open_source("spar_mv", config, run, roots, console)
     kept = Kept(run, "spar_mv")
     asked = []

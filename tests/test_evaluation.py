@@ -60,7 +60,7 @@ def make_samples(count: int = 60, per_scene: int = 3, views: int = 2, up: np.nda
 
 
 SAMPLES = make_samples()
-GOLD = [gold_reply(sample, "reason") for sample in SAMPLES]
+GOLD = [gold_reply(sample, "actions") for sample in SAMPLES]
 
 
 def noisy(samples: list[Sample], degrees: float) -> list[str]:
@@ -68,7 +68,7 @@ def noisy(samples: list[Sample], degrees: float) -> list[str]:
     return [
         gold_reply(
             replace(s, plans=tuple(replace(p, atoms=(*p.atoms, ("turn_right_deg", degrees))) for p in s.plans)),
-            "reason",
+            "actions",
         )
         for s in samples
     ]
@@ -186,7 +186,7 @@ def test_blind_control_tells_seeing_from_guessing():
     constant = score_rows(SAMPLES, baselines.constant_replies(SAMPLES, REWARD), REWARD)
     good = score_rows(SAMPLES, GOLD, REWARD)
     shuffled = [
-        gold_reply(replace(s, plans=o.plans, answer=o.answer), "reason")
+        gold_reply(replace(s, plans=o.plans, answer=o.answer), "actions")
         for s, o in zip(SAMPLES, SAMPLES[6:] + SAMPLES[:6], strict=True)
     ]
     fallen = score_rows(SAMPLES, shuffled, REWARD)

@@ -91,7 +91,7 @@ def batch(tiny_model: Path):
     generator = torch.Generator().manual_seed(5)
     texts, images, replies = [], [], []
     for index in range(2):
-        messages = build_prompt(f"How far is the chair? {'It is red. ' * index}", 2, "number", "reason", "compact-v1")
+        messages = build_prompt(f"How far is the chair? {'It is red. ' * index}", 2, "number", "actions", "compact-v1")
         texts.append(processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         images.append([photo(2 * index), photo(2 * index + 1, 112, 84)])
         replies.append([torch.randint(0, 1000, (n,), generator=generator).tolist() for n in (4, 9, 6)])

@@ -23,7 +23,7 @@ def policy(tiny_model):
 
 
 def prompt_text(processor, n_views, question="How far is the red chair?"):
-    messages = build_prompt(question, n_views, "number", "reason", "compact-v1")
+    messages = build_prompt(question, n_views, "number", "actions", "compact-v1")
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 

@@ -263,10 +263,10 @@ def test_every_sample_can_be_checked_again(samples: list[Sample]) -> None:
     for sample in samples:
         transforms = [as_transform(view.pose) for view in sample.views if view.pose is not None]
         assert sample.plans == gold_plans(transforms, np.array(sample.meta["up"]))
-        reply = parse_response(gold_reply(sample, "reason"), len(sample.views))
+        reply = parse_response(gold_reply(sample, "actions"), len(sample.views))
         assert reply.format_ok
         assert SCORERS[sample.answer_form](reply.answer or "", sample.answer)[0] == 1.0
-        sample_prompt(sample, "reason", "compact-v1")
+        sample_prompt(sample, "actions", "compact-v1")
         for plan in sample.plans:
             moved = compose(plan.atoms, plan.frame)
             d_t, d_r = pose_error(moved, relative(transforms[plan.source], transforms[plan.target]))

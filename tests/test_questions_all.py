@@ -353,9 +353,9 @@ def test_single_views_are_asked_for_the_answer_alone(samples: list[Sample]) -> N
     for sample in samples:
         assert len(sample.views) == TASKS[sample.task].views
         assert len(sample.plans) == {1: 0, 2: 1, 3: 3}[len(sample.views)]
-        text = sample_prompt(sample, "reason", "full-v1")[0]["content"][-1]["text"]
+        text = sample_prompt(sample, "actions", "full-v1")[0]["content"][-1]["text"]
         assert ("<action>" in text) == (len(sample.views) > 1)
-        reply = gold_reply(sample, "reason")
+        reply = gold_reply(sample, "actions")
         score = score_reply(reply, RewardTarget.from_sample(sample), RewardConfig())
         assert (score.answer, score.format, score.reasons) == (1, 1, ())
         assert score.action == (None if sample.task in SINGLE else pytest.approx(1))
@@ -394,10 +394,10 @@ def test_training_batches_mix_one_view_and_several(samples: list[Sample], tiny_m
     """Cold start asks single views for the answer alone, beside others with actions; PaStA takes no pair of them."""
     chosen = [of_task(samples, name)[0] for name in ("spatial_volume_infer", "view_change_infer", MAP)]
     processor = load_processor(tiny_model)
-    encoder = SampleEncoder(processor, "reason", ModelConfig(template="compact-v1", max_length=512))
+    encoder = SampleEncoder(processor, "actions", ModelConfig(template="compact-v1", max_length=512))
     batch = ReplyCollator(encoder, chosen)([{"sample": index} for index in range(3)])
     for sample, labels in zip(chosen, batch["labels"], strict=True):
-        assert processor.tokenizer.decode(labels[labels >= 0]) == gold_reply(sample, "reason") + "<|im_end|>"
+        assert processor.tokenizer.decode(labels[labels >= 0]) == gold_reply(sample, "actions") + "<|im_end|>"
     single = [sample for sample in samples if sample.task in SINGLE]
     assert len(collect_pairs(samples)) == len(collect_pairs([item for item in samples if item.task not in SINGLE]))
     with pytest.raises(ValueError, match="none of 0 view pairs"):

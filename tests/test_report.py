@@ -60,10 +60,11 @@ def make_samples(folder: Path, count: int = 12, frame: ActionFrame | None = TILT
 
 def fill(run: RunFolder, samples: list[Sample], names: tuple[str, ...]) -> None:
     reward = RewardConfig()
-    gold = [gold_reply(sample, "reason") for sample in samples]
+    gold = [gold_reply(sample, "actions") for sample in samples]
     worse = [
         gold_reply(
-            replace(s, answer="9", plans=tuple(replace(p, atoms=(("turn_left_deg", 20.0),)) for p in s.plans)), "reason"
+            replace(s, answer="9", plans=tuple(replace(p, atoms=(("turn_left_deg", 20.0),)) for p in s.plans)),
+            "actions",
         )
         for s in samples
     ]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatch_ray.geometry.actions import ATOMS
-from hatch_ray.protocol.prompt import build_prompt, format_plans
+from hatch_ray.protocol.prompt import build_prompt, format_plans, plans_in_words
 from hatch_ray.protocol.response import parse_response
 
 PAIR = '{"from":0,"to":1,"action":[{"turn_right_deg":30}]}'
@@ -120,3 +120,38 @@ def test_one_view_is_answered_directly():
 def test_template_tokens_in_a_question_are_refused(token):
     with pytest.raises(ValueError, match="reserved token"):
         build_prompt(f"hello {token} there", 2, "number")
+
+
+@given(st.lists(plans, min_size=3, max_size=3))
+def test_a_language_reply_is_the_same_motion_in_words(lists):
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    words = plans_in_words(dict(zip(pairs, lists, strict=True)))
+    response = parse_response(f"<think>{words}</think><answer>B</answer>", 3, "language")
+    assert response.format_ok and response.answer == "B" and not response.plans
+    assert [words.count(f"Image {i} to image {j}: ") for i, j in pairs] == [1, 1, 1]
+    assert words.count("degrees") + words.count(" m,") + words.count(" m.") == sum(map(len, lists))
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "problem"),
+    [
+        ("<think> \n</think><answer>B</answer>", "language", "empty_think_block"),
+        ("<answer>B</answer>", "language", "no_think_block"),
+        ("<think>turn<answer>B</answer>", "language", "unclosed_think_block"),
+        ("<think>a</think><think>b</think><answer>B</answer>", "language", "several_think_blocks"),
+        ("<answer>B</answer><think>turn right</think>", "language", "answer_before_think"),
+        ("<think>a</think>so<answer>B</answer>", "language", "text_outside_blocks"),
+        (reply(f"[{PAIR}]"), "language", "unasked_action_block"),
+        ("<think>a</think>" + reply(f"[{PAIR}]"), "actions", "unasked_think_block"),
+        ("<think>a</think><answer>B</answer>", "direct", "unasked_think_block"),
+    ],
+)
+def test_each_mode_wants_its_own_block(text, mode, problem):
+    assert problem in parse_response(text, 2, mode).problems
+
+
+def test_one_view_is_answered_directly_in_every_mode():
+    for mode in ("actions", "language", "direct"):
+        assert parse_response("<answer>B</answer>", 1, mode).format_ok
+        assert build_prompt("How far?", 1, "number", mode) == build_prompt("How far?", 1, "number", "direct")
+    assert len({str(build_prompt("How far?", 2, "number", mode)) for mode in ("actions", "language", "direct")}) == 3

@@ -72,6 +72,14 @@ def test_direct_mode_has_no_action_term():
     assert score.action is None and score.total == 2
 
 
+def test_words_earn_no_action_reward():
+    """What is said in words cannot be verified: answer and form count alone."""
+    target = RewardTarget("s", 2, "2.4", "number", (GOLD,), mode="language")
+    score = score_reply("<think>turn right</think><answer>2.4</answer>", target, REWARD)
+    assert score.action is None and score.total == 2
+    assert score_reply("<answer>2.4</answer>", target, REWARD).reasons == ("format:no_think_block",)
+
+
 def test_weights_of_equation_8():
     weights = RewardConfig(action_weight=2, answer_weight=3, format_weight=5)
     assert score_reply(reply(GOLD.atoms), TARGET, weights).total == pytest.approx(10)

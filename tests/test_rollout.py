@@ -42,7 +42,7 @@ def policy(tiny_model):
 
 
 def make_request(ray, processor, images, seed=0):
-    messages = build_prompt("How far is the red chair?", len(images), "number", "reason", "compact-v1")
+    messages = build_prompt("How far is the red chair?", len(images), "number", "actions", "compact-v1")
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     stored = tuple(StoredImage(image_hash(image), ray.put(np.asarray(image))) for image in images)
     return Request("test", text, stored, seed)

@@ -42,7 +42,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return [two, replace(three, views=views, marks=(Mark(2, "red", (500.0, 500.0)),))]
 
 
-@pytest.mark.parametrize("mode", ["direct", "reason"])
+@pytest.mark.parametrize("mode", ["direct", "language", "actions"])
 def test_labels_are_exactly_the_reply_and_its_end_token(samples: list[Sample], processor, mode) -> None:  # type: ignore[no-untyped-def]
     batch = ReplyCollator(SampleEncoder(processor, mode, MODEL), samples)([{"sample": 0}, {"sample": 1}])
     for row, sample in enumerate(samples):
@@ -50,12 +50,12 @@ def test_labels_are_exactly_the_reply_and_its_end_token(samples: list[Sample], p
         trained = labels[labels != IGNORED]
         text = processor.tokenizer.decode(trained)
         assert text == gold_reply(sample, mode) + "<|im_end|>"
-        assert parse_response(text.removesuffix("<|im_end|>"), len(sample.views), mode == "reason").format_ok
+        assert parse_response(text.removesuffix("<|im_end|>"), len(sample.views), mode).format_ok
         assert torch.equal(batch["input_ids"][row][labels != IGNORED], trained)
         assert (labels[batch["attention_mask"][row] == 0] == IGNORED).all()
 
 
-@pytest.mark.parametrize("mode", ["direct", "reason"])
+@pytest.mark.parametrize("mode", ["direct", "language", "actions"])
 @pytest.mark.parametrize("template", ["compact-v1", "full-v1"])
 def test_a_training_row_starts_with_the_tokens_of_inference(samples, processor, mode, template) -> None:  # type: ignore[no-untyped-def]
     """The whole processor on the inference prompt (add_generation_prompt) is the reference."""
@@ -99,7 +99,7 @@ def test_the_collator_agrees_with_the_processor_on_a_batch(samples: list[Sample]
 
 def test_one_trl_step_has_the_loss_of_a_hand_made_forward(samples, processor, tiny_model, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Sum of the replies' token losses over the batch, divided by their number; each sample forwarded on its own."""
-    encoder = SampleEncoder(processor, "reason", MODEL)
+    encoder = SampleEncoder(processor, "actions", MODEL)
     reference = load_model(tiny_model)
     image_id = reference.config.image_token_id
     losses, count = torch.zeros(()), 0
@@ -155,14 +155,14 @@ def test_a_share_keeps_every_task_and_follows_the_seed(samples: list[Sample]) ->
 
 
 def test_a_sample_longer_than_the_context_is_refused(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
-    encoder = SampleEncoder(processor, "reason", ModelConfig(template="compact-v1", max_length=100))
+    encoder = SampleEncoder(processor, "actions", ModelConfig(template="compact-v1", max_length=100))
     with pytest.raises(ValueError, match=r"sample depth_prediction_oc_mv-0 has \d+ tokens .* model.max_length=100"):
         encoder.check(samples)
 
 
 def test_two_samples_of_one_name_are_refused(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="two samples are called 'depth_prediction_oc_mv-0'"):
-        SampleEncoder(processor, "reason", MODEL).check([samples[0], samples[0]])
+        SampleEncoder(processor, "actions", MODEL).check([samples[0], samples[0]])
 
 
 def test_total_steps() -> None:

@@ -103,8 +103,8 @@ def test_patch_overlap_and_the_teachers_reply_come_from_the_published_files(tree
         depths.reverse()
     np.testing.assert_allclose(overlap[0], overlap_matrices(*depths, 4, 1)[2], atol=1e-3)
     assert overlap.sum() > 0.5
-    assert gold_reply(sample, "reason").startswith('<action>[{"from":0,"to":1,')
-    assert gold_reply(sample, "reason").endswith(f"<answer>{CHANGE}</answer>")
+    assert gold_reply(sample, "actions").startswith('<action>[{"from":0,"to":1,')
+    assert gold_reply(sample, "actions").endswith(f"<answer>{CHANGE}</answer>")
 
 
 def test_rows_go_by_type_not_by_folder_and_copies_count_once(tree: SparTree) -> None:

@@ -218,7 +218,7 @@ def _replies(samples: Sequence[Sample], plans: dict[Slot, tuple[Atom, ...]]) -> 
         )
         for sample in samples
     ]
-    return [gold_reply(sample, "reason") for sample in fixed]
+    return [gold_reply(sample, "actions") for sample in fixed]
 
 
 def constant_replies(samples: Sequence[Sample], reward: RewardConfig) -> list[str]:

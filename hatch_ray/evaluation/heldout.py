@@ -32,7 +32,7 @@ SWAPPED = "_swapped"
 
 
 def score_rows(
-    samples: Sequence[Sample], texts: Sequence[str], reward: RewardConfig, mode: Mode = "reason"
+    samples: Sequence[Sample], texts: Sequence[str], reward: RewardConfig, mode: Mode = "actions"
 ) -> list[Row]:
     """Judge one reply a sample with the training reward. Raises ValueError when their numbers differ."""
     if len(samples) != len(texts):
@@ -42,7 +42,7 @@ def score_rows(
 
 def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
     score = score_reply(text, RewardTarget.from_sample(sample, mode), reward)
-    plans = parse_response(text, len(sample.views), expect_actions=score.action is not None).plans
+    plans = parse_response(text, len(sample.views), mode).plans
     return {
         "id": sample.id,
         "scene": sample.scene,
@@ -118,7 +118,7 @@ def evaluate(
     reward: RewardConfig,
     bootstrap: int = 2000,
     seed: int = 0,
-    mode: Mode = "reason",
+    mode: Mode = "actions",
 ) -> dict[str, Any]:
     """`summarise` of `score_rows`: each reward term overall and by task with 95 % intervals."""
     return summarise(score_rows(samples, texts, reward, mode), bootstrap, seed)

@@ -30,9 +30,6 @@ from hatch_ray.model.logprobs import ImagePatches, tokenize_prompt
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
 from hatch_ray.sample import Sample
 
-STAGE_MODES: dict[str, Mode] = {"qa_sft": "direct", "cold_start": "reason"}
-"""What the gold reply of each supervised stage holds."""
-
 IGNORED = -100
 """Label of a token that the loss leaves out."""
 

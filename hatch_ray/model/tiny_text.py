@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hatch_ray.geometry.actions import ATOMS
 from hatch_ray.protocol.prompt import ANSWER_LINE, Mode, Template, build_prompt, format_plans
 
-MODES: tuple[Mode, ...] = ("reason", "direct")
+MODES: tuple[Mode, ...] = ("actions", "direct")
 TEMPLATES: tuple[Template, ...] = ("full-v1", "compact-v1")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black", "brown", "gray")
 KINDS = (

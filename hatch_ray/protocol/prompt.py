@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from hatch_ray.sample import AnswerForm, Atom, Sample
 
-Mode = Literal["reason", "direct"]
-"""reason: an action block, then an answer block (eq. 6). direct: the answer block alone (QA SFT, single images)."""
+Reasoning = Literal["actions", "language"]
+"""What stands before the answer: the camera motion as JSON actions (eq. 6), or the same in plain words (the paper's
+Table 3 compares them; only actions can be verified)."""
+Mode = Literal["actions", "language", "direct"]
+"""A reply's blocks: action and answer, think and answer, or the answer alone (QA SFT, single images)."""
 
 Template = Literal["full-v1", "compact-v1"]
 
@@ -28,7 +31,7 @@ ANSWER_LINE: dict[AnswerForm, str] = {
     "text": "The answer is a short text.",
 }
 
-FULL_REASON = """\
+FULL_ACTIONS = """\
 First write how the camera moves between the images, then answer.
 Reply with exactly one <action> block and then exactly one <answer> block, and nothing else.
 The <action> block holds a JSON list with one entry for each pair of images: {pairs}. An entry is \
@@ -38,8 +41,29 @@ Turn towards the place of the target camera, move there, then turn to its viewin
 An example of a step: {{"turn_right_deg": 30}}.
 """
 FULL_DIRECT = "Reply with exactly one <answer> block and nothing else.\n"
-COMPACT_REASON = "Actions {pairs}, then answer. "
-COMPACT_DIRECT = "Answer. "
+FULL_LANGUAGE = """\
+First say in plain words how the camera moves between the images, then answer.
+Reply with exactly one <think> block and then exactly one <answer> block, and nothing else.
+The <think> block says for each pair of images, {pairs}, how to get from the first camera to the second.
+"""
+INSTRUCTIONS: dict[tuple[Template, Mode], str] = {
+    ("full-v1", "actions"): FULL_ACTIONS,
+    ("full-v1", "language"): FULL_LANGUAGE,
+    ("full-v1", "direct"): FULL_DIRECT,
+    ("compact-v1", "actions"): "Actions {pairs}, then answer. ",
+    ("compact-v1", "language"): "Think {pairs}, then answer. ",
+    ("compact-v1", "direct"): "Answer. ",
+}
+
+
+def stage_mode(stage: str, reasoning: Reasoning) -> Mode:
+    """How a stage's model replies: QA SFT learns answers alone, every other stage reasons first."""
+    return "direct" if stage == "qa_sft" else reasoning
+
+
+def reply_mode(mode: Mode, n_views: int) -> Mode:
+    """The mode of one reply: a single view is always asked directly, there is no camera motion to tell (paper, 4.4)."""
+    return mode if n_views > 1 else "direct"
 
 
 def check_text(text: str) -> None:
@@ -56,12 +80,11 @@ def build_prompt(
     question: str,
     n_views: int,
     answer_form: AnswerForm,
-    mode: Mode = "reason",
+    mode: Mode = "actions",
     template: Template = "full-v1",
 ) -> list[dict[str, Any]]:
     """Chat messages with one {"type": "image"} placeholder a view, in order, for `apply_chat_template`.
 
-    One view is always asked directly: there is no camera motion to write (paper, section 4.4).
     Raises ValueError when the question carries template tokens or there is no view.
     """
     if n_views < 1:
@@ -71,11 +94,7 @@ def build_prompt(
     for index in range(n_views):
         content += [{"type": "text", "text": f"Image {index}: "}, {"type": "image"}, {"type": "text", "text": "\n"}]
     pairs = ", ".join(f"{i}-{j}" for i in range(n_views) for j in range(i + 1, n_views))
-    reason = mode == "reason" and n_views > 1
-    if template == "full-v1":
-        instruction = FULL_REASON.format(pairs=pairs) if reason else FULL_DIRECT
-    else:
-        instruction = COMPACT_REASON.format(pairs=pairs) if reason else COMPACT_DIRECT
+    instruction = INSTRUCTIONS[template, reply_mode(mode, n_views)].format(pairs=pairs)
     text = f"{question}\n{instruction}{ANSWER_LINE[answer_form]}"
     content.append({"type": "text", "text": text})
     return [{"role": "user", "content": content}]
@@ -98,12 +117,28 @@ def format_plans(plans: dict[tuple[int, int], tuple[Atom, ...]]) -> str:
     return json.dumps(entries, separators=(",", ":"))
 
 
+def plans_in_words(plans: dict[tuple[int, int], tuple[Atom, ...]]) -> str:
+    """The same motion as `format_plans` in sentences: "Image 0 to image 1: turn right 30 degrees, move up 0.3 m." """
+    return " ".join(
+        f"Image {i} to image {j}: {', '.join(map(_atom_in_words, plans[i, j])) or 'stay'}." for i, j in sorted(plans)
+    )
+
+
+def _atom_in_words(atom: Atom) -> str:
+    ((name, value),) = format_atom(atom).items()
+    *verb, unit = name.split("_")
+    return f"{' '.join(verb)} {value} {'degrees' if unit == 'deg' else unit}"
+
+
 def gold_reply(sample: Sample, mode: Mode) -> str:
     """The teacher's reply (eq. 6) in the form that `protocol.response` accepts."""
     answer = f"<answer>{sample.answer}</answer>"
-    if mode == "direct" or len(sample.views) == 1:
+    mode = reply_mode(mode, len(sample.views))
+    if mode == "direct":
         return answer
     plans = {(plan.source, plan.target): plan.atoms for plan in sample.plans}
     if sorted(plans) != sample.pairs:
         raise ValueError(f"sample {sample.id} has gold actions for {sorted(plans)}, needs {sample.pairs}")
+    if mode == "language":
+        return f"<think>{plans_in_words(plans)}</think>{answer}"
     return f"<action>{format_plans(plans)}</action>{answer}"

@@ -1,6 +1,7 @@
 """What the model says: the parser that rewards, evaluation and the service share.
 
-A reply is `<action>JSON</action><answer>text</answer>` (eq. 6). Parsing never raises: every fault is a named problem,
+A reply is `<action>JSON</action><answer>text</answer>` (eq. 6), or `<think>words</think><answer>text</answer>` where
+the model reasons in language. Parsing never raises: every fault is a named problem,
 and whatever is still readable is returned, because the terms of the reward are judged separately.
 """
 
@@ -13,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hatch_ray.geometry.actions import check_atoms
+from hatch_ray.protocol.prompt import Mode, reply_mode
 from hatch_ray.sample import Atom
 
-ACTION_BLOCK = re.compile(r"<action>(.*?)</action>", re.DOTALL)
-ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+BLOCKS = {name: re.compile(f"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("action", "think", "answer")}
+REASONING_BLOCK: dict[Mode, str | None] = {"actions": "action", "language": "think", "direct": None}
+"""The block that each mode wants before the answer."""
 MAX_BLOCK_CHARS = 20_000
 """A longer action block is not parsed: it is a runaway generation."""
 
@@ -29,6 +32,7 @@ class Response:
     answer     the text of the only answer block, stripped; None when there is none or more than one.
     problems   what is wrong, as stable names ("no_action_block", "bad_json", "missing_pair", ...), for counting.
     format_ok  R_format of eq. 11: blocks closed, once each, in order, nothing outside; JSON parses; all pairs covered.
+               In language mode the think block must hold some text; what it says cannot be verified.
     """
 
     plans: dict[tuple[int, int], tuple[Atom, ...]] = field(default_factory=dict)
@@ -44,32 +48,33 @@ class _BadPlan(ValueError):
     """Carries the name of the problem."""
 
 
-def parse_response(text: str, n_views: int, expect_actions: bool | None = None) -> Response:
-    """Parse one reply to a prompt with `n_views` images.
-
-    expect_actions: whether an action block is due; by default it is for two views and more.
-    """
-    expect_actions = n_views > 1 if expect_actions is None else expect_actions
-    problems: list[str] = []
-    answers, actions = ANSWER_BLOCK.findall(text), ACTION_BLOCK.findall(text)
-    problems += _count_blocks("answer", text, len(answers))
-    answer = answers[0].strip() if len(answers) == 1 else None
+def parse_response(text: str, n_views: int, mode: Mode = "actions") -> Response:
+    """Parse one reply to a prompt with `n_views` images that was asked in this mode (a single view always directly)."""
+    due = REASONING_BLOCK[reply_mode(mode, n_views)]
+    found = {name: pattern.findall(text) for name, pattern in BLOCKS.items()}
+    problems = _count_blocks("answer", text, len(found["answer"]))
+    answer = found["answer"][0].strip() if len(found["answer"]) == 1 else None
     if answer == "":
         problems.append("empty_answer")
     plans: dict[tuple[int, int], tuple[Atom, ...]] = {}
-    if expect_actions:
-        problems += _count_blocks("action", text, len(actions))
-        if len(actions) == 1:
-            plans, found = parse_plans(actions[0], n_views)
-            problems += found
-    elif actions:
-        problems.append("unasked_action_block")
+    for name in ("action", "think"):
+        if name != due:
+            problems += [f"unasked_{name}_block"] if found[name] else []
+            continue
+        problems += _count_blocks(name, text, len(found[name]))
+        if len(found[name]) == 1 and name == "action":
+            plans, faults = parse_plans(found[name][0], n_views)
+            problems += faults
+        elif len(found[name]) == 1 and not found[name][0].strip():
+            problems.append("empty_think_block")
     if not problems:
-        outside = ANSWER_BLOCK.sub("", ACTION_BLOCK.sub("", text)).strip()
-        if outside:
+        outside = text
+        for pattern in BLOCKS.values():
+            outside = pattern.sub("", outside)
+        if outside.strip():
             problems.append("text_outside_blocks")
-        if expect_actions and text.index("<action>") > text.index("<answer>"):
-            problems.append("answer_before_action")
+        if due and text.index(f"<{due}>") > text.index("<answer>"):
+            problems.append(f"answer_before_{due}")
     return Response(plans, answer, tuple(dict.fromkeys(problems)))
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hatch_ray.config import RewardConfig
-from hatch_ray.protocol.prompt import Mode
+from hatch_ray.protocol.prompt import Mode, reply_mode
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.rewards.action import PairScore, score_plans
 from hatch_ray.rewards.answer import score_answer
@@ -22,10 +22,10 @@ class RewardTarget:
     answer: str
     answer_form: AnswerForm
     plans: tuple[PairPlan, ...]
-    mode: Mode = "reason"
+    mode: Mode = "actions"
 
     @classmethod
-    def from_sample(cls, sample: Sample, mode: Mode = "reason") -> RewardTarget:
+    def from_sample(cls, sample: Sample, mode: Mode = "actions") -> RewardTarget:
         return cls(sample.id, len(sample.views), sample.answer, sample.answer_form, sample.plans, mode)
 
 
@@ -33,7 +33,7 @@ class RewardTarget:
 class Score:
     """One reply judged. Every term lies in [0, 1]; total is their weighted sum (eq. 8).
 
-    action   None when no actions are due (direct mode, one view): the term is then left out of the total.
+    action   None when no actions are due (language or direct mode, one view): the term is then left out of the total.
     d_t, d_r mean errors over the pairs that had a readable plan, metres and degrees; None when none had.
     reasons  why a term is 0 or the format is wrong, as "term:name", for counting.
     """
@@ -55,15 +55,14 @@ class Score:
 
 def score_reply(text: str, target: RewardTarget, reward: RewardConfig) -> Score:
     """Parse and judge one reply."""
-    reason_mode = target.mode == "reason" and target.n_views > 1
-    response = parse_response(text, target.n_views, expect_actions=reason_mode)
+    response = parse_response(text, target.n_views, target.mode)
     answer, answer_reason = score_answer(response.answer, target.answer, target.answer_form)
     reasons = [f"format:{name}" for name in response.problems]
     if answer_reason:
         reasons.append(f"answer:{answer_reason}")
     pairs: list[PairScore] = []
     action: float | None = None
-    if reason_mode:
+    if reply_mode(target.mode, target.n_views) == "actions":
         pairs = score_plans(response.plans, target.plans, reward.tau_t, reward.tau_r, reward.punish_stop)
         action = sum(pair.reward for pair in pairs) / len(pairs)
         reasons += dict.fromkeys(f"action:{pair.reason}" for pair in pairs if pair.reason)
