@@ -9,7 +9,7 @@ import numpy as np
 from hatch_ray.data.pairs import Refused, ViewTuple
 from hatch_ray.data.questions.registry import Question, pick, task
 from hatch_ray.data.questions.relation import COMPARED, PLACE, relation_choice
-from hatch_ray.data.questions.targets import box_mark, named, several_targets
+from hatch_ray.data.questions.targets import box_mark, boxed, several_targets
 
 STANDING = (
     "Imagine standing at the {green}, facing the {blue}. ",
@@ -55,11 +55,8 @@ def imagined_place(views: ViewTuple, rng: np.random.Generator) -> Question:
     step = red.center - green.center
     offset = np.array([step @ right, step @ up, step @ forward])
     words, listed, letter = relation_choice(offset, float(np.linalg.norm(step)), PLACE, rng)
-    text = (pick(STANDING, rng) + WHERE).format(
-        green=named(views, green, "green", "box"),
-        blue=named(views, blue, "blue", "box"),
-        red=named(views, red, "red", "box"),
-    )
+    names, marks = boxed(views, {"green": green, "blue": blue, "red": red})
+    text = (pick(STANDING, rng) + WHERE).format(**names)
     return Question(
         f"{text} {listed}",
         letter,
@@ -68,7 +65,7 @@ def imagined_place(views: ViewTuple, rng: np.random.Generator) -> Question:
             **dict(zip(("right", "above", "front"), offset.tolist(), strict=True)),
             "points": [thing.center.tolist() for thing in (green, blue, red)],
         },
-        (box_mark(green, "green"), box_mark(blue, "blue"), box_mark(red, "red")),
+        marks,
     )
 
 
@@ -86,12 +83,8 @@ def imagined_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
     distances = [float(np.linalg.norm(thing.center - green.center)) for thing in (yellow, red)]
     offset = np.array([step @ right, step @ up, distances[1] - distances[0]])
     words, listed, letter = relation_choice(offset, max(distances), COMPARED, rng)
-    text = (pick(STANDING, rng) + WHERE_AGAINST).format(
-        green=named(views, green, "green", "box"),
-        blue=named(views, blue, "blue", "box"),
-        red=named(views, red, "red", "box"),
-        yellow=named(views, yellow, "yellow", "box"),
-    )
+    names, marks = boxed(views, {"green": green, "blue": blue, "red": red, "yellow": yellow})
+    text = (pick(STANDING, rng) + WHERE_AGAINST).format(**names)
     return Question(
         f"{text} {listed}",
         letter,
@@ -100,7 +93,7 @@ def imagined_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
             **dict(zip(("right", "above", "farther"), offset.tolist(), strict=True)),
             "points": [thing.center.tolist() for thing in (green, blue, red, yellow)],
         },
-        (box_mark(green, "green"), box_mark(blue, "blue"), box_mark(red, "red"), box_mark(yellow, "yellow")),
+        marks,
     )
 
 

@@ -8,7 +8,7 @@ from hatch_ray.data.pairs import Refused, ViewTuple
 from hatch_ray.data.questions.registry import Question, pick, task
 from hatch_ray.data.questions.targets import (
     CENTERS,
-    box_mark,
+    boxed,
     named,
     one_target,
     point_mark,
@@ -160,6 +160,7 @@ def volume(views: ViewTuple, rng: np.random.Generator) -> Question:
     value = float(np.prod(thing.size))
     if value < MIN_VOLUME_M3:
         raise Refused("too_small")
-    text = pick(VOLUME, rng).format(red=named(views, red, "red", "box"))
+    names, marks = boxed(views, {"red": red})
+    text = pick(VOLUME, rng).format(**names)
     gold = {"volume": value, "size": thing.size.tolist(), "points": [red.center.tolist()]}
-    return Question(text, f"{value:.2f}", gold, (box_mark(red, "red"),))
+    return Question(text, f"{value:.2f}", gold, marks)

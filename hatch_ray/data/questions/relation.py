@@ -9,7 +9,7 @@ import numpy as np
 from hatch_ray.data.pairs import Refused, ViewTuple
 from hatch_ray.data.questions.choices import N_WRONG, lettered
 from hatch_ray.data.questions.registry import Question, pick, task
-from hatch_ray.data.questions.targets import box_mark, named, one_target, several_targets
+from hatch_ray.data.questions.targets import boxed, one_target, several_targets
 from hatch_ray.data.visibility import to_camera
 
 OF_OBSERVER = (
@@ -83,7 +83,8 @@ def spatial_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
     step = red.center - pose[:3, 3]
     above = height(step, views.scene.up)
     words, listed, letter = relation_choice(np.array([right, above, forward]), float(np.linalg.norm(step)), PLACE, rng)
-    text = pick(OF_OBSERVER, rng).format(red=named(views, red, "red", "box"))
+    names, marks = boxed(views, {"red": red})
+    text = pick(OF_OBSERVER, rng).format(**names)
     return Question(
         f"{text} {listed}",
         letter,
@@ -94,7 +95,7 @@ def spatial_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
             "front": float(forward),
             "points": [red.center.tolist()],
         },
-        (box_mark(red, "red"),),
+        marks,
     )
 
 
@@ -112,7 +113,8 @@ def thing_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
     distances = [float(np.linalg.norm(thing.center - pose[:3, 3])) for thing in (red, blue)]
     farther = distances[1] - distances[0]
     words, listed, letter = relation_choice(np.array([right, above, farther]), max(distances), COMPARED, rng)
-    text = pick(OF_THING, rng).format(red=named(views, red, "red", "box"), blue=named(views, blue, "blue", "box"))
+    names, marks = boxed(views, {"red": red, "blue": blue})
+    text = pick(OF_THING, rng).format(**names)
     return Question(
         f"{text} {listed}",
         letter,
@@ -123,5 +125,5 @@ def thing_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
             "farther": farther,
             "points": [red.center.tolist(), blue.center.tolist()],
         },
-        (box_mark(red, "red"), box_mark(blue, "blue")),
+        marks,
     )

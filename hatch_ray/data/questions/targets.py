@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,12 @@ def named(views: ViewTuple, target: Target, color: MarkColor, kind: MarkKind = "
     if len(views) > 1:
         return target.phrase(mark)
     return f"{target.name} ({mark})" if target.name else mark
+
+
+def boxed(views: ViewTuple, targets: Mapping[MarkColor, Target]) -> tuple[dict[str, str], tuple[Mark, ...]]:
+    """({colour: how the question calls it}, box marks) of things by colour, in the order given."""
+    names: dict[str, str] = {color: named(views, target, color, "box") for color, target in targets.items()}
+    return names, tuple(box_mark(target, color) for color, target in targets.items())
 
 
 def marks_apart(a: Target, b: Target) -> bool:
