@@ -10,6 +10,7 @@ import numpy as np
 
 from hatch_ray.data.pairs import Refused
 from hatch_ray.data.questions.registry import Question
+from hatch_ray.data.questions.targets import box_text
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.sample import AnswerForm
 
@@ -95,7 +96,7 @@ def boxes(question: Question, rng: np.random.Generator) -> list[str]:
     for _ in range(TRIES):
         x, y = int(rng.integers(0, 1001 - wide)), int(rng.integers(0, 1001 - high))
         take([x, y, x + wide, y + high])
-    return ["[" + ",".join(map(str, box)) + "]" for box in chosen[1:]]
+    return [box_text(box) for box in chosen[1:]]
 
 
 def camera_places(question: Question, rng: np.random.Generator) -> list[str]:

@@ -6,8 +6,7 @@ import numpy as np
 
 from hatch_ray.data.pairs import Refused, ViewTuple
 from hatch_ray.data.questions.registry import Question, pick, task
-from hatch_ray.data.questions.targets import box_mark
-from hatch_ray.data.visibility import Target
+from hatch_ray.data.questions.targets import box_mark, box_text
 
 MATCHING = (
     "The red bbox in image 0 shows the {name}. What is its box in image 1?",
@@ -22,20 +21,13 @@ def position_matching(views: ViewTuple, rng: np.random.Generator) -> Question:
 
     Wrong options are other objects' boxes in the second image, then boxes of the same size elsewhere.
     """
-    second = {target.object_id: target for target in views.objects_seen[1]}
+    second = {target.object_id: target.box for target in views.objects_seen[1] if target.box is not None}
     shared = [target for target in views.objects_seen[0] if target.object_id in second]
     if not shared:
         raise Refused("no_object_in_both_views")
     red = shared[int(rng.integers(len(shared)))]
-    box = second[red.object_id].box
-    assert box is not None
+    box = second[red.object_id]
     text = pick(MATCHING, rng).format(name=red.name)
     gold = {"box": list(box), "object": red.object_id, "points": [red.center.tolist()]}
-    wrong = tuple(box_text(target) for target in second.values() if target.object_id != red.object_id)
-    return Question(text, box_text(second[red.object_id]), gold, (box_mark(red, "red"),), wrong)
-
-
-def box_text(target: Target) -> str:
-    """The target's box as SPAR writes it."""
-    assert target.box is not None
-    return "[" + ",".join(str(value) for value in target.box) + "]"
+    wrong = tuple(box_text(other) for object_id, other in second.items() if object_id != red.object_id)
+    return Question(text, box_text(box), gold, (box_mark(red, "red"),), wrong)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from hatch_ray.data.pairs import Refused, ViewTuple
-from hatch_ray.data.questions.matching import box_text
 from hatch_ray.data.questions.registry import Question, pick, task
-from hatch_ray.data.questions.targets import CENTERS, named, point_mark, several_targets
+from hatch_ray.data.questions.targets import CENTERS, box_text, named, point_mark, several_targets
 from hatch_ray.data.visibility import Target
 
 FROM_THING = (
@@ -120,4 +119,5 @@ def nearest_to_observer(views: ViewTuple, rng: np.random.Generator) -> Question:
 
 
 def _place_text(target: Target) -> str:
-    return f"the {ORDINALS[target.view]} image, {box_text(target)} ({target.name})"
+    assert target.box is not None
+    return f"the {ORDINALS[target.view]} image, {box_text(target.box)} ({target.name})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,6 +42,11 @@ def boxed(views: ViewTuple, targets: Mapping[MarkColor, Target]) -> tuple[dict[s
     """({colour: how the question calls it}, box marks) of things by colour, in the order given."""
     names: dict[str, str] = {color: named(views, target, color, "box") for color, target in targets.items()}
     return names, tuple(box_mark(target, color) for color, target in targets.items())
+
+
+def box_text(box: Sequence[int]) -> str:
+    """A box as SPAR writes it."""
+    return "[" + ",".join(map(str, box)) + "]"
 
 
 def marks_apart(a: Target, b: Target) -> bool:
