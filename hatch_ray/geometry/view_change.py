@@ -16,6 +16,21 @@ Convention = Literal["camera", "gravity"]
 """camera: yaw and pitch of the second viewing direction in the first camera's own axes. gravity: difference of the
 two headings about world up, and difference of the two pitches against the horizon."""
 
+VIEW_CHANGE_WORDS: dict[str, tuple[str, float]] = {
+    "move_right": ("right", 1.0),
+    "move_left": ("right", -1.0),
+    "move_up": ("up", 1.0),
+    "move_down": ("up", -1.0),
+    "move_forward": ("forward", 1.0),
+    "move_backward": ("forward", -1.0),
+    "move_back": ("forward", -1.0),
+    "rotate_right": ("yaw", 1.0),
+    "rotate_left": ("yaw", -1.0),
+    "rotate_up": ("pitch", 1.0),
+    "rotate_down": ("pitch", -1.0),
+}
+"""SPAR's words for a view change: (dimension of `view_change`, sign)."""
+
 STRAIGHT = 1e-3
 """Sine of the angle to the vertical below which a viewing direction has no heading."""
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from hatch_ray.geometry.boxes import box_iou
+from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS
 from hatch_ray.sample import AnswerForm
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?(?![\w]|\.\d)")
@@ -24,19 +25,11 @@ ORDINALS = {"1st": "first", "2nd": "second", "3rd": "third", "4th": "fourth", "5
 BOX = re.compile(r"\[[^\[\]]*\]")
 SAME_BOX_IOU = 0.5
 
+AXES = {"right": "x", "up": "y", "forward": "z"}
 VIEW_DIMENSIONS = {
-    "move_right": ("x", 1.0),
-    "move_left": ("x", -1.0),
-    "move_up": ("y", 1.0),
-    "move_down": ("y", -1.0),
-    "move_forward": ("z", 1.0),
-    "move_backward": ("z", -1.0),
-    "move_back": ("z", -1.0),
-    "rotate_right": ("yaw", 1.0),
-    "rotate_left": ("yaw", -1.0),
-    "rotate_up": ("pitch", 1.0),
-    "rotate_down": ("pitch", -1.0),
+    word: (AXES.get(dimension, dimension), sign) for word, (dimension, sign) in VIEW_CHANGE_WORDS.items()
 }
+"""Word of a view change -> (x, y, z, yaw or pitch; sign)."""
 
 Scored = tuple[float, str]
 

@@ -21,16 +21,11 @@ from hatch_ray.data.spar.layout import BESIDE_COLOR, FORMATS, SOURCES, TASKS, sp
 from hatch_ray.data.spar.reader import UP
 from hatch_ray.data.spar.record import Record, read_record
 from hatch_ray.data.spar.views import pose_in_metres
-from hatch_ray.geometry.view_change import Convention, view_change
+from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS, Convention, view_change
 
 TASK = "view_change_infer"
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 TRANSLATION, ROTATION = ("right", "up", "forward"), ("pitch", "yaw")
-DIMENSIONS: dict[str, tuple[str, float]] = {
-    "move_right": ("right", 1), "move_left": ("right", -1), "move_up": ("up", 1), "move_down": ("up", -1),
-    "move_forward": ("forward", 1), "move_backward": ("forward", -1), "move_back": ("forward", -1),
-    "rotate_right": ("yaw", 1), "rotate_left": ("yaw", -1), "rotate_up": ("pitch", 1), "rotate_down": ("pitch", -1),
-}  # fmt: skip
 PIECE = re.compile(r"\s*(\w+)\s*:\s*(-?\d+(?:\.\d+)?)\s*")
 TELLING_DEG = 3.0
 """Rows on which the conventions' yaw or pitch differ by this much can tell them apart (answers are whole degrees)."""
@@ -100,9 +95,9 @@ def parse_answer(text: str) -> dict[str, float]:
     values = dict.fromkeys(TRANSLATION + ROTATION, 0.0)
     for piece in text.strip().rstrip(".,").split(","):
         found = PIECE.fullmatch(piece)
-        if not found or found[1] not in DIMENSIONS:
+        if not found or found[1] not in VIEW_CHANGE_WORDS:
             raise RowRefused("answer_is_not_a_view_change", repr(text)[:120])
-        name, sign = DIMENSIONS[found[1]]
+        name, sign = VIEW_CHANGE_WORDS[found[1]]
         values[name] = sign * float(found[2])
     return values
 
