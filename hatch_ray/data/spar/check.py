@@ -17,7 +17,7 @@ import numpy as np
 from hatch_ray.data.rgbd import FrameRefused, load_pose
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.index import open_index
-from hatch_ray.data.spar.layout import BESIDE_COLOR, FORMATS, SOURCES, TASKS, spar_folder
+from hatch_ray.data.spar.layout import FORMATS, SOURCES, TASKS, beside, spar_folder
 from hatch_ray.data.spar.reader import UP
 from hatch_ray.data.spar.record import Record, read_record
 from hatch_ray.data.spar.views import pose_in_metres
@@ -105,8 +105,7 @@ def parse_answer(text: str) -> dict[str, float]:
 def _poses(root: Path, source: str, record: Record) -> tuple[np.ndarray, np.ndarray]:
     poses = []
     for image in record.images[: TASKS[TASK].views]:
-        scene, folder, name = image.rsplit("/", 2)
-        path = root / source / "images" / scene / BESIDE_COLOR[folder][1] / f"{Path(name).stem}.txt"
+        path = root / source / "images" / beside(image, "pose")
         try:
             poses.append(pose_in_metres(load_pose(path), source))
         except FrameRefused as refusal:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from hatch_ray.data.spar.layout import BESIDE_COLOR, SOURCES, TASKS
+from hatch_ray.data.spar.layout import SOURCES, TASKS, beside
 from hatch_ray.data.spar.views import link_file
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.sample import Mark, Sample, View
@@ -95,7 +95,7 @@ class _Writer:
             "type": sample.task,
         }
         if all(view.depth_path is not None for view in sample.views):
-            record["depth"] = [_beside(image, 0, ".png") for image in images]
+            record["depth"] = [beside(image, "depth") for image in images]
         return record | _markers(sample)
 
     def _view(self, sample: Sample, view: View, turn: Rotation | None) -> str:
@@ -108,11 +108,11 @@ class _Writer:
         images = self.folder / "images"
         link_file(view.image_path, images / image)
         if view.depth_path is not None:
-            link_file(view.depth_path, images / _beside(image, 0, ".png"))
+            link_file(view.depth_path, images / beside(image, "depth"))
         if view.pose is not None and turn is not None:
             pose = view.pose.copy()
             pose[:3] = turn.as_matrix() @ pose[:3]
-            path = images / _beside(image, 1, ".txt")
+            path = images / beside(image, "pose")
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savetxt(path, pose, fmt="%.17g")
         for grid, k in (("color", view.intrinsics), ("depth", view.depth_intrinsics)):
@@ -140,12 +140,6 @@ def _format(sample: Sample) -> str:
     if TASKS[sample.task].listed:
         return "sentence"
     return str(sample.meta.get("format") or ("select" if sample.answer_form == "letter" else "fill"))
-
-
-def _beside(image: str, which: int, suffix: str) -> str:
-    """The depth (0) or pose (1) path that belongs to an image path."""
-    scene, folder, name = image.rsplit("/", 2)
-    return f"{scene}/{BESIDE_COLOR[folder][which]}/{Path(name).stem}{suffix}"
 
 
 def _to_z_up(sample: Sample) -> Rotation | None:

@@ -21,8 +21,12 @@ FORMATS = ("select", "fill", "sentence", "judge")
 SPLITS = ("train", "val")
 
 COLOR_FOLDERS = ("image_color", "video_color")
-BESIDE_COLOR = {"image_color": ("image_depth", "pose"), "video_color": ("video_depth", "video_pose")}
+BESIDE_COLOR = {
+    "image_color": {"depth": "image_depth", "pose": "pose"},
+    "video_color": {"depth": "video_depth", "pose": "video_pose"},
+}
 """Depth and pose folders of each colour folder (SPAR-7M-RGBD)."""
+SUFFIXES = {"depth": ".png", "pose": ".txt"}
 
 NAMED = re.compile(r"(scene\d{4})_\d{2}$")
 """A ScanNet scan: scans of one room differ in the last two digits only."""
@@ -125,6 +129,15 @@ def scene_of(image: str) -> str:
     if len(parts) < 3 or parts[-2] not in COLOR_FOLDERS:
         raise ValueError(f"image path {image!r} is not SCENE/image_color/FRAME or SCENE/video_color/FRAME")
     return "/".join(parts[:-2])
+
+
+def beside(image: str, what: Literal["depth", "pose"]) -> str:
+    """The published place of an image's depth or pose; both paths are below the images folder.
+
+    "scene0261_00/image_color/543.jpg" -> "scene0261_00/image_depth/543.png", "scene0261_00/pose/543.txt".
+    """
+    path = PurePosixPath(image)
+    return str(path.parents[1] / BESIDE_COLOR[path.parent.name][what] / f"{path.stem}{SUFFIXES[what]}")
 
 
 def space_of(scene: str) -> str:

@@ -19,7 +19,7 @@ from hatch_ray.data.rgbd import (
     scale_intrinsics,
 )
 from hatch_ray.data.spar.bad_rows import RowRefused
-from hatch_ray.data.spar.layout import BESIDE_COLOR
+from hatch_ray.data.spar.layout import beside
 from hatch_ray.sample import View
 
 UNITS_UNKNOWN = "structured3d"
@@ -77,15 +77,13 @@ class SceneViews:
         if not self.rgbd:
             link_file(path, self.dataset / target)
             return View(target)
-        depth_folder, pose_folder = BESIDE_COLOR[relative.parts[-2]]
-        folder = images.joinpath(*relative.parts[:-2])
         try:
-            pose = load_pose(folder / pose_folder / f"{relative.stem}.txt")
+            pose = load_pose(images / beside(image, "pose"))
         except FrameRefused as refusal:
             raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
-        depth_path = images / depth if depth else folder / depth_folder / f"{relative.stem}.png"
+        depth_path = images / (depth or beside(image, "depth"))
         metres, rescaled = _load_depth(depth_path, source)
-        color_k, depth_k = _intrinsics(folder, (width, height), metres.shape[::-1])
+        color_k, depth_k = _intrinsics(images.joinpath(*relative.parts[:-2]), (width, height), metres.shape[::-1])
         depth_target = Path("depth") / scene / f"{prefix}{relative.stem}.png"
         link_file(path, self.dataset / target)
         if rescaled:
