@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hatch_ray.config import DataConfig
-from hatch_ray.data.pairs import Refused, SceneViews, ViewTuple, gold_plans
+from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, Refused, SceneViews, ViewTuple, gold_plans
 from hatch_ray.data.questions import Question, Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
@@ -34,7 +34,6 @@ ROUNDS = 3
 """Passes over the scenes. In the last one, what some tasks could not give is asked of the others."""
 TRIES = 100
 """Draws of views in a row that may fail before a task leaves a scene."""
-LARGE_RESIDUAL_DEG = 15.0
 
 
 def build_dataset(

@@ -21,6 +21,8 @@ MIN_ROTATION_DEG = 10.0
 OVERLAP_SAMPLES_ACROSS = 40
 """Pixels of a row that the overlap estimate reprojects."""
 POINTS_A_VIEW = 3
+LARGE_RESIDUAL_DEG = 15.0
+"""Plans that lose more roll than this are counted in a dataset's summary."""
 
 
 class Refused(Exception):

@@ -17,8 +17,7 @@ import numpy as np
 from hatch_ray.data.rgbd import FrameRefused, load_pose
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.index import open_index
-from hatch_ray.data.spar.layout import FORMATS, SOURCES, TASKS, beside, spar_folder
-from hatch_ray.data.spar.reader import UP
+from hatch_ray.data.spar.layout import FORMATS, SOURCES, TASKS, UP, beside, spar_folder
 from hatch_ray.data.spar.record import Record, read_record
 from hatch_ray.data.spar.views import pose_in_metres
 from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS, Convention, view_change

@@ -16,13 +16,12 @@ from typing import Any, TextIO
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from hatch_ray.data.spar.layout import SOURCES, TASKS, beside
+from hatch_ray.data.spar.layout import SOURCES, TASKS, UP, beside
 from hatch_ray.data.spar.views import link_file
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.sample import Mark, Sample, View
 
 SPAR_SPLIT = {"train": "train", "heldout": "val"}
-UP = np.array([0.0, 0.0, 1.0])
 
 
 def export_spar(dataset: str | Path, out: str | Path, source: str = "scannet") -> dict[str, int]:

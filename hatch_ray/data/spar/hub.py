@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from hatch_ray.config import DataConfig
-from hatch_ray.data.images import image_hash, save_depth, save_image
+from hatch_ray.data.images import MILLIMETRES, image_hash, save_depth, save_image
 from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import chosen_tasks, heldout, space_of
 from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record
-from hatch_ray.data.spar.views import MILLIMETRES, depth_in_metres, pose_in_metres
+from hatch_ray.data.spar.views import depth_in_metres, pose_in_metres
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import View
 

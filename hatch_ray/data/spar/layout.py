@@ -14,6 +14,8 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import numpy as np
+
 from hatch_ray.sample import AnswerForm, MarkColor
 
 SOURCES = ("scannet", "scannetpp", "structured3d", "rxr")
@@ -28,6 +30,8 @@ BESIDE_COLOR = {
 """Depth and pose folders of each colour folder (SPAR-7M-RGBD)."""
 SUFFIXES = {"depth": ".png", "pose": ".txt"}
 
+UP = np.array([0.0, 0.0, 1.0])
+"""World up of ScanNet, ScanNet++ and Structured3D."""
 NAMED = re.compile(r"(scene\d{4})_\d{2}$")
 """A ScanNet scan: scans of one room differ in the last two digits only."""
 

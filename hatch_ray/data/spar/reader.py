@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from hatch_ray.config import ConfigError, DataConfig, Stage
-from hatch_ray.data.pairs import gold_plans
+from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, gold_plans
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.hub import HubRows
 from hatch_ray.data.spar.index import open_index
-from hatch_ray.data.spar.layout import FORMATS, SOURCES, SPLITS, chosen_tasks, heldout, space_of, spar_folder
+from hatch_ray.data.spar.layout import FORMATS, SOURCES, SPLITS, UP, chosen_tasks, heldout, space_of, spar_folder
 from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record, read_record
 from hatch_ray.data.spar.views import SceneViews, has_rgbd
@@ -24,9 +24,6 @@ from hatch_ray.sample import Sample, View
 
 GENERATOR = "spar-v1"
 """Version of the reader, stored with every sample."""
-UP = np.array([0.0, 0.0, 1.0])
-"""World up of ScanNet, ScanNet++ and Structured3D."""
-LARGE_RESIDUAL_DEG = 15.0
 CHECK_EVERY = 200
 """Rows between looks at the share of bad ones."""
 NEED_POSES: tuple[Stage, ...] = ("pasta", "cold_start", "grpo")

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from hatch_ray.data.images import load_depth, load_image, save_depth
+from hatch_ray.data.images import MILLIMETRES, load_depth, load_image, save_depth
 from hatch_ray.data.rgbd import (
     MIN_VALID_DEPTH,
     PLAUSIBLE_MEDIAN_M,
@@ -24,7 +24,6 @@ from hatch_ray.sample import View
 
 UNITS_UNKNOWN = "structured3d"
 """The source whose units SPAR does not state."""
-MILLIMETRES = 1000.0
 FARTHEST_CAMERA_M = 100.0
 """No camera indoors stands this far from the origin in metres; in millimetres every camera does, by its height."""
 
