@@ -81,13 +81,13 @@ def first_failure(error: WorkerGroupError) -> BaseException:
 
 def _follow(run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event) -> None:
     """Tail the metrics file that rank 0 writes, and report its last step of the stage."""
-    position = 0
+    position, known = 0, -1
     while True:
         last = stop.wait(POLL_SECONDS)
         if run.metrics_path.exists():
-            size = run.metrics_path.stat().st_size
-            position = 0 if size < position else position
             with run.metrics_path.open("rb") as file:
+                if (number := os.fstat(file.fileno()).st_ino) != known:
+                    position, known = 0, number  # `forget_after` put another file in its place
                 file.seek(position)
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]

@@ -139,6 +139,29 @@ def demo(
 
 
 @app.command()
+def ablate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="training runs of each variant")] = 3,
+    grids: Annotated[str, typer.Option(help="figure 4: patches a side of PaStA's grid, by commas")] = "2,3,4,5,6",
+    out: Annotated[Path, typer.Option(help="folder of all runs and the results; resumed")] = Path("runs/ablation"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be trained and shared")] = False,
+) -> None:
+    """The paper's Tables 2 and 3 and figures 3 and 4: train the variants, each shared stage once, and compare."""
+    from actors.ablate import Ablation, describe_ablation, run_ablation
+
+    plan = Ablation(_load(config, overrides), out, seeds, _numbers(grids))
+    (describe_ablation if dry_run else run_ablation)(plan, console)
+
+
+def _numbers(text: str) -> list[int]:
+    """ "2,3" -> [2, 3]. Raises ValueError for anything else."""
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError(f"--grids {text!r} is not a list of whole numbers such as 2,3,4")
+    return [int(part) for part in text.split(",")]
+
+
+@app.command()
 def doctor() -> None:
     """Check Python, CPU, memory, torch, vLLM, Ray and GPU, with a mend for each failure."""
     from hatch_ray.doctor import main as check

@@ -19,6 +19,7 @@ from hatch_ray.learning.pasta import (
     PairTargets,
     PastaObjective,
     bootstrap_ratio,
+    cell_shares,
     collect_pairs,
     directional_loss,
     encode_patches,
@@ -27,7 +28,6 @@ from hatch_ray.learning.pasta import (
     make_targets,
     model_log_distribution,
     pasta_loss,
-    patch_cells,
     patch_retrieval,
     pool_patches,
     target_distribution,
@@ -102,18 +102,23 @@ def test_a_pair_without_a_kept_row_has_loss_zero_and_a_finite_gradient() -> None
     assert (x.grad == 0).all()
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (5, 7), (9, 4), (16, 22)])
-def test_every_token_goes_to_the_cell_of_its_centre(rows: int, columns: int) -> None:
-    cells = patch_cells(rows, columns, N).reshape(rows, columns)
-    for r in range(rows):
-        for c in range(columns):
-            assert cells[r, c] == int((r + 0.5) / rows * N) * N + int((c + 0.5) / columns * N)
-    assert sorted(set(cells.flatten().tolist())) == list(range(N * N))
+@pytest.mark.parametrize("size", [3, 4, 5, 9, 16, 22])
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_a_token_counts_for_the_cells_that_it_covers(size: int, n: int) -> None:
+    """Against counting: each token and each cell cut into many equal pieces."""
+    pieces = torch.arange(size * n * 4)
+    token, cell = pieces // (4 * n), pieces // (4 * size)
+    counted = torch.zeros(n, size).index_put((cell, token), torch.ones(len(pieces)), accumulate=True)
+    shares = cell_shares(size, n)
+    assert torch.allclose(shares, counted / (4 * size), atol=1e-6)
+    assert torch.allclose(shares.sum(1), torch.ones(n), atol=1e-6)
 
 
 def test_too_small_an_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 x 5 patch features, too few for a grid of n=4"):
-        patch_cells(3, 5, N)
+    with pytest.raises(ValueError, match=r"gives 2 patch features a side, too few for a grid of n=4.*more than 56 x 56"):
+        pool_patches(torch.randn(10, 3), [(2, 5)], N)
+    cells = pool_patches(torch.randn(15, 3), [(3, 5)], 5)[0]
+    assert torch.unique(cells, dim=0).shape == cells.shape  # finer than the tokens, yet all different
 
 
 def test_pooling_averages_each_image_on_its_own() -> None:

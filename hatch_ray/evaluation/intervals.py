@@ -3,6 +3,8 @@
 Samples of one scene share its furniture and its cameras, so they are not independent: scenes are drawn with
 replacement and all samples of a drawn scene come with it (the cluster bootstrap). With fewer than MIN_SCENES scenes,
 as in a recording of a single room, that would say nothing; single samples are drawn then, and `unit` says so.
+Where several training runs answered the same samples, runs are drawn too (the crossed "pigeonhole" bootstrap of Owen,
+2007), so that an interval covers the luck of training beside that of the questions.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ class Bootstrap:
 
     scenes     the scene of each sample, in the samples' order.
     resamples  number of bootstrap draws.
+    runs       the training run that each value comes from, where there are several.
     unit       what was drawn: "scene" or "sample".
     """
 
-    def __init__(self, scenes: Sequence[str], resamples: int, seed: int) -> None:
+    def __init__(self, scenes: Sequence[str], resamples: int, seed: int, runs: Sequence[int] | None = None) -> None:
         if not scenes:
             raise ValueError("there are no samples to evaluate")
         if resamples < 1:
@@ -42,9 +45,10 @@ class Bootstrap:
         self.unit: Literal["scene", "sample"] = "scene" if len(names) >= MIN_SCENES else "sample"
         self.scenes = len(names)
         cluster = index if self.unit == "scene" else np.arange(len(scenes))
-        clusters = int(cluster.max()) + 1
-        draws = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-        self._weights = draws[:, cluster].astype(np.float64)
+        random = np.random.default_rng(seed)
+        self._weights = _draws(cluster, resamples, random)
+        if runs is not None:
+            self._weights *= _draws(np.unique(list(runs), return_inverse=True)[1], resamples, random)
         """(resamples, samples): how often each sample was drawn."""
 
     def mean(self, values: np.ndarray) -> Interval | None:
@@ -83,6 +87,13 @@ class Bootstrap:
         reached = reached[reached[:, -1] > 0]
         middle = (reached >= reached[:, -1:] / 2).argmax(axis=1)
         return _interval(np.median(data), data[order][middle], len(data))
+
+
+def _draws(cluster: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
+    """(resamples, samples) float: how often the cluster of each sample was drawn."""
+    clusters = int(cluster.max()) + 1
+    draws = random.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    return draws[:, cluster].astype(np.float64)
 
 
 def _interval(value: float, resampled: np.ndarray, n: int) -> Interval:

@@ -193,24 +193,31 @@ def pasta_loss(
 # --- patch features ---------------------------------------------------------------------------------------------
 
 
-def patch_cells(rows: int, columns: int, n: int) -> torch.Tensor:
-    """For each of rows x columns encoder tokens (row-major), the cell of the n x n grid that holds its centre."""
-    if rows < n or columns < n:
+def cell_shares(size: int, n: int) -> torch.Tensor:
+    """Which part of each of n cells along a side each of `size` encoder tokens covers: (n, size), rows sum to 1.
+
+    A token that lies across a border counts for both cells, by length. Cells may be finer than tokens and then share
+    them, but not so fine that two cells lie inside one token: these could not be told apart.
+    """
+    if n >= 2 * size:
         raise ValueError(
-            f"an image gives {rows} x {columns} patch features, too few for a grid of n={n}: use images of at least "
-            f"{28 * n} x {28 * n} pixels or a smaller pasta.grid"
+            f"an image gives {size} patch features a side, too few for a grid of n={n}: use images of more than "
+            f"{14 * n} x {14 * n} pixels or a smaller pasta.grid"
         )
-    row = ((torch.arange(rows) + 0.5) * n / rows).long()
-    column = ((torch.arange(columns) + 0.5) * n / columns).long()
-    return (row[:, None] * n + column).flatten()
+    cells, tokens = torch.arange(n + 1) / n, torch.arange(size + 1) / size
+    low = torch.maximum(cells[:-1, None], tokens[None, :-1])
+    high = torch.minimum(cells[1:, None], tokens[None, 1:])
+    return (high - low).clamp(min=0) * n
 
 
 def pool_patches(tokens: torch.Tensor, shapes: Sequence[tuple[int, int]], n: int) -> torch.Tensor:
-    """Average the tokens of each image into its n x n grid: (sum of rows*columns, d) -> (images, n*n, d)."""
-    cells = torch.cat([patch_cells(*shape, n) + index * n * n for index, shape in enumerate(shapes)])
-    counts = torch.bincount(cells, minlength=len(shapes) * n * n).to(tokens)
-    sums = tokens.new_zeros(len(shapes) * n * n, tokens.shape[-1]).index_add(0, cells.to(tokens.device), tokens)
-    return (sums / counts[:, None]).view(len(shapes), n * n, -1)
+    """Average the tokens of each image into its n x n grid by area: (sum of rows*columns, d) -> (images, n*n, d)."""
+    pooled = []
+    for image, (rows, columns) in zip(tokens.split([r * c for r, c in shapes]), shapes, strict=True):
+        by_row, by_column = (cell_shares(size, n).to(tokens) for size in (rows, columns))
+        grid = torch.einsum("ir,rcd,jc->ijd", by_row, image.view(rows, columns, -1), by_column)
+        pooled.append(grid.reshape(n * n, -1))
+    return torch.stack(pooled)
 
 
 def encode_patches(visual: nn.Module, pixel_values: torch.Tensor, grid_thw: torch.Tensor, n: int) -> torch.Tensor:

@@ -1,0 +1,37 @@
+"""A stage that two variants have in common is trained once: the second run links to the first one's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
+
+RETRIEVAL = ("patch_retrieval", "patch_matches")
+"""What PaStA measures while it trains."""
+
+
+def link_stage(run: RunFolder, stage: str, owner: RunFolder) -> None:
+    """Make a finished stage of `owner` a stage of `run`: a link to its folder, its metrics, what it measured.
+
+    Raises ValueError when the owner has not finished it, or the run has begun it itself.
+    """
+    state = owner.progress().get(stage, {})
+    if not state.get("done"):
+        raise ValueError(f"{owner.path} has not finished {stage}")
+    link = run.path / stage
+    if not link.is_symlink():
+        if link.exists():
+            raise ValueError(f"{link} exists and is not a link to {owner.path / stage}; remove it")
+        run.path.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(owner.path / stage, run.path), target_is_directory=True)
+    rows = [row for row in read_jsonl(run.metrics_path) if row["stage"] != stage]
+    rows += [row for row in read_jsonl(owner.metrics_path) if row["stage"] == stage]
+    write_atomic(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+    if stage == "pasta":
+        run.evaluation("").parent.mkdir(exist_ok=True)
+        for name in RETRIEVAL:
+            shutil.copyfile(owner.evaluation(name), run.evaluation(name))
+    run.set_progress(stage, step=state["step"], done=True)
+    run.link_model(stage)
