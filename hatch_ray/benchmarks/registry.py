@@ -18,12 +18,9 @@ from hatch_ray.benchmarks import letter_scorers, spar_scorers
 from hatch_ray.benchmarks.columns import CVBENCH, MINDCUBE, MMSI, SPAR_MV, SPAR_SI, Part
 from hatch_ray.benchmarks.files import Archive, Row, check_image, decode_image, json_lines, parquet_rows
 from hatch_ray.benchmarks.item import BadRowError, Item
+from hatch_ray.data.bad_share import MAX_BAD_SHARE, reasons_to_stop
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import AnswerForm
-
-BAD_SHARE = 0.05
-"""With a larger share of unusable rows the files are not what they should be."""
-NAMED_REASONS = 10
 
 Read = Callable[[tuple[Path, ...]], Iterator[Item | BadRowError]]
 Score = Callable[[str, str, str], float]
@@ -76,10 +73,10 @@ def check_bad_rows(title: str, rows: int, bad: Counter[str]) -> None:
     """Raise ValueError with the ten commonest reasons when more than 5 % of the rows are unusable, or there is none."""
     if not rows:
         raise ValueError(f"{title}: the files hold no row; download them again")
-    if bad.total() > BAD_SHARE * rows:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common(NAMED_REASONS))
+    if worst := reasons_to_stop(bad, rows):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in worst)
         raise ValueError(
-            f"{title}: {bad.total()} of {rows} rows cannot be used ({reasons}), more than {BAD_SHARE:.0%}; "
+            f"{title}: {bad.total()} of {rows} rows cannot be used ({reasons}), more than {MAX_BAD_SHARE:.0%}; "
             "check that the files are the published ones and whole"
         )
 

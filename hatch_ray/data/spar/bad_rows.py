@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-MAX_BAD_SHARE = 0.05
-REASONS_SHOWN = 10
+from hatch_ray.data.bad_share import MAX_BAD_SHARE, reasons_to_stop
+
 EXAMPLES_A_REASON = 3
 
 
@@ -36,15 +36,12 @@ class BadRows:
 
     def check(self) -> None:
         """Raise ValueError with the commonest reasons when more than 5 % of the rows read were refused."""
-        bad = self.reasons.total()
-        if bad <= MAX_BAD_SHARE * self.read:
+        if not (worst := reasons_to_stop(self.reasons, self.read)):
             return
-        reasons = "; ".join(
-            f"{count} {reason} (first: {self.examples[reason][0]})"
-            for reason, count in self.reasons.most_common(REASONS_SHOWN)
-        )
+        reasons = "; ".join(f"{count} {reason} (first: {self.examples[reason][0]})" for reason, count in worst)
         raise ValueError(
-            f"{bad} of {self.read} rows of {self.place} cannot be used, more than {MAX_BAD_SHARE:.0%}: {reasons}. "
+            f"{self.reasons.total()} of {self.read} rows of {self.place} cannot be used, "
+            f"more than {MAX_BAD_SHARE:.0%}: {reasons}. "
             "Complete the download or leave these tasks or sources out (data.tasks, data.spar.sources)"
         )
 
