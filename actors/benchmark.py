@@ -35,6 +35,7 @@ from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.model.base import load_processor
+from hatch_ray.model.logprobs import image_tokens_by_size
 from hatch_ray.protocol.prompt import Mode, build_prompt
 from hatch_ray.run_folder import RunFolder
 
@@ -100,10 +101,8 @@ class Asker:
 
     def length(self, text: str, images: Sequence[Image.Image]) -> int:
         """Tokens of a prompt: each image's placeholder becomes its merged patches."""
-        processor = self.processor.image_processor
-        patches = (processor.get_number_of_image_patches(image.height, image.width, {}) for image in images)
         words = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return words + sum(int(count) // processor.merge_size**2 - 1 for count in patches)
+        return words + sum(image_tokens_by_size(self.processor, *image.size) - 1 for image in images)
 
 
 class Engines:

@@ -26,7 +26,7 @@ from trl import SFTTrainer
 from hatch_ray.config import ModelConfig, SftConfig
 from hatch_ray.data.images import image_size, model_image, shrunk_size
 from hatch_ray.learning.pixels import PixelCache
-from hatch_ray.model.logprobs import ImagePatches, tokenize_prompt
+from hatch_ray.model.logprobs import ImagePatches, image_tokens_by_size, tokenize_prompt
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
 from hatch_ray.sample import Sample
 
@@ -103,9 +103,7 @@ class SampleEncoder:
     def _image_tokens(self, path: Path) -> int:
         if path not in self._image_lengths:
             width, height = shrunk_size(*image_size(path), self.model.max_pixels)
-            processor = self.processor.image_processor
-            patches = processor.get_number_of_image_patches(height, width, {})
-            self._image_lengths[path] = patches // processor.merge_size**2
+            self._image_lengths[path] = image_tokens_by_size(self.processor, width, height)
         return self._image_lengths[path]
 
     def check(self, samples: Sequence[Sample]) -> None:

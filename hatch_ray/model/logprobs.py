@@ -76,6 +76,12 @@ def image_tokens(processor: Any, grid: tuple[int, int, int]) -> int:
     return grid[0] * grid[1] * grid[2] // processor.image_processor.merge_size**2
 
 
+def image_tokens_by_size(processor: Any, width: int, height: int) -> int:
+    """Tokens of an image of this size (pixels as the processor gets them), nothing decoded."""
+    patches = processor.image_processor.get_number_of_image_patches(height, width, {})
+    return int(patches) // processor.image_processor.merge_size**2
+
+
 def tokenize_prompt(processor: Any, text: str, images: Sequence[ImagePatches]) -> Prompt:
     """Tokenise chat text with one image placeholder for each image, and widen each placeholder to its patches.
 
