@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hatch_ray.ablation.tables import TITLES, change, columns, figure, paper_figure, row_label, sections
+from hatch_ray.ablation.tables import TITLES, change, columns, paper_figure, row_label, sections
 from hatch_ray.ablation.variants import FULL, NO_PASTA
 from hatch_ray.report.charts import Series, interval_chart, line_chart
 from hatch_ray.report.data_page import template_environment
 from hatch_ray.run_folder import RunFolder, write_atomic
 
+REST = (("answer_fall", 1), ("action", 3), ("action_fall", 3), ("format", 3))
+"""What stands beside the columns, with its decimals."""
 CURVE_NAMES = {FULL: "with PaStA", NO_PASTA: "without PaStA"}
 
 
@@ -54,10 +56,7 @@ def _table(found: dict[str, Any], title: str, names: list[str]) -> dict[str, Any
                 for column in columns(found)
             ],
             "by_seed": ", ".join(f"{value:.1f}" for value in variant["by_seed"]),
-            "action": figure(variant["action"], 3),
-            "action_fall": figure(variant["action_fall"], 3),
-            "format": figure(variant["format"], 3),
-            "answer_fall": figure(variant["answer_fall"]),
+            "rest": [(variant[name], digits) for name, digits in REST],
         })  # fmt: skip
     return {"title": title, "about": TITLES[title], "rows": rows}
 

@@ -44,10 +44,12 @@ def _column_masks(tasks: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def verdict(paper: float, ours: Interval) -> str:
-    """Whether a difference agrees with the paper's: "agrees", "contradicts" (beyond noise both), or "within noise"."""
+    """Whether a difference has the sign of the paper's: "agrees" or "contradicts" where it is beyond noise, else
+    "within noise". A difference beyond noise contradicts a paper's 0.0.
+    """
     if ours["low"] <= 0 <= ours["high"]:
         return "within noise"
-    return "agrees" if (ours["value"] > 0) == (paper > 0) else "contradicts"
+    return "agrees" if ours["value"] * paper > 0 else "contradicts"
 
 
 class _Measure:

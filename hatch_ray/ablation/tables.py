@@ -61,37 +61,49 @@ def row_label(found: dict[str, Any], title: str, name: str) -> str:
     return str(found["variants"][name]["label"])
 
 
+def _short(interval: dict[str, Any] | None, sign: str = "") -> str:
+    """ "52.0 ±2.8": half of the interval behind the figure."""
+    if interval is None:
+        return "-"
+    return f"{interval['value']:{sign}.1f} ±{(interval['high'] - interval['low']) / 2:.1f}"
+
+
+def text_table(found: dict[str, Any], title: str, names: Sequence[str]) -> Table:
+    """One table, at most 100 columns wide: figures, and below them the differences from the full recipe."""
+    table = Table(title=f"{title}: {TITLES[title]}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for column in (*columns(found), "sight"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in names:
+        variant, last = found["variants"][name], name == names[-1]
+        cells = [_short(variant["columns"][column]) for column in columns(found)]
+        table.add_row(row_label(found, title, name), *cells, _short(variant["answer_fall"]), end_section=name == FULL)
+        if name == FULL:
+            continue
+        table.add_row("  difference", *(_short(variant["difference"][column], "+") for column in columns(found)))
+        if name in PAPER:
+            paper = (f"{PAPER[name][k] - PAPER[FULL][k]:+.1f}" for k in map(COLUMNS.index, columns(found)))
+            table.add_row("  difference in the paper", *paper, style="dim", end_section=not last)
+    return table
+
+
 def print_ablation(found: dict[str, Any], console: Console) -> None:
-    """The three tables, the curves' difference, and how many differences agree with the paper's."""
-    seeds = ", ".join(map(str, found["seeds"]))
+    """The three tables, the curves' difference, and which differences agree with the paper's."""
     for title, names in sections(found):
-        table = Table(title=f"{title}: {TITLES[title]}", title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("variant", no_wrap=True)
-        for column in columns(found):
-            table.add_column(column, justify="right")
-        table.add_column("answer falls, images swapped", justify="right")
-        for name in names:
-            variant = found["variants"][name]
-            cells = []
-            for column in columns(found):
-                lines = [figure(variant["columns"][column])]
-                if name != FULL:
-                    lines.append(change(variant["difference"][column]))
-                if name in PAPER:
-                    lines.append(f"[dim]paper {paper_figure(name, column)}[/dim]")
-                cells.append("\n".join(lines))
-            table.add_row(row_label(found, title, name), *cells, figure(variant["answer_fall"]), end_section=True)
-        console.print(table)
+        console.print(text_table(found, title, names))
+    seeds = ", ".join(map(str, found["seeds"]))
     console.print(
-        f"Answer reward in percent on {found['samples']} held-out samples of {found['scenes']} scene(s), "
-        f"seeds {seeds}; 95 % intervals over scenes and seeds; second line: difference from the full recipe."
+        f"Answer reward in percent, {found['samples']} held-out samples of {found['scenes']} scene(s), seeds {seeds}. "
+        "±: half of the 95 % interval over scenes and seeds. sight: by how much answers fall with swapped images."
     )
+    over = ", ".join(f"n = {one['grid']}: {_short(one['over_no_pasta'], '+')}" for one in found["grids"])
+    console.print(f"Figure 4: with PaStA minus without: {over}")
     for key, values in found["curve_change"].items():
         by_seed = ", ".join(f"{value:+.3f}" for value in values)
         console.print(f"Figure 3: mean {key} reward while GRPO trains, with PaStA minus without, by seed: {by_seed}")
-    for one in found["agreement"]:
-        colour, label = COLOURS[one["verdict"]], found["variants"][one["variant"]]["label"]
+    by_verdict = {word: [one for one in found["agreement"] if one["verdict"] == word] for word in COLOURS}
+    for word, members in by_verdict.items():
+        listed = ", ".join(f"{found['variants'][one['variant']]['label']} {one['column']}" for one in members)
         console.print(
-            f"  [{colour}]{one['verdict']:<12}[/{colour}] {label}, {one['column']}: "
-            f"paper {one['paper']:+.1f}, here {change(one['ours'])}"
+            f"[{COLOURS[word]}]{word}[/]: {len(members)} of the paper's differences" + f" ({listed})" * bool(members)
         )
