@@ -35,7 +35,7 @@ from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.model.base import load_processor
-from hatch_ray.model.logprobs import image_tokens_by_size
+from hatch_ray.model.prompt_tokens import image_tokens_by_size
 from hatch_ray.protocol.prompt import Mode, build_prompt
 from hatch_ray.run_folder import RunFolder
 

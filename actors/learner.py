@@ -27,15 +27,9 @@ from actors.weights import publish
 from hatch_ray.config import Config
 from hatch_ray.learning.grpo import grpo_loss
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor, save_model
-from hatch_ray.model.logprobs import (
-    ImagePatches,
-    PackedBatch,
-    Prompt,
-    ReplyScorer,
-    pack,
-    process_image,
-    tokenize_prompt,
-)
+from hatch_ray.model.logprobs import ReplyScorer
+from hatch_ray.model.packing import PackedBatch, pack
+from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, process_image, tokenize_prompt
 from hatch_ray.run_folder import RunFolder
 
 PATCH_CACHE = 256
@@ -67,20 +61,40 @@ class Row:
     advantages: tuple[float, ...]
 
 
-def split_rows(prompts: Sequence[Prompt], groups: Sequence[Group], micro_batch: int) -> list[list[Row]]:
-    """Micro-batches of at most `micro_batch` replies: several whole groups, or parts of one.
-
-    Their number depends on the sizes alone, so it is equal for all workers.
+def split_rows(prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int) -> list[list[Row]]:
+    """Batches of at most `token_budget` tokens: whole groups, as many as fit; a group that alone is longer is cut into
+    parts that fit, each with the prompt again and at least one reply.
     """
-    size = len(groups[0].rollout.replies)
-    part = min(size, micro_batch)
-    rows = [
-        Row(prompt, group.rollout.replies[i : i + part], tuple(float(a) for a in group.advantages[i : i + part]))
-        for prompt, group in zip(prompts, groups, strict=True)
-        for i in range(0, size, part)
-    ]
-    per_batch = max(1, micro_batch // part)
-    return [rows[i : i + per_batch] for i in range(0, len(rows), per_batch)]
+    batches: list[list[Row]] = []
+    room = 0
+    for prompt, group in zip(prompts, groups, strict=True):
+        for row in _parts(prompt, group, token_budget):
+            size = row_tokens(row)
+            if size > room:
+                batches.append([])
+                room = token_budget
+            batches[-1].append(row)
+            room -= size
+    return batches
+
+
+def row_tokens(row: Row) -> int:
+    """Tokens of a row: the prompt once, and its replies."""
+    return len(row.prompt.token_ids) + sum(len(reply.token_ids) for reply in row.replies)
+
+
+def _parts(prompt: Prompt, group: Group, token_budget: int) -> list[Row]:
+    parts: list[list[int]] = [[]]
+    room = token_budget - len(prompt.token_ids)
+    for index, reply in enumerate(group.rollout.replies):
+        size = len(reply.token_ids)
+        if parts[-1] and size > room:
+            parts.append([])
+            room = token_budget - len(prompt.token_ids)
+        parts[-1].append(index)
+        room -= size
+    replies, advantages = group.rollout.replies, group.advantages
+    return [Row(prompt, tuple(replies[i] for i in part), tuple(float(advantages[i]) for i in part)) for part in parts]
 
 
 class Learner:
@@ -126,7 +140,7 @@ class Learner:
         """
         grpo = self.config.grpo
         prompts = [self.prompt(group) for group in shard.groups]
-        batches = split_rows(prompts, shard.groups, grpo.micro_batch)
+        batches = split_rows(prompts, shard.groups, grpo.token_budget)
         packed = [self._pack(rows) for rows in batches]
         old: list[torch.Tensor] = []
         sums = torch.zeros(len(SUMS), device=self.device)
@@ -209,7 +223,7 @@ class Learner:
     def _image(self, image: StoredImage) -> ImagePatches:
         if image.hash not in self._patches:
             pixels = Image.fromarray(ray.get(image.ref, timeout=60))
-            self._patches[image.hash] = process_image(self.processor, pixels)
+            self._patches[image.hash] = process_image(self.processor, pixels, image.hash)
             if len(self._patches) > PATCH_CACHE:
                 self._patches.popitem(last=False)
         self._patches.move_to_end(image.hash)
@@ -217,8 +231,8 @@ class Learner:
 
     def _pack(self, rows: list[Row]) -> PackedBatch:
         replies = [[reply.token_ids for reply in row.replies] for row in rows]
-        pad = self.processor.tokenizer.pad_token_id
-        return pack(self.model, [row.prompt for row in rows], replies, pad).to(self.device)
+        shared = self.config.grpo.shared_prefix
+        return pack(self.model, [row.prompt for row in rows], replies, shared).to(self.device)
 
     def save(self, out: Path, first: str | Path) -> None:
         """The policy as a Hugging Face folder; with LoRA the merged weights in a model like `first`."""

@@ -14,7 +14,7 @@ from actors.messages import Request, StoredImage
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash, model_images
 from hatch_ray.model.base import load_processor
-from hatch_ray.model.logprobs import process_image, tokenize_prompt
+from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import Mode, sample_prompt
 from hatch_ray.sample import Sample
 

@@ -206,8 +206,10 @@ class GrpoConfig(Trained):
     """Share of the training samples that GRPO draws from."""
     updates_per_step: Positive = 1
     """Optimizer steps on each batch of rollouts (GRPO's mu); the clip can act from the second on."""
-    micro_batch: Positive = 8
-    """Completions in one forward and backward pass of a worker."""
+    token_budget: Positive = 8192
+    """Tokens in one forward and backward pass of a worker: as many whole groups as fit (prompt once, completions)."""
+    shared_prefix: bool = True
+    """Compute a group's prompt and images once. False: again for every completion, the reference to compare with."""
 
 
 class RolloutConfig(Section):

@@ -6,11 +6,13 @@ import socket
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.experience import make_groups, make_shards
 from actors.grpo_stage import choose_samples, run_grpo, total_steps
-from actors.learner import Learner, split_rows
-from actors.messages import Reply, Request, Rollout, StoredImage
+from actors.learner import Learner, row_tokens, split_rows
+from actors.messages import Group, Reply, Request, Rollout, StoredImage
 from actors.resources import check_resources
 from actors.reward import RewardJudge, score_all, start_judges
 from actors.rollout import stop_actors
@@ -18,8 +20,10 @@ from actors.weights import pack_weights, unpack_weights
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import image_hash, load_image
 from hatch_ray.model.base import load_model, load_processor, part_checksum, save_model
-from hatch_ray.model.logprobs import Prompt, ReplyScorer, pack, process_image, tokenize_prompt
+from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
+from hatch_ray.model.packing import pack
+from hatch_ray.model.prompt_tokens import Prompt, process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt, gold_reply
 from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder, read_jsonl
@@ -30,7 +34,7 @@ from tests.pictures import photo
 def make_settings(tiny_model, **sections):
     tree = {
         "model": {"base": str(tiny_model), "template": "compact-v1", "max_pixels": 112 * 112, "max_length": 512},
-        "grpo": {"group_size": 4, "prompts_per_step": 2, "max_new_tokens": 16, "micro_batch": 4, "lr": 1e-3},
+        "grpo": {"group_size": 4, "prompts_per_step": 2, "max_new_tokens": 16, "token_budget": 150, "lr": 1e-3},
         "rollout": {"cpus": 0.5, "kv_cache_mb": 64},
         "learner": {"cpus": 0.5},
     }
@@ -164,30 +168,43 @@ def make_batch(ray, tiny_model, version=-1):
     return make_groups(requests, rollouts, [{"total": total} for total in totals])
 
 
-def test_micro_batches_change_nothing(ray_cluster, tiny_model):
+def test_token_budget_and_sharing_change_nothing(ray_cluster, tiny_model):
     groups = make_batch(ray_cluster, tiny_model)
     (shard,) = make_shards(0, groups, 1)
     found = {}
-    for micro_batch in (1, 3, 4, 8):
-        config = make_settings(tiny_model, grpo={"micro_batch": micro_batch})
+    for budget, shared in ((1, True), (120, True), (150, True), (9999, True), (9999, False)):
+        config = make_settings(tiny_model, grpo={"token_budget": budget, "shared_prefix": shared})
         learner = Learner(config, tiny_model, 10, torch.device("cpu"))
         metrics = learner.update(shard)
-        found[micro_batch] = metrics["loss"], metrics["grad_norm"], learner.model.lm_head.weight.grad.clone()
+        found[budget, shared] = metrics["loss"], metrics["grad_norm"], learner.model.lm_head.weight.grad.clone()
+    expected = found[9999, False]
     for loss, norm, gradient in found.values():
-        assert loss == pytest.approx(found[8][0], rel=1e-5, abs=1e-6)
-        assert norm == pytest.approx(found[8][1], rel=1e-4)
-        assert torch.allclose(gradient, found[8][2], atol=1e-6)
+        assert loss == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+        assert norm == pytest.approx(expected[1], rel=1e-4)
+        assert torch.allclose(gradient, expected[2], atol=1e-6)
 
 
-def test_rows_are_parts_of_one_group_or_several_whole_groups():
-    groups = make_groups(
-        [Request(str(i), "", ()) for i in range(2)],
-        [Rollout(tuple(Reply((1,), "", np.zeros(1, np.float32), True) for _ in range(4)), 0, 1)] * 2,
-        [{"total": float(i)} for i in range(8)],
-    )
-    prompts = [Prompt((1,), ())] * 2
-    sizes = {n: [[len(r.replies) for r in b] for b in split_rows(prompts, groups, n)] for n in (1, 2, 3, 4, 8, 64)}
-    assert sizes == {1: [[1]] * 8, 2: [[2]] * 4, 3: [[3], [1]] * 2, 4: [[4], [4]], 8: [[4, 4]], 64: [[4, 4]]}
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=2, max_size=5)), min_size=1),
+    st.integers(1, 120),
+)
+def test_batches_hold_every_reply_once_and_keep_to_the_budget(sizes, budget):
+    prompts = [Prompt((1,) * prompt, ()) for prompt, _ in sizes]
+    groups = []
+    for number, (prompt, lengths) in enumerate(sizes):
+        replies = tuple(Reply((number,) * n, "", np.zeros(n, np.float32), True) for n in lengths)
+        advantages = np.arange(len(lengths), dtype=np.float32)
+        groups.append(Group(Request(str(number), "", ()), Rollout(replies, 0, prompt), (), advantages, False))
+    batches = split_rows(prompts, groups, budget)
+    rows = [row for batch in batches for row in batch]
+    for prompt, group in zip(prompts, groups, strict=True):
+        own = [row for row in rows if row.prompt is prompt]
+        assert [reply for row in own for reply in row.replies] == list(group.rollout.replies)
+        assert [a for row in own for a in row.advantages] == group.advantages.tolist()
+    for batch in batches:
+        assert sum(map(row_tokens, batch)) <= budget or (len(batch) == 1 and len(batch[0].replies) == 1)
+    if budget >= sum(prompt + sum(lengths) for prompt, lengths in sizes):
+        assert len(batches) == 1 and len(rows) == len(groups)
 
 
 def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_update(ray_cluster, tiny_model):
@@ -200,7 +217,7 @@ def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_upda
     assert first["clip_share"] == 0.0
     assert second["loss"] != first["loss"]
     prompts = [learner.prompt(group) for group in groups]
-    batch = learner._pack(split_rows(prompts, groups, 8)[0])
+    batch = learner._pack(split_rows(prompts, groups, 9999)[0])
     weight = torch.tensor([a for group in groups for a in group.advantages])[batch.reply]
     with torch.no_grad():
         gained = (
@@ -318,7 +335,7 @@ def started_model(tiny_model, samples, tmp_path):
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         images = [process_image(processor, load_image(view.image_path)) for view in sample.views]
         prompts.append(tokenize_prompt(processor, text, images))
-    batch = pack(model, prompts, [[reply]] * 2, processor.tokenizer.pad_token_id)
+    batch = pack(model, prompts, [[reply]] * 2)
     scorer, optimizer = ReplyScorer(model), torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
         loss = -scorer(batch)[0].mean()

@@ -9,7 +9,9 @@ from datasets import Dataset
 
 from hatch_ray.learning.grpo import STD_EPSILON, group_advantages, grpo_loss
 from hatch_ray.model.base import load_model, load_processor
-from hatch_ray.model.logprobs import ReplyScorer, pack, process_image, tokenize_prompt
+from hatch_ray.model.logprobs import ReplyScorer
+from hatch_ray.model.packing import pack
+from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
 from tests.pictures import photo
 
@@ -197,7 +199,7 @@ def test_loss_and_gradient_equal_trl(tiny_model, tmp_path, batch, temperature):
         tokenize_prompt(processor, text, [process_image(processor, image) for image in group])
         for text, group in zip(texts, images, strict=True)
     ]
-    packed = pack(model, prompts, replies, processor.tokenizer.pad_token_id)
+    packed = pack(model, prompts, replies)
     logprobs, _ = ReplyScorer(model, temperature)(packed)
     with torch.no_grad():
         ref, _ = ReplyScorer(reference, temperature)(packed)

@@ -12,7 +12,9 @@ from hatch_ray.model.base import (
     save_model,
     set_trainable,
 )
-from hatch_ray.model.logprobs import ReplyScorer, pack, process_image, tokenize_prompt
+from hatch_ray.model.logprobs import ReplyScorer
+from hatch_ray.model.packing import pack
+from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
 from tests.pictures import photo
 
@@ -54,7 +56,7 @@ def test_packed_rows_equal_one_row_for_each_reply(policy):
         tokenize_prompt(processor, text, [process_image(processor, image) for image in group])
         for text, group in zip(texts, pictures, strict=True)
     ]
-    batch = pack(model, prompts, replies, processor.tokenizer.pad_token_id)
+    batch = pack(model, prompts, replies)
     with torch.no_grad():
         found, _ = ReplyScorer(model)(batch)
     expected = [
@@ -85,13 +87,12 @@ def test_number_of_images_must_match(policy):
 def test_temperature_and_ban_are_applied(policy):
     model, processor = policy
     prompt = tokenize_prompt(processor, prompt_text(processor, 1), [process_image(processor, photo(1))])
-    batch = pack(model, [prompt], [[[5]]], 0)
+    batch = pack(model, [prompt], [[[5]]])
     with torch.no_grad():
-        hidden = model.model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.mask,
-            pixel_values=batch.pixels, image_grid_thw=batch.grids,
-        ).last_hidden_state  # fmt: skip
-        logits = model.lm_head(hidden[0, -2])
+        logits = model(
+            input_ids=batch.input_ids, mm_token_type_ids=(batch.input_ids == model.model.config.image_token_id).int(),
+            pixel_values=prompt.images[0].pixels, image_grid_thw=batch.grids,
+        ).logits[0, -2]  # fmt: skip
         logits[[7, 9]] = -torch.inf
         expected = (logits / 0.5).log_softmax(-1)
         found, entropy = ReplyScorer(model, temperature=0.5, banned=[7, 9])(batch)
@@ -102,7 +103,7 @@ def test_temperature_and_ban_are_applied(policy):
 def test_scoring_in_pieces_changes_nothing(policy, monkeypatch):
     model, processor = policy
     prompt = tokenize_prompt(processor, prompt_text(processor, 1), [process_image(processor, photo(1))])
-    batch = pack(model, [prompt], [[[5, 6, 7, 8, 9]]], 0)
+    batch = pack(model, [prompt], [[[5, 6, 7, 8, 9]]])
     whole, _ = ReplyScorer(model)(batch)
     whole.sum().backward()
     gradient = model.lm_head.weight.grad.clone()

@@ -10,7 +10,9 @@ from actors.weights import pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor
-from hatch_ray.model.logprobs import ReplyScorer, pack, process_image, tokenize_prompt
+from hatch_ray.model.logprobs import ReplyScorer
+from hatch_ray.model.packing import pack
+from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
 from tests.pictures import photo
 
@@ -53,7 +55,7 @@ def learner_logprobs(model, processor, request, images, replies, temperature):
     ends = eos_token_ids(model, processor)
     banned = banned_token_ids(processor, model.lm_head.out_features, ends)
     prompt = tokenize_prompt(processor, request.prompt, [process_image(processor, image) for image in images])
-    batch = pack(model, [prompt], [[reply.token_ids for reply in replies]], processor.tokenizer.pad_token_id)
+    batch = pack(model, [prompt], [[reply.token_ids for reply in replies]])
     with torch.no_grad():
         flat, _ = ReplyScorer(model, temperature, banned)(batch)
     return prompt, flat.split([len(reply.token_ids) for reply in replies])

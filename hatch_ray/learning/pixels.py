@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from hatch_ray.model.logprobs import ImagePatches, process_image
+from hatch_ray.model.prompt_tokens import ImagePatches, process_image
 
 DEFAULT_BYTES = 512 * 2**20
 

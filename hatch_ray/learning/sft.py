@@ -26,7 +26,7 @@ from trl import SFTTrainer
 from hatch_ray.config import ModelConfig, SftConfig
 from hatch_ray.data.images import image_size, model_image, shrunk_size
 from hatch_ray.learning.pixels import PixelCache
-from hatch_ray.model.logprobs import ImagePatches, image_tokens_by_size, tokenize_prompt
+from hatch_ray.model.prompt_tokens import ImagePatches, image_tokens_by_size, tokenize_prompt
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
 from hatch_ray.sample import Sample
 

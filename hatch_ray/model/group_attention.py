@@ -1,0 +1,123 @@
+"""Attention over packed groups: no token meets one that it may not see, and no L x L mask is made.
+
+All tokens of a batch stand in one row without padding. A group's prompt attends to itself causally; each of its replies
+attends to the prompt and causally to itself. Both are one call of PyTorch's scaled dot-product attention: the prompts
+side by side, and the replies side by side, each with the keys of its prompt before its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "hatch_groups"
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """Where the tokens of each prompt and reply stand in a row of T tokens; NG groups, N replies, padded to Pm and Rm.
+
+    prompt_index (NG, Pm) and reply_index (N, Rm): places in the row, 0 where there is only padding; group (N,): the
+    group of each reply; place (T,): where each token of the row lies among the flattened prompts and replies; mask
+    (N or 1, 1, Rm, Pm + Rm) bool: which keys (the prompt's, then its own) a reply's token sees.
+    """
+
+    prompt_index: torch.Tensor
+    reply_index: torch.Tensor
+    group: torch.Tensor
+    place: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> GroupLayout:
+        return GroupLayout(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+def make_layout(prompt_lengths: Sequence[int], reply_lengths: Sequence[Sequence[int]]) -> GroupLayout:
+    """The layout of groups that stand in the row one after the other, each its prompt and then its replies."""
+    replies = [length for lengths in reply_lengths for length in lengths]
+    p_max, r_max = max(prompt_lengths), max(replies)
+    prompt_index = torch.zeros(len(prompt_lengths), p_max, dtype=torch.long)
+    reply_index = torch.zeros(len(replies), r_max, dtype=torch.long)
+    group, place = [], []
+    start, number = 0, 0
+    for index, (p, lengths) in enumerate(zip(prompt_lengths, reply_lengths, strict=True)):
+        prompt_index[index, :p] = torch.arange(start, start + p)
+        place.append(index * p_max + torch.arange(p))
+        start += p
+        for r in lengths:
+            reply_index[number, :r] = torch.arange(start, start + r)
+            place.append(len(prompt_lengths) * p_max + number * r_max + torch.arange(r))
+            group.append(index)
+            start, number = start + r, number + 1
+    group_N = torch.tensor(group)
+    sizes_N = torch.tensor(prompt_lengths)[group_N]
+    if len(set(prompt_lengths)) == 1:
+        sizes_N = sizes_N[:1]
+    seen = (torch.arange(p_max) < sizes_N[:, None])[:, None, None, :].expand(-1, 1, r_max, -1)
+    own = torch.ones(r_max, r_max, dtype=torch.bool).tril().expand(len(sizes_N), 1, -1, -1)
+    return GroupLayout(prompt_index, reply_index, group_N, torch.cat(place), torch.cat([seen, own], dim=-1))
+
+
+def group_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: GroupLayout, scaling: float
+) -> torch.Tensor:
+    """query (1, H, T, d), key and value (1, K, T, d) with K dividing H -> (1, T, H, d)."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    query_THd, key_THd, value_THd = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+
+    def take(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return tensor[index].transpose(1, 2)  # (sequences, heads, length, d)
+
+    def widen(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.repeat_interleave(heads // kv_heads, dim=1)
+
+    prompt_keys, prompt_values = (take(tensor, layout.prompt_index) for tensor in (key_THd, value_THd))
+    prompts = scaled_dot_product_attention(
+        take(query_THd, layout.prompt_index), widen(prompt_keys), widen(prompt_values), is_causal=True, scale=scaling
+    )
+    keys = torch.cat([prompt_keys[layout.group], take(key_THd, layout.reply_index)], dim=2)
+    values = torch.cat([prompt_values[layout.group], take(value_THd, layout.reply_index)], dim=2)
+    replies = scaled_dot_product_attention(
+        take(query_THd, layout.reply_index), widen(keys), widen(values), attn_mask=layout.mask, scale=scaling
+    )
+    flat = torch.cat([part.transpose(1, 2).reshape(-1, heads, part.shape[-1]) for part in (prompts, replies)])
+    return flat[layout.place][None]
+
+
+def attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | GroupLayout | None,
+    scaling: float,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: a GroupLayout in the mask's place is packed groups, all else is plain SDPA."""
+    if isinstance(attention_mask, GroupLayout):
+        return group_attention(query, key, value, attention_mask, scaling), None
+    plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **settings
+    )
+    return plain
+
+
+def use_group_attention(model: nn.Module) -> None:
+    """Let the language model of a Qwen2.5-VL attend by `attention_forward`.
+
+    Raises ValueError for a model with sliding-window layers, which packed groups do not support.
+    """
+    config = model.model.language_model.config
+    if set(config.layer_types) != {"full_attention"}:
+        raise ValueError("the model has sliding-window attention layers; set use_sliding_window to false in its config")
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    config._attn_implementation = NAME

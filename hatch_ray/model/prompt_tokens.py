@@ -1,0 +1,64 @@
+"""Prompts as a Qwen2.5-VL takes them: token ids with one token for each merged image patch, and the images' patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class ImagePatches:
+    """One image as the encoder takes it: pixels (t*h*w, channels*2*patch*patch) and its grid (t, h, w) in patches.
+
+    key names the image's content; images of one key are encoded once. Empty: unknown, the object stands for itself.
+    """
+
+    pixels: torch.Tensor
+    grid: tuple[int, int, int]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt. `token_ids` holds one image token for each merged patch."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[ImagePatches, ...]
+
+
+def process_image(processor: Any, image: Image.Image, key: str = "") -> ImagePatches:
+    """Resize, normalise and cut one RGB image into patches."""
+    out = processor.image_processor(images=[image], return_tensors="pt")
+    t, h, w = out["image_grid_thw"][0].tolist()
+    return ImagePatches(out["pixel_values"], (t, h, w), key)
+
+
+def image_tokens(processor: Any, grid: tuple[int, int, int]) -> int:
+    """Tokens that an image takes in the prompt: its patches after the merger."""
+    return grid[0] * grid[1] * grid[2] // processor.image_processor.merge_size**2
+
+
+def image_tokens_by_size(processor: Any, width: int, height: int) -> int:
+    """Tokens of an image of this size (pixels as the processor gets them), nothing decoded."""
+    patches = processor.image_processor.get_number_of_image_patches(height, width, {})
+    return int(patches) // processor.image_processor.merge_size**2
+
+
+def tokenize_prompt(processor: Any, text: str, images: Sequence[ImagePatches]) -> Prompt:
+    """Tokenise chat text with one image placeholder for each image, and widen each placeholder to its patches.
+
+    Raises ValueError when the numbers differ.
+    """
+    image_id = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if ids.count(image_id) != len(images):
+        raise ValueError(f"the prompt has {ids.count(image_id)} image placeholders for {len(images)} images")
+    remaining = iter(images)
+    wide: list[int] = []
+    for token in ids:
+        wide += [token] * (image_tokens(processor, next(remaining).grid) if token == image_id else 1)
+    return Prompt(tuple(wide), tuple(images))
