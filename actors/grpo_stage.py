@@ -31,7 +31,7 @@ from actors.experience import (
 )
 from actors.fit import Checkpoints, fit_stage, forget_after
 from actors.learner import GrpoJob, learner_loop
-from actors.messages import Group, Sampling, WeightsHandle
+from actors.messages import Group, Request, Sampling, WeightsHandle
 from actors.prompts import PromptMaker
 from actors.reward import score_all, start_judges
 from actors.rollout import engines_ready, generate_all, start_engines, stop_actors, sync_engines
@@ -93,7 +93,7 @@ class GrpoRun:
         latest = Checkpoints(run.checkpoints(STAGE)).latest()
         self.first = 0 if latest is None else Checkpoints.step(latest)
         self.source = str(model) if latest is None else str(latest / "model")
-        self.maker = PromptMaker(config, model)
+        self.maker = PromptMaker(config, model, for_learner=True)
         self.maker.check_length(self.samples, config.grpo.max_new_tokens)
         self.order = SampleOrder(len(self.samples), config.grpo.prompts_per_step, config.seed)
         self.schedule = Schedule(self.first, self.steps, config.grpo.max_staleness)
@@ -107,6 +107,7 @@ class GrpoRun:
         self.engines: list[Any] = []
         self.judges: list[Any] = []
         self.pending: dict[int, dict[str, float]] = {}
+        self.ready: dict[int, list[Request]] = {}
 
     def start(self) -> None:
         """Start learner, engines and judges at the same time, and wait for the engines."""
@@ -134,19 +135,21 @@ class GrpoRun:
                 served = version
             synced = time.monotonic()
             step = self.schedule.start(served)
-            chosen = [self.samples[index] for index in self.order.indices(step)]
-            groups, seconds = self.collect(step, chosen)
+            groups, seconds = self.collect(step)
             if not self.schedule.admit(step, [group.rollout.version for group in groups]):
                 refused += 1
                 if refused >= MAX_REFUSED:
                     raise RuntimeError(f"grpo: {refused} batches in a row were older than grpo.max_staleness allows")
                 continue
             refused = 0
-            append_jsonl(self.run.samples(STAGE), sample_rows(step, groups, chosen))
+            append_jsonl(self.run.samples(STAGE), sample_rows(step, groups, self.chosen(step)))
             shards = make_shards(step, groups, self.config.learner.workers)
             wait_for(self.experience.put.remote(shards), "grpo: handing over a batch", CALL_SECONDS, self.learner.check)
             self.pending[step] = group_metrics(step, groups) | seconds
+            self.pending[step]["processed_per_image"] = self.maker.processed / self.maker.unique
             self.pending[step] |= {"seconds_wait": waited, "seconds_sync": synced - start}
+            if not self.schedule.done:
+                self.ready = {step + 1: self.requests(step + 1)}  # while the learner is at work
             start = time.monotonic()
         self._wait_for_version(self.steps)
         self._log(report)
@@ -159,15 +162,24 @@ class GrpoRun:
             CALL_SECONDS + START_SECONDS, self.learner.check,
         )  # fmt: skip
 
-    def collect(self, step: int, chosen: Sequence[Sample]) -> tuple[list[Group], dict[str, float]]:
+    def chosen(self, step: int) -> list[Sample]:
+        """The samples that a step asks."""
+        return [self.samples[index] for index in self.order.indices(step)]
+
+    def requests(self, step: int) -> list[Request]:
+        """A step's prompts, with their images in the object store."""
+        chosen = self.chosen(step)
+        seeds = np.random.SeedSequence([self.config.seed, step]).generate_state(len(chosen))
+        return [self.maker.request(sample, int(seed)) for sample, seed in zip(chosen, seeds, strict=True)]
+
+    def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """A step's groups, sampled and judged, and the seconds of both."""
         start = time.monotonic()
-        seeds = np.random.SeedSequence([self.config.seed, step]).generate_state(len(chosen))
-        requests = [self.maker.request(sample, int(seed)) for sample, seed in zip(chosen, seeds, strict=True)]
+        requests = self.ready.pop(step, None) or self.requests(step)
         prepared = time.monotonic()
         rollouts = generate_all(self.engines, requests, self.sampling)
         sampled = time.monotonic()
-        targets = [RewardTarget.from_sample(sample, self.maker.mode) for sample in chosen]
+        targets = [RewardTarget.from_sample(sample, self.maker.mode) for sample in self.chosen(step)]
         jobs = [(r.text, target) for rollout, target in zip(rollouts, targets, strict=True) for r in rollout.replies]
         groups = make_groups(requests, rollouts, score_all(self.judges, jobs))
         seconds = {
@@ -198,7 +210,8 @@ class GrpoRun:
             )
             if before and after:
                 parts.append(f"{name} {sum(before) / len(before):.3f} -> {sum(after) / len(after):.3f}")
-        return {"steps": self.steps, "line": f"{self.steps} steps; reward in training: {', '.join(parts)}"}
+        images = f"{self.maker.processed} images processed, {self.maker.unique} different ones"
+        return {"steps": self.steps, "line": f"{self.steps} steps; reward in training: {', '.join(parts)}; {images}"}
 
 
 def forget_samples(path: Path, step: int) -> None:

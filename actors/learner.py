@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from PIL import Image
 from ray.train.torch import get_device
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -29,11 +28,9 @@ from hatch_ray.learning.grpo import grpo_loss
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor, save_model
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
-from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, process_image, tokenize_prompt
+from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
 from hatch_ray.run_folder import RunFolder
 
-PATCH_CACHE = 256
-"""Images whose patches a worker keeps."""
 MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
 """Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
 SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
@@ -122,7 +119,6 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.learning, lr=grpo.lr, weight_decay=grpo.weight_decay)
         name = "constant_with_warmup" if grpo.schedule == "constant" else "cosine"
         self.scheduler = get_scheduler(name, self.optimizer, grpo.warmup_steps, steps * grpo.updates_per_step)
-        self._patches: OrderedDict[str, ImagePatches] = OrderedDict()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The full state dict as an engine needs it: adapters merged, the head included."""
@@ -211,7 +207,7 @@ class Learner:
             )
 
     def prompt(self, group: Group) -> Prompt:
-        """The tokens and patches of a group's prompt; each image is processed once while it is remembered."""
+        """The tokens and patches of a group's prompt; the driver has processed its images."""
         prompt = tokenize_prompt(self.processor, group.request.prompt, [self._image(i) for i in group.request.images])
         if len(prompt.token_ids) != group.rollout.prompt_tokens:
             raise RuntimeError(
@@ -221,13 +217,12 @@ class Learner:
         return prompt
 
     def _image(self, image: StoredImage) -> ImagePatches:
-        if image.hash not in self._patches:
-            pixels = Image.fromarray(ray.get(image.ref, timeout=60))
-            self._patches[image.hash] = process_image(self.processor, pixels, image.hash)
-            if len(self._patches) > PATCH_CACHE:
-                self._patches.popitem(last=False)
-        self._patches.move_to_end(image.hash)
-        return self._patches[image.hash]
+        if image.patches is None:
+            raise ValueError(f"image {image.hash} came without patches; make its request with for_learner=True")
+        with warnings.catch_warnings():  # the patches are read where they lie, in the object store
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            pixels = torch.from_numpy(ray.get(image.patches.ref, timeout=60))
+        return ImagePatches(pixels, image.patches.grid, image.hash)
 
     def _pack(self, rows: list[Row]) -> PackedBatch:
         replies = [[reply.token_ids for reply in row.replies] for row in rows]

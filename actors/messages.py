@@ -10,14 +10,23 @@ import ray
 
 
 @dataclass(frozen=True)
+class StoredPatches:
+    """An image as the encoder takes it, in Ray's object store: float32 (patches, values), and its grid (t, h, w)."""
+
+    ref: ray.ObjectRef
+    grid: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class StoredImage:
     """An RGB image, (H, W, 3) uint8, in Ray's object store; `hash` names its pixels (`data.images.image_hash`).
 
-    `ref` sits inside the record so that Ray passes the reference on instead of the pixels.
+    `ref` sits inside the record so that Ray passes the reference on instead of the pixels. `patches`: for a learner.
     """
 
     hash: str
     ref: ray.ObjectRef
+    patches: StoredPatches | None = None
 
 
 @dataclass(frozen=True)

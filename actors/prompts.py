@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
+from PIL import Image
 
-from actors.messages import Request, StoredImage
+from actors.messages import Request, StoredImage, StoredPatches
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash, model_images
 from hatch_ray.model.base import load_processor
@@ -19,46 +19,71 @@ from hatch_ray.protocol.prompt import Mode, sample_prompt
 from hatch_ray.sample import Sample
 
 IMAGE_BYTES = 2 * 2**30
-"""Pixels kept in the object store for coming epochs; those of requests in flight are kept by their references."""
+"""Pixels and patches kept in the object store for coming epochs; those of requests in flight are kept by their
+references."""
 
 
 class PromptMaker:
-    """Makes requests for the engines. It keeps image references by content hash, so equal pixels are stored once."""
+    """Makes requests for the engines, and with `for_learner` the images' patches beside their pixels.
 
-    def __init__(self, config: Config, model: str | Path, mode: Mode | None = None) -> None:
+    It keeps references by content hash: an image is read, processed and stored once while it is remembered. `processed`
+    counts the images that were processed, `unique` the different ones.
+    """
+
+    def __init__(self, config: Config, model: str | Path, mode: Mode | None = None, for_learner: bool = False) -> None:
         self.config = config
         self.mode: Mode = mode or config.model.reasoning
         self.processor = load_processor(model, config.model.max_pixels)
+        self.for_learner = for_learner
+        self.processed = 0
+        self._seen: set[str] = set()
         self._samples: dict[str, tuple[str, tuple[str, ...]]] = {}
         self._images: OrderedDict[str, tuple[StoredImage, int]] = OrderedDict()
         self._bytes = 0
+
+    @property
+    def unique(self) -> int:
+        """Different images met so far."""
+        return len(self._seen)
 
     def request(self, sample: Sample, seed: int = 0) -> Request:
         """The request for one sample. Raises ValueError when an image cannot be read."""
         text, hashes = self._samples.get(sample.id, ("", ()))
         if not text or any(name not in self._images for name in hashes):
             text = self.text(sample)
-            hashes = tuple(self._store(image) for image in model_images(sample, self.config.model.max_pixels))
+            images = model_images(sample, self.config.model.max_pixels)
+            hashes = tuple(image_hash(image) for image in images)
+            stored = tuple(self._stored(name, image) for name, image in zip(hashes, images, strict=True))
             self._samples[sample.id] = (text, hashes)
+        else:
+            stored = tuple(self._images[name][0] for name in hashes)
         for name in hashes:
             self._images.move_to_end(name)
-        return Request(sample.id, text, tuple(self._images[name][0] for name in hashes), seed)
+        self._forget()
+        return Request(sample.id, text, stored, seed)
 
     def text(self, sample: Sample) -> str:
         """Chat text with one placeholder for each image, up to the assistant's turn."""
         messages = sample_prompt(sample, self.mode, self.config.model.template)
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def _store(self, image: Any) -> str:
-        name = image_hash(image)
+    def _stored(self, name: str, image: Image.Image) -> StoredImage:
         if name not in self._images:
             pixels = np.asarray(image)
-            self._images[name] = (StoredImage(name, ray.put(pixels)), pixels.nbytes)
-            self._bytes += pixels.nbytes
-        self._images.move_to_end(name)
+            patches, size = None, pixels.nbytes
+            if self.for_learner:
+                made = process_image(self.processor, image)
+                values = made.pixels.numpy()
+                patches, size = StoredPatches(ray.put(values), made.grid), size + values.nbytes
+                self.processed += 1
+                self._seen.add(name)
+            self._images[name] = StoredImage(name, ray.put(pixels), patches), size
+            self._bytes += size
+        return self._images[name][0]
+
+    def _forget(self) -> None:
         while self._bytes > IMAGE_BYTES and len(self._images) > self.config.model.max_images:
             self._bytes -= self._images.popitem(last=False)[1][1]
-        return name
 
     def check_length(self, samples: Sequence[Sample], max_new_tokens: int) -> None:
         """Raise ConfigError when a prompt with a full reply may not fit into the context.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.experience import make_groups, make_shards
 from actors.grpo_stage import choose_samples, run_grpo, total_steps
 from actors.learner import Learner, row_tokens, split_rows
-from actors.messages import Group, Reply, Request, Rollout, StoredImage
+from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
 from actors.resources import check_resources
 from actors.reward import RewardJudge, score_all, start_judges
 from actors.rollout import stop_actors
@@ -147,6 +147,12 @@ def test_enough_is_enough(ray_cluster, tiny_model):
 # --- learner ----------------------------------------------------------------------------------------------------
 
 
+def store(ray, processor, image):
+    patches = process_image(processor, image)
+    in_store = StoredPatches(ray.put(patches.pixels.numpy()), patches.grid)
+    return StoredImage(image_hash(image), ray.put(np.asarray(image)), in_store)
+
+
 def make_batch(ray, tiny_model, version=-1):
     """Two groups of four made-up replies."""
     processor = load_processor(tiny_model, 112 * 112)
@@ -156,7 +162,7 @@ def make_batch(ray, tiny_model, version=-1):
         images = [photo(2 * index), photo(2 * index + 1)]
         messages = build_prompt("How far?", 2, "number", "actions", "compact-v1")
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        stored = tuple(StoredImage(image_hash(image), ray.put(np.asarray(image))) for image in images)
+        stored = tuple(store(ray, processor, image) for image in images)
         requests.append(Request(str(index), text, stored))
         replies = []
         for length in (3, 7, 5, 2 + 4 * index):
@@ -269,13 +275,13 @@ def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
         learner.update(shard)
 
 
-@pytest.mark.slow
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_workers_do_what_one_does(ray_cluster, tiny_model):
     groups = make_batch(ray_cluster, tiny_model)
     config = make_settings(tiny_model, learner={"workers": 2, "cpus": 0.5})
