@@ -22,7 +22,7 @@ from transformers import get_scheduler
 from actors.deadlines import CALL_SECONDS, wait_for
 from actors.fit import Checkpoints
 from actors.messages import Group, Reply, Shard, StoredImage
-from actors.weights import publish
+from actors.weights import Publisher, learned_parts, only_learned
 from hatch_ray.config import Config
 from hatch_ray.learning.grpo import grpo_loss
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor, save_model
@@ -116,9 +116,14 @@ class Learner:
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned)
         self.wrapped = DistributedDataParallel(self.scorer, broadcast_buffers=False) if world > 1 else self.scorer
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.learned_parts = learned_parts(self.model)
         self.optimizer = torch.optim.AdamW(self.learning, lr=grpo.lr, weight_decay=grpo.weight_decay)
         name = "constant_with_warmup" if grpo.schedule == "constant" else "cosine"
         self.scheduler = get_scheduler(name, self.optimizer, grpo.warmup_steps, steps * grpo.updates_per_step)
+
+    def learned_weights(self) -> dict[str, torch.Tensor]:
+        """What an engine needs to become this version: of `weights`, the parts in which something learns."""
+        return only_learned(self.weights(), self.learned_parts)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The full state dict as an engine needs it: adapters merged, the head included."""
@@ -274,6 +279,7 @@ def learner_loop(settings: dict[str, Any]) -> None:
     if latest is not None:
         first = checkpoints.step(latest)
         learner.restore(torch.load(latest / "trainer.pt", weights_only=True))
+    publisher = Publisher(job.weights)
     before = time.monotonic()
     for step in range(first, job.steps):
         shard = wait_for(job.experience.take.remote(step, rank), f"grpo: shard of step {step}", CALL_SECONDS)
@@ -293,4 +299,5 @@ def learner_loop(settings: dict[str, Any]) -> None:
             metrics["seconds"] = time.monotonic() - before
             before = time.monotonic()
             wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", CALL_SECONDS)
-            wait_for(publish(job.weights, learner.weights(), done), "grpo: publishing weights", CALL_SECONDS)
+            publisher.publish(learner.learned_weights(), done)
+    publisher.wait()

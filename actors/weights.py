@@ -1,26 +1,32 @@
 """Weights on their way from the learner to the engines, by version and checksum.
 
 On CPU they travel through Ray's object store as numpy arrays (zero copy for readers on the same machine). Everything
-that moves weights goes through `publish` and `unpack_weights`, so that another carrier changes this file alone.
+that moves weights goes through `Publisher` and `unpack_weights`, so that another carrier changes this file alone.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import ray
 import torch
 
+from actors.deadlines import CALL_SECONDS, wait_for
 from actors.messages import WeightsHandle
 from hatch_ray.model.base import checksum
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """A full state dict as numpy arrays. bfloat16, which numpy lacks, is viewed as int16 and named in `dtypes`."""
+    """A state dict, or the part of it that learns, as numpy arrays.
+
+    bfloat16, which numpy lacks, is viewed as int16 and named in `dtypes`.
+    """
 
     version: int
     arrays: dict[str, np.ndarray]
@@ -53,6 +59,49 @@ def unpack_weights(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, tensor.view(torch.bfloat16) if packed.dtypes[name] == "bfloat16" else tensor
 
 
-def publish(board: ray.actor.ActorHandle, state: Mapping[str, torch.Tensor], version: int) -> ray.ObjectRef:
-    """Put a version into the object store and tell the board; returns the reference of the board's answer."""
-    return board.publish.remote(WeightsHandle(version, ray.put(pack_weights(state, version))))
+BLOCK = re.compile(r".*\.(?:layers|blocks)\.\d+\.[^.]+")
+"""An attention or MLP of one layer: vLLM fuses its linear layers, so it can only be sent as a whole."""
+
+
+def learned_parts(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of what learns, in whole attentions and MLPs: all else is what the engines started with."""
+    # Duplicates stay: a tied head is a tensor of its own to vLLM.
+    tied = model.named_parameters(remove_duplicate=False)
+    names = [name for name, parameter in tied if parameter.requires_grad]
+    blocks = (BLOCK.match(name) for name in names)
+    return tuple(dict.fromkeys(
+        block.group() if block else name.rpartition(".")[0] for block, name in zip(blocks, names, strict=True)
+    ))  # fmt: skip
+
+
+def only_learned(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict that lie in these parts."""
+    prefixes = tuple(f"{part}." for part in parts)
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+
+
+class Publisher:
+    """Sends versions from the learner's rank 0 to the board. The learner waits for a copy in memory, no longer.
+
+    Checksum, object store and board follow in a thread, one version after the other.
+    """
+
+    def __init__(self, board: ray.actor.ActorHandle) -> None:
+        self.board = board
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._last: Future[None] | None = None
+
+    def publish(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+        """Take a copy and return. Raises what the version before failed with."""
+        copy = {name: tensor.detach().clone() for name, tensor in state.items()}
+        self.wait()
+        self._last = self._thread.submit(self._send, copy, version)
+
+    def wait(self) -> None:
+        """Until the last version has arrived. Raises what it failed with."""
+        if self._last is not None:
+            self._last.result(timeout=CALL_SECONDS)
+
+    def _send(self, state: Mapping[str, torch.Tensor], version: int) -> None:
+        handle = WeightsHandle(version, ray.put(pack_weights(state, version)))
+        wait_for(self.board.publish.remote(handle), "grpo: publishing weights", CALL_SECONDS)

@@ -16,7 +16,7 @@ from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredP
 from actors.resources import check_resources
 from actors.reward import RewardJudge, score_all, start_judges
 from actors.rollout import stop_actors
-from actors.weights import pack_weights, unpack_weights
+from actors.weights import learned_parts, only_learned, pack_weights, unpack_weights
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import image_hash, load_image
 from hatch_ray.model.base import load_model, load_processor, part_checksum, save_model
@@ -98,6 +98,18 @@ def test_changed_weights_are_noticed():
     packed.arrays["a"] = np.ones(3, np.float32)
     with pytest.raises(ValueError, match="version 1 arrived with checksum"):
         dict(unpack_weights(packed))
+
+
+def test_all_that_learns_is_sent_and_a_tied_head_too(tiny_model):
+    model = load_model(tiny_model)
+    assert set(only_learned(model.state_dict(), learned_parts(model))) == set(model.state_dict())
+    model.lm_head.weight = model.model.language_model.embed_tokens.weight
+    assert "lm_head.weight" in only_learned(model.state_dict(), learned_parts(model))
+    model.requires_grad_(False)
+    model.model.visual.blocks[1].attn.proj.bias.requires_grad_(True)
+    sent = only_learned(model.state_dict(), learned_parts(model))
+    assert sent and all(name.startswith("model.visual.blocks.1.attn.") for name in sent)
+    assert len(sent) == 4
 
 
 def test_merged_lora_weights_compute_what_the_adapters_do(tiny_model):

@@ -6,11 +6,12 @@ import torch
 
 from actors.messages import Request, Sampling, StoredImage, WeightsHandle
 from actors.rollout import engines_ready, generate_all, start_engines, stop_actors, sync_engines
-from actors.weights import pack_weights
+from actors.weights import learned_parts, only_learned, pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor
 from hatch_ray.model.logprobs import ReplyScorer
+from hatch_ray.model.lora import add_lora, merged_state
 from hatch_ray.model.packing import pack
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
@@ -125,6 +126,27 @@ def test_weights_after_a_sync_give_the_learners_greedy_text(ray_cluster, engines
     expected = out[0, inputs["input_ids"].shape[1] :].tolist()
     assert list(rollout.replies[0].token_ids) == expected
     assert rollout.replies[0].ended == (expected[-1] in eos_token_ids(model, processor))
+
+
+def test_what_learns_is_enough_for_the_engines(ray_cluster, engines, policy):
+    """With LoRA the attentions and MLPs travel, nothing else; the engines then score as the adapted model does."""
+    model, processor = policy
+    sync_engines(engines, WeightsHandle(20, ray_cluster.put(pack_weights(model.state_dict(), 20))))
+    add_lora(model, 4)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    whole = merged_state(model)
+    part = only_learned(whole, learned_parts(model))
+    assert set(part) == {name for name in whole if ".self_attn." in name or (".mlp." in name and "language" in name)}
+    sync_engines(engines, WeightsHandle(21, ray_cluster.put(pack_weights(part, 21))))
+    request = make_request(ray_cluster, processor, IMAGES[2])
+    (rollout,) = generate_all(engines, [request], Sampling(4, 1.0, 12))
+    _, found = learner_logprobs(model, processor, request, IMAGES[2], rollout.replies, 1.0)
+    for logprobs, reply in zip(found, rollout.replies, strict=True):
+        assert np.allclose(logprobs.numpy(), reply.logprobs, atol=2e-3)
 
 
 def test_end_token_is_part_of_the_reply_but_not_of_its_text(ray_cluster, engines, policy):

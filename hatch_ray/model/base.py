@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import xxhash
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from hatch_ray.model.tiny import tiny_model_path
@@ -125,16 +125,15 @@ def set_trainable(model: torch.nn.Module, part: Part) -> list[str]:
 
 
 def checksum(arrays: Mapping[str, torch.Tensor | np.ndarray] | Iterable[tuple[str, torch.Tensor | np.ndarray]]) -> str:
-    """CRC-32 over names and bytes, in the order of names: equal weights give equal text on every machine."""
+    """XXH3 over names and bytes, in the order of names: equal weights give equal text on every machine."""
     items = arrays.items() if isinstance(arrays, Mapping) else arrays
-    total = 0
+    digest = xxhash.xxh3_64()
     for name, array in sorted(items, key=lambda item: item[0]):
         if isinstance(array, torch.Tensor):
             array = array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        total = zlib.crc32(
-            np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(name.encode(), total)
-        )
-    return f"{total:08x}"
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def part_checksum(model: torch.nn.Module, part: Part) -> str:
