@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import RigidTransform, Rotation
 
-from hatch_ray.geometry.actions import NEAR_M, compose, decompose, plan_between
-from hatch_ray.geometry.se3 import as_transform, pitch_roll, pose_error, relative
+from hatch_ray.geometry.actions import ATOMS, NEAR_M, compose, decompose, motion, plan_between
+from hatch_ray.geometry.se3 import as_transform, pitch_roll, pose_error, relative, rotation_angle
 from hatch_ray.sample import ActionFrame
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -119,3 +119,48 @@ def test_invalid_atoms_are_refused(atom, words):
 def test_broken_poses_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         as_transform(change(np.eye(4)))
+
+
+def turned(yaw=0.0, pitch=0.0, roll=0.0):
+    return Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True)
+
+
+def by_scipy(atoms, frame):
+    """The same kinematics, atom by atom, with scipy's rotations."""
+    heading, pitch, position, body = 0.0, frame.pitch_deg if frame else 0.0, np.zeros(3), Rotation.identity()
+    axes = {"move_forward_m": [0, 0, 1], "move_up_m": [0, -1, 0], "move_down_m": [0, 1, 0]}
+    for name, value in atoms:
+        yaw = {"turn_right_deg": value, "turn_left_deg": -value}.get(name, 0.0)
+        tilt = {"turn_up_deg": value, "turn_down_deg": -value}.get(name, 0.0)
+        heading, pitch, body = heading + yaw, pitch + tilt, body * turned(yaw, tilt)
+        if name in axes:
+            facing = body if frame is None else turned(heading, pitch) if name == "move_forward_m" else turned()
+            position = position + facing.apply(value * np.array(axes[name]))
+    if frame is None:
+        return RigidTransform.from_components(position, body)
+    start = turned(0.0, frame.pitch_deg, frame.roll_deg)
+    return RigidTransform.from_components(
+        start.inv().apply(position), start.inv() * turned(heading, pitch, frame.roll_deg)
+    )
+
+
+steps = st.lists(st.tuples(st.sampled_from(ATOMS), st.floats(0, 20)), max_size=12)
+frames = st.one_of(st.none(), st.builds(ActionFrame, st.floats(-80, 80), st.floats(-30, 30)))
+
+
+@given(steps, frames)
+def test_kinematics_equal_scipys(atoms, frame):
+    d_t, d_r = pose_error(compose(atoms, frame), by_scipy(atoms, frame))
+    assert d_t < 1e-9
+    assert d_r < 1e-4  # the angle of scipy's quaternions is no finer near nought
+    rotation, place = motion(atoms, frame)
+    assert np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    assert np.allclose(place, compose(atoms, frame).translation)
+
+
+@given(steps, steps, frames)
+def test_angle_of_matrices_equals_scipys(first, second, frame):
+    (a, _), (b, _) = motion(first, frame), motion(second, frame)
+    _, wanted = pose_error(compose(first, frame), compose(second, frame))
+    assert rotation_angle(a, b) == pytest.approx(wanted, abs=1e-4)
+    assert rotation_angle(a, a) == 0

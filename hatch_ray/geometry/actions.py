@@ -8,6 +8,7 @@ frame. Gold and prediction always go through the same `compose`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,23 +44,35 @@ def check_atoms(atoms: Sequence[Atom]) -> None:
         if name not in ATOMS:
             raise ValueError(f"unknown action {name!r}")
         limit = MAX_DEGREES if name.endswith("_deg") else MAX_METRES
-        if not (np.isfinite(value) and 0 <= value <= limit):
+        if not (math.isfinite(value) and 0 <= value <= limit):
             raise ValueError(f"{name} must lie in 0 to {limit:g}, got {value}")
 
 
-def _turn(yaw_deg: float = 0.0, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> Rotation:
-    """Ry(yaw) Rx(pitch) Rz(roll): right, up and right-side-down are positive."""
-    return Rotation.from_euler("YXZ", [yaw_deg, pitch_deg, roll_deg], degrees=True)
+Motion = tuple[np.ndarray, np.ndarray]
+"""Rotation (3, 3) and translation (3,): x_start = R x_end + t."""
 
 
-def compose(atoms: Sequence[Atom], frame: ActionFrame | None) -> RigidTransform:
-    """Forward kinematics: the pose of the end camera in the start camera's frame (appendix C.2).
+def _turn(yaw_deg: float = 0.0, pitch_deg: float = 0.0, roll_deg: float = 0.0) -> np.ndarray:
+    """Ry(yaw) Rx(pitch) Rz(roll), (3, 3): right, up and right-side-down are positive."""
+    cy, sy = math.cos(math.radians(yaw_deg)), math.sin(math.radians(yaw_deg))
+    cp, sp = math.cos(math.radians(pitch_deg)), math.sin(math.radians(pitch_deg))
+    cr, sr = math.cos(math.radians(roll_deg)), math.sin(math.radians(roll_deg))
+    return np.array([
+        [cy * cr + sy * sp * sr, sy * sp * cr - cy * sr, sy * cp],
+        [cp * sr, cp * cr, -sp],
+        [cy * sp * sr - sy * cr, sy * sr + cy * sp * cr, cy * cp],
+    ])  # fmt: skip
 
+
+def motion(atoms: Sequence[Atom], frame: ActionFrame | None) -> Motion:
+    """Forward kinematics: the end camera in the start camera's frame (appendix C.2), as plain arrays.
+
+    Every reward goes through here, three pairs a reply: scipy's checks would take ten times as long as the products.
     frame: the start camera's pitch and roll where up is known, else None. Raises ValueError on invalid atoms.
     """
     check_atoms(atoms)
     if frame is None:
-        return _compose_in_body(atoms)
+        return _motion_in_body(atoms)
     heading, pitch, position = 0.0, frame.pitch_deg, np.zeros(3)
     for name, value in atoms:
         match name:
@@ -72,36 +85,41 @@ def compose(atoms: Sequence[Atom], frame: ActionFrame | None) -> RigidTransform:
             case "turn_down_deg":
                 pitch -= value
             case "move_forward_m":
-                position = position + _turn(heading, pitch).apply([0, 0, value])
+                position = position + value * _turn(heading, pitch)[:, 2]
             case "move_up_m":
-                position = position - [0, value, 0]
+                position[1] -= value
             case "move_down_m":
-                position = position + [0, value, 0]
-    start = _turn(0.0, frame.pitch_deg, frame.roll_deg)
-    end = _turn(heading, pitch, frame.roll_deg)
-    return RigidTransform.from_components(start.inv().apply(position), start.inv() * end)
+                position[1] += value
+    to_start = _turn(0.0, frame.pitch_deg, frame.roll_deg).T
+    return to_start @ _turn(heading, pitch, frame.roll_deg), to_start @ position
 
 
-def _compose_in_body(atoms: Sequence[Atom]) -> RigidTransform:
+def _motion_in_body(atoms: Sequence[Atom]) -> Motion:
     """Each atom acts in the current body frame: R <- R dR, t <- t + R dt."""
-    rotation, position = Rotation.identity(), np.zeros(3)
+    rotation, position = np.eye(3), np.zeros(3)
     for name, value in atoms:
         match name:
             case "turn_right_deg":
-                rotation = rotation * _turn(value)
+                rotation = rotation @ _turn(value)
             case "turn_left_deg":
-                rotation = rotation * _turn(-value)
+                rotation = rotation @ _turn(-value)
             case "turn_up_deg":
-                rotation = rotation * _turn(0, value)
+                rotation = rotation @ _turn(0, value)
             case "turn_down_deg":
-                rotation = rotation * _turn(0, -value)
+                rotation = rotation @ _turn(0, -value)
             case "move_forward_m":
-                position = position + rotation.apply([0, 0, value])
+                position = position + value * rotation[:, 2]
             case "move_up_m":
-                position = position + rotation.apply([0, -value, 0])
+                position = position - value * rotation[:, 1]
             case "move_down_m":
-                position = position + rotation.apply([0, value, 0])
-    return RigidTransform.from_components(position, rotation)
+                position = position + value * rotation[:, 1]
+    return rotation, position
+
+
+def compose(atoms: Sequence[Atom], frame: ActionFrame | None) -> RigidTransform:
+    """`motion` as a transform. Raises ValueError on invalid atoms."""
+    rotation, position = motion(atoms, frame)
+    return RigidTransform.from_components(position, Rotation.from_matrix(rotation))
 
 
 def _bearing_elevation(direction: np.ndarray) -> tuple[float, float]:
@@ -135,8 +153,8 @@ def decompose(
         except ValueError:
             frame = None
     step = relative(pose_i, pose_j)
-    start = _turn(0, frame.pitch_deg, frame.roll_deg) if frame else Rotation.identity()
-    place, forward = start.apply(step.translation), start.apply(step.rotation.apply([0, 0, 1]))
+    start = _turn(0, frame.pitch_deg, frame.roll_deg) if frame else np.eye(3)
+    place, forward = start @ step.translation, start @ step.rotation.as_matrix()[:, 2]
     pitch = frame.pitch_deg if frame else 0.0
     distance = float(np.linalg.norm(place))
     bearing, elevation = _bearing_elevation(place)
@@ -155,7 +173,7 @@ def decompose(
         atoms.append(_signed("move_up_m", "move_down_m", -place[1]))
     if frame is None:
         # In the body frame a second aim starts from the turned camera, not from the horizon.
-        forward = _turn(*facing).inv().apply(forward)
+        forward = _turn(*facing).T @ forward
         facing = (0.0, 0.0)
     atoms += _aim(facing, _bearing_elevation(forward))
     return atoms, frame

@@ -5,6 +5,8 @@ Axes are OpenCV's (x right, y down, z forward), poses are camera-to-world, lengt
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.spatial.transform import RigidTransform, Rotation
 
@@ -38,6 +40,11 @@ def pose_error(a: RigidTransform, b: RigidTransform) -> tuple[float, float]:
     d_t = float(np.linalg.norm(a.translation - b.translation))
     d_r = float(np.degrees((a.rotation * b.rotation.inv()).magnitude()))
     return d_t, d_r
+
+
+def rotation_angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Angle between two rotation matrices (3, 3), degrees; by their distance, which is exact near 0."""
+    return math.degrees(2 * math.asin(min(1.0, float(np.linalg.norm(a - b)) / math.sqrt(8))))
 
 
 def pitch_roll(rotation: Rotation, up: np.ndarray) -> tuple[float, float]:

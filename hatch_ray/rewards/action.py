@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy.spatial.transform import RigidTransform
 
-from hatch_ray.geometry.actions import compose
-from hatch_ray.geometry.se3 import pose_error
-from hatch_ray.sample import Atom, PairPlan
+from hatch_ray.geometry.actions import Motion, motion
+from hatch_ray.geometry.se3 import rotation_angle
+from hatch_ray.sample import ActionFrame, Atom, PairPlan
 
 STILL_M, STILL_DEG = 0.05, 2.0
 MOVED_M, MOVED_DEG = 0.2, 10.0
+IDENTITY = np.eye(3)
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,29 @@ def score_pair(
     """exp(-d_t / tau_t) exp(-d_r / tau_r) of one pair; 0 with a reason when the plan is missing or only stays."""
     if atoms is None:
         return PairScore(gold.source, gold.target, 0.0, None, None, "no_plan")
-    predicted, wanted = compose(atoms, gold.frame), compose(gold.atoms, gold.frame)
-    d_t, d_r = pose_error(predicted, wanted)
-    if punish_stop and _moves(wanted, MOVED_M, MOVED_DEG) and not _moves(predicted, STILL_M, STILL_DEG):
+    rotation, place = motion(atoms, gold.frame)
+    wanted_rotation, wanted_place = _gold_motion(gold.atoms, gold.frame)
+    d_t, d_r = _length(place - wanted_place), rotation_angle(rotation, wanted_rotation)
+    stays = not _moves(rotation, place, STILL_M, STILL_DEG)
+    if punish_stop and stays and _moves(wanted_rotation, wanted_place, MOVED_M, MOVED_DEG):
         return PairScore(gold.source, gold.target, 0.0, d_t, d_r, "stop_like")
     reward = math.exp(-d_t / tau_t) * math.exp(-d_r / tau_r)
     return PairScore(gold.source, gold.target, reward, d_t, d_r)
 
 
-def _moves(motion: RigidTransform, metres: float, degrees: float) -> bool:
+@lru_cache(maxsize=4096)
+def _gold_motion(atoms: tuple[Atom, ...], frame: ActionFrame | None) -> Motion:
+    """All replies of a group are judged by the same gold plan."""
+    return motion(atoms, frame)
+
+
+def _length(vector: np.ndarray) -> float:
+    return math.sqrt(vector @ vector)
+
+
+def _moves(rotation: np.ndarray, place: np.ndarray, metres: float, degrees: float) -> bool:
     """Whether a motion reaches beyond both bounds of staying: by distance or by angle."""
-    return bool(np.linalg.norm(motion.translation) >= metres or np.degrees(motion.rotation.magnitude()) >= degrees)
+    return _length(place) >= metres or rotation_angle(rotation, IDENTITY) >= degrees
 
 
 def score_plans(
