@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(BACKEND)
 
-.PHONY: demo test lint format install lock doctor clean help
+.PHONY: demo test bench lint format install lock doctor clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## the whole loop on rendered rooms, without GPU, weights or data
@@ -13,6 +13,9 @@ demo: $(STAMP)  ## the whole loop on rendered rooms, without GPU, weights or dat
 
 test: $(STAMP)  ## every test, on real vLLM, Ray and Serve; prints the slowest
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results and docs/performance.md
+	for name in verifiers rollouts learner step page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -115,13 +115,13 @@ def trl(config: Config, samples: list[Sample]) -> dict[str, Any]:
     class Clock(TrainerCallback):
         """When each step ended."""
 
-        ends: list[float] = []  # noqa: RUF012 - one clock a run
+        def __init__(self) -> None:
+            self.ends = [time.perf_counter()]
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.ends.append(time.perf_counter())
 
     clock = Clock()
-    clock.ends = [time.perf_counter()]
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, report_to=[], save_strategy="no",
         max_steps=grpo.max_steps, num_generations=grpo.group_size, per_device_train_batch_size=grpo.group_size,

@@ -1,0 +1,147 @@
+"""docs/performance.md from bench/results/*.json. Results that are not there are named as not measured.
+
+python -m bench.page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.measure import RESULTS
+from hatch_ray.run_folder import write_atomic
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+HEAD = """\
+# Performance
+
+Made by `make bench` from `bench/results/*.json`; each section names the command that measures it alone. Ways of doing
+the same thing take turns in one run.
+"""
+
+
+LEARNER_TEXT = """\
+One update (reference, policy, loss, backward, AdamW) for completions a second. **shared**: a group is one row, prompt
+and images once. **naive**: a prompt and images for every completion, by the same code. **trl**: the loss of TRL's
+GRPOTrainer. rho = G (P + R) / (P + G R) is what the tokens alone allow; MFU counts unique tokens only, against the best
+large matrix product of the same run.
+
+"""
+PHASES_TEXT = """
+Phases of our step, seconds (the driver waits while the learner learns, and prepares the next step's images meanwhile):
+
+"""
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """Markdown, figures to the right."""
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+def machine(found: dict[str, Any]) -> str:
+    """One line on what the figures were read on."""
+    place = found["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items())
+    return (
+        f"On {place['gpu'] or place['cores']} {'' if place['gpu'] else 'cores of '}{place['processor']}; {versions}.\n"
+    )
+
+
+def learner(found: dict[str, Any]) -> str:
+    """Samples a second of an update, by way."""
+    ways = list(found["rows"][0]["ways"])
+    against = [way for way in ways if way != "shared"]
+    headings = ["model, images", "P", "rho", *(f"{way}, /s" for way in ways), *(f"shared / {way}" for way in against)]
+    headings += ["shared / naive, of rho", "MFU shared"]
+    rows = []
+    for row in found["rows"]:
+        speed = {way: row["ways"][way]["samples_per_s"] for way in ways}
+        gains = [speed["shared"] / speed[way] for way in against]
+        share = speed["shared"] / speed["naive"] / row["rho"] if "naive" in speed else 0.0
+        rows.append([
+            f"{row['parameters'] / 1e6:.0f} M, {row['images']} x {row['pixels']} px", str(row["prompt_tokens"]),
+            f"{row['rho']:.2f}", *(f"{speed[way]:.1f}" for way in ways), *(f"{gain:.2f}" for gain in gains),
+            f"{share:.0%}", f"{row['ways']['shared']['mfu_unique']:.1%}",
+        ])  # fmt: skip
+    return LEARNER_TEXT + table(headings, rows)
+
+
+def step(found: dict[str, Any]) -> str:
+    """Whole steps against TRL, and their phases."""
+    rows, phases = [], []
+    for row in found["rows"]:
+        name = f"{row['shape']}, {row['images']} x {row['pixels']} px"
+        ours, other = row["ours"], row.get("trl")
+        rows.append([name, f"{ours['seconds']:.2f}", f"{other['seconds']:.2f}" if other else "-",
+                     f"{other['seconds'] / ours['seconds']:.2f}" if other else "-", f"{ours['reply_tokens']:.0f}",
+                     f"{other['reply_tokens']:.0f}" if other else "-",
+                     f"{ours['processed_per_image']:.2f}"])  # fmt: skip
+        phases.append([name, *(f"{ours['phases'][phase]:.3f}" for phase in ours["phases"])])
+    headings = ["model, images", "ours, s", "TRL, s", "TRL / ours", "reply tokens, ours", "TRL", "processed / image"]
+    return table(headings, rows) + PHASES_TEXT + table(["model, images", *found["rows"][0]["ours"]["phases"]], phases)
+
+
+def rollouts(found: dict[str, Any]) -> str:
+    """Rollouts against bare vLLM, and a sync."""
+    speeds, sync = found["rollouts"]["tokens_per_s"], found["sync"]
+    parts = sync["parts"]
+    milliseconds = {name: 1000 * timed["median"] for name, timed in sync["seconds"].items()}
+    return (
+        table(
+            ["rollouts", "tokens/s", "of bare vLLM"],
+            [["vLLM called directly", f"{speeds['vllm']:.0f}", "100 %"],
+             ["through the rollout actor", f"{speeds['actor']:.0f}", f"{found['rollouts']['share']:.1%}"]],
+        )
+        + "\n"
+        + table(
+            [f"sync of {sync['bytes'] / 2**20:.1f} MiB", "ms"],
+            [["the learner waits: copy in memory", f"{1000 * parts['copy']:.1f}"],
+             ["checksum, object store (in a thread)", f"{1000 * parts['checksum_and_store']:.1f}"],
+             ["the engine: fetch, checksum, reload, empty caches", f"{1000 * parts['engine']:.1f}"],
+             ["all of it", f"{milliseconds['sync']:.1f}"],
+             ["a memory copy of the same bytes", f"{milliseconds['memory_copy']:.1f}"]],
+        )
+    )  # fmt: skip
+
+
+def verifiers(found: dict[str, Any]) -> str:
+    """Overlap and reward."""
+    names = {"overlap": "overlap matrices of two 640 x 480 views, both directions, stride 4",
+             "reward": "reward of a completion, 3 views, all terms"}  # fmt: skip
+    return table(
+        ["one core", "ms", "most of it"],
+        [[words, f"{found[name]['ms']:.3f}", ", ".join(found[name]["most_of_it"])] for name, words in names.items()],
+    )
+
+
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "learner": ("Learner: each prompt once", learner),
+    "learner_gpu": ("Learner on a GPU", learner),
+    "step": ("A whole GRPO step", step),
+    "rollouts": ("Rollouts and weight sync", rollouts),
+    "verifiers": ("Rewards and overlap", verifiers),
+}
+
+GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing"
+
+
+def main() -> None:
+    parts = [HEAD]
+    for name, (title, write) in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        command = GPU_COMMAND if name == "learner_gpu" else f"bench.{name}"
+        parts.append(f"## {title}\n\n    python -m {command}\n")
+        if not path.exists():
+            parts.append("Not measured yet.\n")
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        parts += [write(found), machine(found)]
+    write_atomic(PAGE, "\n".join(parts))
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
