@@ -128,7 +128,8 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing"
 
 
-def main() -> None:
+def page() -> str:
+    """The page's text from what is in bench/results."""
     parts = [HEAD]
     for name, (title, write) in SECTIONS.items():
         path = RESULTS / f"{name}.json"
@@ -139,7 +140,11 @@ def main() -> None:
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
         parts += [write(found), machine(found)]
-    write_atomic(PAGE, "\n".join(parts))
+    return "\n".join(parts)
+
+
+def main() -> None:
+    write_atomic(PAGE, page())
     print(f"written: {PAGE}")
 
 
