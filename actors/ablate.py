@@ -25,13 +25,15 @@ from hatch_ray.ablation.results import summarise
 from hatch_ray.ablation.shared import link_stage
 from hatch_ray.ablation.tables import print_ablation
 from hatch_ray.ablation.variants import Variant, make_variants, stage_owners
-from hatch_ray.config import Config, save_config
+from hatch_ray.benchmarks.columns import SPAR_MV
+from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import SPLITS, build_dataset
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import FINAL
-from hatch_ray.evaluation.heldout import SWAPPED
+from hatch_ray.evaluation.heldout import SWAPPED, read_rows
 from hatch_ray.run_folder import RunFolder, write_atomic
+from hatch_ray.sample import Sample
 
 
 class Ablation:
@@ -101,11 +103,22 @@ def run_ablation(plan: Ablation, console: Console) -> None:
 
 
 def make_data(plan: Ablation, console: Console) -> None:
-    """Build OUT/data, unless the config names built datasets or they are there."""
+    """Build OUT/data, unless the config names built datasets or they are there.
+
+    Raises ConfigError when named datasets lack a split, or the held-out one has none of SPAR-Bench-MV's tasks.
+    """
     for split in SPLITS:
         if not is_dataset(plan.data / split):
+            if plan.data != plan.out / "data":
+                raise ConfigError(f"{plan.data} has no {split}/ dataset; build both with `hatch data build`")
             with progress_bar(console, f"building {split} data") as report:
                 build_dataset(plan.base.data, plan.base.seed, split, plan.data / split, report)
+    tasks = {sample.task for sample in read_dataset(plan.data / "heldout")}
+    if not tasks & set(SPAR_MV.groups):
+        raise ConfigError(
+            f"the held-out samples' tasks ({', '.join(sorted(tasks))}) are none of SPAR-Bench-MV, which the tables "
+            "are of; name some over several views in data.tasks"
+        )
 
 
 def train_variant(plan: Ablation, config: Config, console: Console) -> None:
@@ -121,12 +134,12 @@ def train_variant(plan: Ablation, config: Config, console: Console) -> None:
 
 def answer_heldout(configs: Sequence[Config], console: Console) -> None:
     """The last model of every run of one seed answers the held-out samples, with true and with swapped images."""
-    pending = [config for config in configs if not RunFolder(config.run_dir).evaluation(FINAL + SWAPPED).exists()]
-    if not pending:
-        return
-    first = pending[0]
+    first = configs[0]
     assert first.data.root is not None
     samples = read_dataset(first.data.root / "heldout")[: first.eval.samples]
+    pending = [config for config in configs if not is_answered(RunFolder(config.run_dir), samples)]
+    if not pending:
+        return
     swapped = swap_images(samples, first.seed)
     start_ray(first)
     engines = start_engines(models_of(first, RunFolder(first.run_dir))[FINAL].folder, first)
@@ -139,6 +152,12 @@ def answer_heldout(configs: Sequence[Config], console: Console) -> None:
             evaluate_model(engines, FINAL + SWAPPED, model, swapped, config, console)
     finally:
         stop_actors(engines)
+
+
+def is_answered(run: RunFolder, samples: Sequence[Sample]) -> bool:
+    """Whether the run's last model has answered these very samples, with true and with swapped images."""
+    wanted = [sample.id for sample in samples]
+    return all([row["id"] for row in read_rows(run, name)] == wanted for name in (FINAL, FINAL + SWAPPED))
 
 
 def write_results(plan: Ablation, seeds: Sequence[int], console: Console) -> None:

@@ -58,36 +58,48 @@ class Row:
     advantages: tuple[float, ...]
 
 
-def split_rows(prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int) -> list[list[Row]]:
+def split_rows(
+    prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int, shared: bool = True
+) -> list[list[Row]]:
     """Batches of at most `token_budget` tokens: whole groups, as many as fit; a group that alone is longer is cut into
-    parts that fit, each with the prompt again and at least one reply.
+    parts that fit, each with the prompt again and at least one reply. shared=False counts a prompt for every reply.
+
+    Attention pads to the longest prompt and reply of a batch, so a batch is also full when its replies would hold more
+    than G times as many padded keys as it may have tokens: one long prompt takes few short ones along.
     """
     batches: list[list[Row]] = []
-    room = 0
     for prompt, group in zip(prompts, groups, strict=True):
-        for row in _parts(prompt, group, token_budget):
-            size = row_tokens(row)
-            if size > room:
+        size = len(group.rollout.replies)
+        for row in _parts(prompt, group, token_budget, shared):
+            joined = [*batches[-1], row] if batches else [row]
+            fits = sum(row_tokens(r, shared) for r in joined) <= token_budget
+            if not batches or not fits or padded_keys(joined) > size * token_budget:
                 batches.append([])
-                room = token_budget
             batches[-1].append(row)
-            room -= size
     return batches
 
 
-def row_tokens(row: Row) -> int:
-    """Tokens of a row: the prompt once, and its replies."""
-    return len(row.prompt.token_ids) + sum(len(reply.token_ids) for reply in row.replies)
+def row_tokens(row: Row, shared: bool = True) -> int:
+    """Tokens of a row: its prompt once, or once a reply, and its replies."""
+    prompts = 1 if shared else len(row.replies)
+    return prompts * len(row.prompt.token_ids) + sum(len(reply.token_ids) for reply in row.replies)
 
 
-def _parts(prompt: Prompt, group: Group, token_budget: int) -> list[Row]:
-    parts: list[list[int]] = [[]]
-    room = token_budget - len(prompt.token_ids)
+def padded_keys(rows: Sequence[Row]) -> int:
+    """Keys that the replies of a batch attend to, all padded to the longest prompt and reply."""
+    replies = [reply for row in rows for reply in row.replies]
+    longest = max(len(reply.token_ids) for reply in replies)
+    return len(replies) * (max(len(row.prompt.token_ids) for row in rows) + longest)
+
+
+def _parts(prompt: Prompt, group: Group, token_budget: int, shared: bool) -> list[Row]:
+    parts: list[list[int]] = []
+    room = 0
     for index, reply in enumerate(group.rollout.replies):
-        size = len(reply.token_ids)
-        if parts[-1] and size > room:
+        size = len(reply.token_ids) + (0 if shared else len(prompt.token_ids))
+        if not parts or size > room:
             parts.append([])
-            room = token_budget - len(prompt.token_ids)
+            room = token_budget - (len(prompt.token_ids) if shared else 0)
         parts[-1].append(index)
         room -= size
     replies, advantages = group.rollout.replies, group.advantages
@@ -141,7 +153,7 @@ class Learner:
         """
         grpo = self.config.grpo
         prompts = [self.prompt(group) for group in shard.groups]
-        batches = split_rows(prompts, shard.groups, grpo.token_budget)
+        batches = split_rows(prompts, shard.groups, grpo.token_budget, grpo.shared_prefix)
         packed = [self._pack(rows) for rows in batches]
         old: list[torch.Tensor] = []
         sums = torch.zeros(len(SUMS), device=self.device)
@@ -150,7 +162,8 @@ class Learner:
             for index, (rows, batch) in enumerate(zip(batches, packed, strict=True)):
                 last = index == len(batches) - 1
                 with nullcontext() if last or self.world == 1 else self.wrapped.no_sync():
-                    sums += self._backward(rows, batch, old, index, shard.global_tokens) * (update == 0)
+                    values = self._backward(rows, batch, old, index, shard.global_tokens)
+                    sums += values if update == 0 else 0
             norm = torch.nn.utils.clip_grad_norm_(self.learning, grpo.grad_clip)
             if not torch.isfinite(norm):
                 raise FloatingPointError(
@@ -282,7 +295,8 @@ def learner_loop(settings: dict[str, Any]) -> None:
     publisher = Publisher(job.weights)
     before = time.monotonic()
     for step in range(first, job.steps):
-        shard = wait_for(job.experience.take.remote(step, rank), f"grpo: shard of step {step}", CALL_SECONDS)
+        taken = job.experience.take.remote(step, rank)
+        shard = wait_for(taken, f"grpo: shard of step {step}", CALL_SECONDS, publisher.check)
         if shard is None:
             return
         start = time.monotonic()

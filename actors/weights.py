@@ -35,7 +35,7 @@ class PackedWeights:
 
 
 def pack_weights(state: Mapping[str, torch.Tensor], version: int) -> PackedWeights:
-    """Copy a state dict (tied head included) to numpy."""
+    """A state dict (tied head included) as numpy; on a CPU its arrays are views of the tensors."""
     arrays, dtypes = {}, {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -93,14 +93,19 @@ class Publisher:
 
     def publish(self, state: Mapping[str, torch.Tensor], version: int) -> None:
         """Take a copy and return. Raises what the version before failed with."""
-        copy = {name: tensor.detach().clone() for name, tensor in state.items()}
+        copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self.wait()
         self._last = self._thread.submit(self._send, copy, version)
 
+    def check(self) -> None:
+        """Raise what the last version failed with, if it has."""
+        if self._last is not None and self._last.done():
+            self._last.result()
+
     def wait(self) -> None:
-        """Until the last version has arrived. Raises what it failed with."""
+        """Until the last version has arrived. Raises what it failed with (its calls have deadlines of their own)."""
         if self._last is not None:
-            self._last.result(timeout=CALL_SECONDS)
+            self._last.result()
 
     def _send(self, state: Mapping[str, torch.Tensor], version: int) -> None:
         handle = WeightsHandle(version, ray.put(pack_weights(state, version)))

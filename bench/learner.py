@@ -1,7 +1,7 @@
 """One GRPO update of the learner: prompt shared by a group, prompt again for every completion, and TRL's GRPOTrainer.
 
-    python bench/learner.py                                       # CPU: 6 M and 30 M, 2 to 8 images; about 10 minutes
-    python bench/learner.py --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing
+    python -m bench.learner                                       # CPU: 6 M and 30 M, 2 to 8 images; about 10 minutes
+    python -m bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing
 
 An update is: log-probabilities of the reference, of the policy, the loss, the backward pass, AdamW. The same batch for
 every way, fp32 on CPU and bf16 on a GPU; ways take turns (on a GPU one after the other); medians. TRL is given the old
@@ -75,7 +75,7 @@ class Update:
         for batch in self.batches:
             with torch.no_grad():
                 # The encoder of the reference is frozen and would be run once for a whole training; here, every time.
-                self.reference.encoder._kept.clear()
+                self.reference.encoder.forget()
                 reference = self.reference(batch)[0]
             logprobs = self.policy(batch)[0]
             old = logprobs.detach()
@@ -239,6 +239,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=("shared", "naive", "trl"), default=None)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     options = parser.parse_args()
+    if options.device == "cuda" and "trl" in (options.ways or []):
+        parser.error("TRL is measured on the CPU alone; leave it out of --ways")
     options.ways = options.ways or (["shared", "naive"] if options.device == "cuda" else ["shared", "naive", "trl"])
     rows = []
     for shape, images, pixels in itertools.product(options.shape, options.images, options.pixels):

@@ -17,16 +17,16 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 HEAD = """\
 # Performance
 
-Made by `make bench` from `bench/results/*.json`; each section names the command that measures it alone. Ways of doing
-the same thing take turns in one run.
+Made by `make bench` from `bench/results/*.json`; each section names the command that measures it alone, and what is
+compared is measured in one run of it.
 """
 
 
 LEARNER_TEXT = """\
 One update (reference, policy, loss, backward, AdamW) for completions a second. **shared**: a group is one row, prompt
-and images once. **naive**: a prompt and images for every completion, by the same code. **trl**: the loss of TRL's
-GRPOTrainer. rho = G (P + R) / (P + G R) is what the tokens alone allow; MFU counts unique tokens only, against the best
-large matrix product of the same run.
+and images once. **naive**: a prompt and images for every completion, by the same code. **trl**, where it is given: the
+loss of TRL's GRPOTrainer. rho = G (P + R) / (P + G R) is what the tokens alone allow; MFU counts unique tokens only,
+against the best large matrix product of the same run (on a GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
@@ -45,9 +45,8 @@ def machine(found: dict[str, Any]) -> str:
     """One line on what the figures were read on."""
     place = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items())
-    return (
-        f"On {place['gpu'] or place['cores']} {'' if place['gpu'] else 'cores of '}{place['processor']}; {versions}.\n"
-    )
+    device = place["gpu"] or f"{place['cores']} cores of {place['processor']}"
+    return f"On {device}; {versions}.\n"
 
 
 def learner(found: dict[str, Any]) -> str:
@@ -60,11 +59,11 @@ def learner(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         speed = {way: row["ways"][way]["samples_per_s"] for way in ways}
         gains = [speed["shared"] / speed[way] for way in against]
-        share = speed["shared"] / speed["naive"] / row["rho"] if "naive" in speed else 0.0
+        share = f"{speed['shared'] / speed['naive'] / row['rho']:.0%}" if "naive" in speed else "-"
         rows.append([
             f"{row['parameters'] / 1e6:.0f} M, {row['images']} x {row['pixels']} px", str(row["prompt_tokens"]),
             f"{row['rho']:.2f}", *(f"{speed[way]:.1f}" for way in ways), *(f"{gain:.2f}" for gain in gains),
-            f"{share:.0%}", f"{row['ways']['shared']['mfu_unique']:.1%}",
+            share, f"{row['ways']['shared']['mfu_unique']:.1%}",
         ])  # fmt: skip
     return LEARNER_TEXT + table(headings, rows)
 
@@ -112,7 +111,7 @@ def verifiers(found: dict[str, Any]) -> str:
     names = {"overlap": "overlap matrices of two 640 x 480 views, both directions, stride 4",
              "reward": "reward of a completion, 3 views, all terms"}  # fmt: skip
     return table(
-        ["one core", "ms", "most of it"],
+        ["one core", "ms", "largest parts, by profiler"],
         [[words, f"{found[name]['ms']:.3f}", ", ".join(found[name]["most_of_it"])] for name, words in names.items()],
     )
 

@@ -2,9 +2,10 @@
 
     python -m bench.rollouts
 
-Both engines are up and take turns, with the same seeds, so they sample the same tokens. A sync is what happens between
-two steps: the learner's copy, then checksum, object store and the engine's reload; beside it a memory copy of as many
-bytes. One engine on all cores, hatch-tiny, two images a prompt.
+Both engines are up and take turns, with the same seeds, so they sample the same tokens. Prompts repeat, so prefixes and
+images are cached: what is compared is decoding. A sync is what happens between two steps: the learner's copy, then
+checksum, object store and the engine's reload; beside it a memory copy of as many bytes. One engine on all cores,
+hatch-tiny, two images a prompt.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ def measure_sync(actor: Any, model: torch.nn.Module, rounds: int) -> dict[str, A
 
     source = torch.empty(size, dtype=torch.uint8)
     target = torch.empty_like(source)
-    seconds = in_turn({"sync": sync, "memory_copy": lambda: target.copy_(source)}, rounds)
+    sync()  # the first one is a warm-up for its parts, too
+    for values in parts.values():
+        values.clear()
+    seconds = in_turn({"sync": sync, "memory_copy": lambda: target.copy_(source)}, rounds, warm_up=0)
     medians = {name: sorted(values)[len(values) // 2] for name, values in parts.items()}
     return {"bytes": size, "seconds": seconds, "parts": medians}
 

@@ -364,9 +364,15 @@ def make_config(tree: dict[str, Any], where: str = "config") -> Config:
         raise ConfigError(f"{where}: {_first_mistake(error)}") from None
 
 
+REPLACED = {"grpo.micro_batch": "grpo.token_budget"}
+"""Keys of earlier versions, and what to set now."""
+
+
 def _first_mistake(error: ValidationError) -> str:
     mistake = error.errors()[0]
     key = ".".join(str(part) for part in mistake["loc"])
+    if key in REPLACED:
+        return f"{key} was replaced by {REPLACED[key]} (docs/configuration.md)"
     if mistake["type"] == "extra_forbidden":
         known = known_keys()
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -31,6 +31,7 @@ from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import shrink
 from hatch_ray.environment import variables
 from hatch_ray.geometry.actions import compose
+from hatch_ray.model.prompt_tokens import image_tokens_by_size
 from hatch_ray.protocol.prompt import Mode, Template, build_prompt, stage_mode
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.run_folder import RunFolder
@@ -117,9 +118,8 @@ def model_version(folder: Path) -> str:
 
 def prompt_length(processor: Any, prompt: str, images: list[Image.Image]) -> int:
     """Tokens of a rendered prompt as the engine counts them: an image's placeholder becomes its merged patches."""
-    sizes = processor.image_processor
-    patches = sum(sizes.get_number_of_image_patches(image.height, image.width) for image in images)
-    return len(processor.tokenizer(prompt).input_ids) - len(images) + patches // sizes.merge_size**2
+    tokens = sum(image_tokens_by_size(processor, image.width, image.height) for image in images)
+    return len(processor.tokenizer(prompt).input_ids) - len(images) + tokens
 
 
 @ray_serve.deployment(max_ongoing_requests=256, health_check_period_s=5, graceful_shutdown_timeout_s=5)

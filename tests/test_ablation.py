@@ -123,6 +123,12 @@ def test_a_linked_stage_is_a_stage_of_the_run(tmp_path: Path) -> None:
         link_stage(run, "qa_sft", owner)
     assert (run.model / "weights").read_text() == "qa_sft"
     assert run.progress() == owner.progress()
+    run.set_progress("cold_start", step=2, done=True)  # a stage of its own, which a resumed command leaves as it is
+    run.stage_model("cold_start").mkdir(parents=True)
+    run.link_model("cold_start")
+    link_stage(run, "qa_sft", owner)
+    assert run.model.resolve().parent.name == "cold_start"
+    run.link_model("qa_sft")
     assert [(row["stage"], row["step"]) for row in metrics(run.path, "qa_sft")] == [("qa_sft", 1), ("qa_sft", 2)]
     assert len(metrics(run.path, "pasta")) == 2 and run.evaluation("patch_retrieval").exists()
     (tmp_path / "a").rename(tmp_path / "b")  # links are relative: the whole folder can be moved
@@ -232,9 +238,34 @@ def test_intervals_cover_the_luck_of_training() -> None:
     scenes = [f"room{index}" for index in range(20)] * 2
     values = np.repeat([0.0, 1.0], 20)
     over_scenes = Bootstrap(scenes, 400, 0).mean(values)
-    over_both = Bootstrap(scenes, 400, 0, [0] * 20 + [1] * 20).mean(values)
+    ids = [f"q{index}" for index in range(20)] * 2
+    over_both = Bootstrap(scenes, 400, 0, [0] * 20 + [1] * 20, ids).mean(values)
     assert over_scenes["low"] == over_scenes["high"] == 0.5
     assert (over_both["low"], over_both["high"]) == (0.0, 1.0)
+
+
+def test_a_run_that_is_repeated_makes_no_interval_narrower() -> None:
+    """One recording: samples are drawn, and three equal runs are no more than one."""
+    values = np.random.default_rng(0).random(40)
+    alone = Bootstrap(["room"] * 40, 2000, 0).mean(values)
+    ids = [f"q{index}" for index in range(40)] * 3
+    repeated = Bootstrap(["room"] * 120, 2000, 0, [run for run in range(3) for _ in range(40)], ids).mean(
+        np.tile(values, 3)
+    )
+    width, wider = (found["high"] - found["low"] for found in (alone, repeated))
+    assert wider > 0.9 * width
+
+
+def test_a_step_without_actions_leaves_a_gap_in_the_curve(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, 2, {})
+    for name in ("full", "no_pasta"):
+        for run in runs[name]:
+            append_jsonl(run.metrics_path, [{"stage": "grpo", "step": 4, "reward_answer": 0.5}])
+    found = summarise(BASE, make_variants(BASE, GRIDS), runs, [0, 1], GRIDS)
+    assert found["curves"][FULL]["action"] == [0.6, 0.6, 0.6, None]
+    assert found["curve_change"]["action"] == [0.1, 0.1]
+    save_config(BASE, RunFolder(tmp_path).config_path)
+    write_page(json.loads(json.dumps(found, allow_nan=False)), tmp_path)
 
 
 # --- the command --------------------------------------------------------------------------------------------------

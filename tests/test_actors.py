@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from actors.experience import make_groups, make_shards
 from actors.grpo_stage import choose_samples, run_grpo, total_steps
-from actors.learner import Learner, row_tokens, split_rows
+from actors.learner import Learner, padded_keys, split_rows
 from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
 from actors.resources import check_resources
 from actors.reward import RewardJudge, score_all, start_judges
@@ -205,24 +205,42 @@ def test_token_budget_and_sharing_change_nothing(ray_cluster, tiny_model):
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=2, max_size=5)), min_size=1),
     st.integers(1, 120),
+    st.booleans(),
 )
-def test_batches_hold_every_reply_once_and_keep_to_the_budget(sizes, budget):
+def test_batches_hold_every_reply_once_and_keep_to_the_budget(sizes, budget, shared):
     prompts = [Prompt((1,) * prompt, ()) for prompt, _ in sizes]
     groups = []
     for number, (prompt, lengths) in enumerate(sizes):
         replies = tuple(Reply((number,) * n, "", np.zeros(n, np.float32), True) for n in lengths)
         advantages = np.arange(len(lengths), dtype=np.float32)
         groups.append(Group(Request(str(number), "", ()), Rollout(replies, 0, prompt), (), advantages, False))
-    batches = split_rows(prompts, groups, budget)
+    batches = split_rows(prompts, groups, budget, shared)
     rows = [row for batch in batches for row in batch]
     for prompt, group in zip(prompts, groups, strict=True):
         own = [row for row in rows if row.prompt is prompt]
         assert [reply for row in own for reply in row.replies] == list(group.rollout.replies)
         assert [a for row in own for a in row.advantages] == group.advantages.tolist()
     for batch in batches:
-        assert sum(map(row_tokens, batch)) <= budget or (len(batch) == 1 and len(batch[0].replies) == 1)
-    if budget >= sum(prompt + sum(lengths) for prompt, lengths in sizes):
-        assert len(batches) == 1 and len(rows) == len(groups)
+        tokens = sum(
+            len(row.prompt.token_ids) * (1 if shared else len(row.replies)) + sum(len(r.token_ids) for r in row.replies)
+            for row in batch
+        )
+        assert tokens <= budget or (len(batch) == 1 and len(batch[0].replies) == 1)
+
+
+def test_a_long_prompt_takes_few_short_ones_along():
+    """Keys are padded to the longest prompt: 13 prompts of 150 beside one of 4,000 would make 55 times as many."""
+    lengths = [4000, *[150] * 13]
+    prompts = [Prompt((1,) * length, ()) for length in lengths]
+    reply = Reply((1,) * 20, "", np.zeros(20, np.float32), True)
+    groups = [
+        Group(Request(str(i), "", ()), Rollout((reply,) * 8, 0, length), (), np.zeros(8, np.float32), False)
+        for i, length in enumerate(lengths)
+    ]
+    batches = split_rows(prompts, groups, 8192)
+    assert sum(map(len, batches)) == 14
+    assert max(map(padded_keys, batches)) <= 8 * 8192
+    assert len(split_rows(prompts[1:], groups[1:], 8192)) == 1
 
 
 def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_update(ray_cluster, tiny_model):

@@ -26,6 +26,7 @@ def test_overrides_and_the_saved_copy(path, tmp_path):
         ("grpo.bata=1", "did you mean 'grpo.beta'"),
         ("beta=1", "did you mean"),
         ("modle.base=x", "did you mean 'model.base'"),
+        ("grpo.micro_batch=8", "was replaced by grpo.token_budget"),
         ("grpo.lr=-1", "greater than 0"),
         ("grpo.clip=abc", "valid number"),
         ("grpo=3", "valid dictionary"),

@@ -91,7 +91,7 @@ def test_temperature_and_ban_are_applied(policy):
     with torch.no_grad():
         logits = model(
             input_ids=batch.input_ids, mm_token_type_ids=(batch.input_ids == model.model.config.image_token_id).int(),
-            pixel_values=prompt.images[0].pixels, image_grid_thw=batch.grids,
+            pixel_values=prompt.images[0].pixels, image_grid_thw=torch.tensor([prompt.images[0].grid]),
         ).logits[0, -2]  # fmt: skip
         logits[[7, 9]] = -torch.inf
         expected = (logits / 0.5).log_softmax(-1)

@@ -141,6 +141,8 @@ def test_a_language_reply_is_the_same_motion_in_words(lists):
         ("<think>a</think><think>b</think><answer>B</answer>", "language", "several_think_blocks"),
         ("<answer>B</answer><think>turn right</think>", "language", "answer_before_think"),
         ("<think>a</think>so<answer>B</answer>", "language", "text_outside_blocks"),
+        ("<think>so <answer>B</answer></think>", "language", "answer_inside_think"),
+        ("<think><answer>B</answer></think>", "language", "empty_think_block"),
         (reply(f"[{PAIR}]"), "language", "unasked_action_block"),
         ("<think>a</think>" + reply(f"[{PAIR}]"), "actions", "unasked_think_block"),
         ("<think>a</think><answer>B</answer>", "direct", "unasked_think_block"),

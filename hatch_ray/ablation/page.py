@@ -62,8 +62,10 @@ def _table(found: dict[str, Any], title: str, names: list[str]) -> dict[str, Any
 
 
 def _curve(found: dict[str, Any], key: str) -> dict[str, Any]:
-    series = [Series(label, found["curves"][name]["steps"], found["curves"][name][key])
-              for name, label in CURVE_NAMES.items()]  # fmt: skip
+    series = []
+    for name, label in CURVE_NAMES.items():
+        known = [(step, value) for step, value in enumerate(found["curves"][name][key], start=1) if value is not None]
+        series.append(Series(label, [step for step, _ in known], [value for _, value in known]))
     title = f"{key} reward while GRPO trains"
     return {"title": title, "legend": list(CURVE_NAMES.values()), "svg": line_chart(series, title)}
 

@@ -31,7 +31,10 @@ def _rows(runs: Sequence[RunFolder], name: str, order: Sequence[str]) -> list[Ro
     for run in runs:
         by_id = {row["id"]: row for row in read_rows(run, name)}
         if set(by_id) != set(order):
-            raise ValueError(f"{run.evaluation(name)} does not answer the samples that the other runs answer")
+            raise ValueError(
+                f"{run.evaluation(name)} does not answer the samples that the other runs answer; remove it, and give "
+                "the command again"
+            )
         rows += [by_id[sample] for sample in order]
     return rows
 
@@ -60,9 +63,11 @@ class _Measure:
         self.order = sorted(row["id"] for row in read_rows(runs[FULL][0], FINAL))
         rows = self.rows(FULL, FINAL)
         seeds = np.repeat(np.arange(len(runs[FULL])), len(self.order))
-        self.draws = Bootstrap([row["scene"] for row in rows], bootstrap, seed, seeds.tolist())
+        scenes, ids = [row["scene"] for row in rows], [row["id"] for row in rows]
+        self.draws = Bootstrap(scenes, bootstrap, seed, seeds.tolist(), ids)
         self.seeds = seeds
         self.columns = _column_masks([row["task"] for row in rows])
+        self.every = self.columns["Avg"]
 
     def rows(self, variant: str, evaluation: str) -> list[Row]:
         return _rows(self.runs[variant], evaluation, self.order)
@@ -78,10 +83,10 @@ class _Measure:
         answers, rows = self.answers(name), self.rows(name, FINAL)
         found: dict[str, Any] = {
             "columns": self.by_column(answers),
-            "by_seed": [round(float(answers[self.seeds == seed].mean()), 4) for seed in np.unique(self.seeds)],
+            "by_seed": [round(float(answers[self.every & (self.seeds == s)].mean()), 4) for s in np.unique(self.seeds)],
             "format": self.draws.mean(term(rows, "format")),
             "action": self.draws.mean(term(rows, "action")),
-            "answer_fall": self.draws.mean(answers - self.answers(name, FINAL + SWAPPED)),
+            "answer_fall": self.by_column(answers - self.answers(name, FINAL + SWAPPED))["Avg"],
             "action_fall": self.draws.mean(term(rows, "action") - term(self.rows(name, FINAL + SWAPPED), "action")),
         }
         if name != FULL:
@@ -102,15 +107,20 @@ def _agreement(variants: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _curves(runs: Runs) -> dict[str, dict[str, list[float]]]:
+def _grpo_rewards(runs: Runs, name: str, metric: str) -> np.ndarray:
+    """(seeds, steps) of one reward while GRPO trains; NaN in a step where it was not due."""
+    tables = [[row for row in read_jsonl(run.metrics_path) if row["stage"] == "grpo"] for run in runs[name]]
+    return np.array([[row.get(metric, np.nan) for row in table] for table in tables], dtype=np.float64)
+
+
+def _curves(runs: Runs) -> dict[str, dict[str, list[float | None]]]:
     """Figure 3: mean over the seeds of GRPO's action and answer reward at every step, with and without PaStA."""
-    curves = {}
+    curves: dict[str, dict[str, list[float | None]]] = {}
     for name in (FULL, NO_PASTA):
-        tables = [[row for row in read_jsonl(run.metrics_path) if row["stage"] == "grpo"] for run in runs[name]]
-        curves[name] = {"steps": [row["step"] for row in tables[0]]}
+        curves[name] = {}
         for key, metric in CURVES.items():
-            values = np.array([[row[metric] for row in table] for table in tables])
-            curves[name][key] = [round(value, 6) for value in values.mean(axis=0).tolist()]
+            values = np.ma.masked_invalid(_grpo_rewards(runs, name, metric)).mean(axis=0)
+            curves[name][key] = [None if value is None else round(value, 6) for value in values.tolist()]
     return curves
 
 
@@ -118,14 +128,8 @@ def _curve_change(runs: Runs) -> dict[str, list[float]]:
     """Mean over all steps of (with PaStA - without), one figure a seed."""
     change = {}
     for key, metric in CURVES.items():
-        means = {
-            name: [
-                float(np.mean([row[metric] for row in read_jsonl(run.metrics_path) if row["stage"] == "grpo"]))
-                for run in runs[name]
-            ]
-            for name in (FULL, NO_PASTA)
-        }
-        change[key] = [round(a - b, 6) for a, b in zip(means[FULL], means[NO_PASTA], strict=True)]
+        with_pasta, without = (np.nanmean(_grpo_rewards(runs, name, metric), axis=1) for name in (FULL, NO_PASTA))
+        change[key] = np.round(with_pasta - without, 6).tolist()
     return change
 
 

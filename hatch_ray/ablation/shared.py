@@ -17,10 +17,12 @@ def link_stage(run: RunFolder, stage: str, owner: RunFolder) -> None:
 
     Raises ValueError when the owner has not finished it, or the run has begun it itself.
     """
+    link = run.path / stage
+    if link.is_symlink() and run.progress().get(stage, {}).get("done"):
+        return  # later stages of the run's own may stand on it already
     state = owner.progress().get(stage, {})
     if not state.get("done"):
         raise ValueError(f"{owner.path} has not finished {stage}")
-    link = run.path / stage
     if not link.is_symlink():
         if link.exists():
             raise ValueError(f"{link} exists and is not a link to {owner.path / stage}; remove it")

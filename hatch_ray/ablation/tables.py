@@ -30,7 +30,7 @@ def figure(interval: dict[str, Any] | None, digits: int = 1) -> str:
 def change(interval: dict[str, Any] | None, digits: int = 1) -> str:
     """ "+1.2 (-0.3 to 2.7)"."""
     text = figure(interval, digits)
-    return text if text.startswith(("-", "0.0 ")) else "+" + text
+    return text if text.startswith("-") else "+" + text
 
 
 def columns(found: dict[str, Any]) -> list[str]:

@@ -32,11 +32,18 @@ class Bootstrap:
 
     scenes     the scene of each sample, in the samples' order.
     resamples  number of bootstrap draws.
-    runs       the training run that each value comes from, where there are several.
+    runs, ids  the training run that each value comes from, and its sample, where several runs answered all samples.
     unit       what was drawn: "scene" or "sample".
     """
 
-    def __init__(self, scenes: Sequence[str], resamples: int, seed: int, runs: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        scenes: Sequence[str],
+        resamples: int,
+        seed: int,
+        runs: Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
         if not scenes:
             raise ValueError("there are no samples to evaluate")
         if resamples < 1:
@@ -44,7 +51,8 @@ class Bootstrap:
         names, index = np.unique(list(scenes), return_inverse=True)
         self.unit: Literal["scene", "sample"] = "scene" if len(names) >= MIN_SCENES else "sample"
         self.scenes = len(names)
-        cluster = index if self.unit == "scene" else np.arange(len(scenes))
+        samples = np.arange(len(scenes)) if ids is None else np.unique(list(ids), return_inverse=True)[1]
+        cluster = index if self.unit == "scene" else samples
         random = np.random.default_rng(seed)
         self._weights = _draws(cluster, resamples, random)
         if runs is not None:

@@ -1,8 +1,9 @@
 """Attention over packed groups: no token meets one that it may not see, and no L x L mask is made.
 
-All tokens of a batch stand in one row without padding. A group's prompt attends to itself causally; each of its replies
-attends to the prompt and causally to itself. Both are one call of PyTorch's scaled dot-product attention: the prompts
-side by side, and the replies side by side, each with the keys of its prompt before its own.
+All tokens of a batch stand in one row without padding, for everything but attention. A group's prompt attends to itself
+causally; each of its replies attends to the prompt and causally to itself. Both are one call of PyTorch's scaled
+dot-product attention: the prompts side by side, and the replies side by side, each with the keys of its prompt before
+its own, padded to the longest of the batch.
 """
 
 from __future__ import annotations

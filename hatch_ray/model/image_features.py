@@ -48,6 +48,11 @@ class ImageEncoder:
             self._kept.move_to_end(str(key))
         return torch.cat([parts[image.key or id(image)] for image in images])
 
+    def forget(self) -> None:
+        """Drop what is kept."""
+        self._kept.clear()
+        self._bytes = 0
+
     def _length(self, image: ImagePatches) -> int:
         t, h, w = image.grid
         return t * h * w // int(self.visual.config.spatial_merge_size) ** 2  # type: ignore[union-attr, arg-type]

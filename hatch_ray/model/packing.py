@@ -27,17 +27,16 @@ Replies = Sequence[Sequence[int]]
 class PackedBatch:
     """A row of T tokens with N scored ones.
 
-    input_ids (1, T); position_ids (3, 1, T); layout: who sees whom; images: each one once; grids (images, 3) or None;
-    feature (F,): for each image token of the row, its place among the encoded patches of `images` in a row; predictor
-    (N,): index of the token that predicts each scored token; target (N,) ids; reply (N,): the reply that each scored
-    token belongs to, counted over the whole batch.
+    input_ids (1, T); position_ids (3, 1, T); layout: who sees whom; images: each one once; feature (F,): for each image
+    token of the row, its place among the encoded patches of `images` in a row; predictor (N,): index of the token that
+    predicts each scored token; target (N,) ids; reply (N,): the reply that each scored token belongs to, counted over
+    the whole batch.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     layout: GroupLayout
     images: tuple[ImagePatches, ...]
-    grids: torch.Tensor | None
     feature: torch.Tensor
     predictor: torch.Tensor
     target: torch.Tensor
@@ -89,7 +88,6 @@ def pack(model: nn.Module, prompts: Sequence[Prompt], replies: Sequence[Replies]
         position_ids=torch.cat(positions, dim=1)[:, None],
         layout=make_layout([len(prompt.token_ids) for prompt in prompts], [[len(r) for r in g] for g in replies]),
         images=images,
-        grids=_grids(images),
         feature=feature,
         predictor=torch.tensor(predictor),
         target=torch.tensor([token for reply in flat for token in reply]),

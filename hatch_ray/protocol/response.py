@@ -65,8 +65,10 @@ def parse_response(text: str, n_views: int, mode: Mode = "actions") -> Response:
         if len(found[name]) == 1 and name == "action":
             plans, faults = parse_plans(found[name][0], n_views)
             problems += faults
-        elif len(found[name]) == 1 and not found[name][0].strip():
-            problems.append("empty_think_block")
+        elif len(found[name]) == 1:
+            words = BLOCKS["answer"].sub("", found[name][0]).strip()
+            problems += [] if words else ["empty_think_block"]
+            problems += ["answer_inside_think"] if "<answer>" in found[name][0] else []
     if not problems:
         outside = text
         for pattern in BLOCKS.values():
