@@ -4,15 +4,17 @@
 
 Both engines are up and take turns, with the same seeds, so they sample the same tokens. Prompts repeat, so prefixes and
 images are cached: what is compared is decoding. A sync is what happens between two steps: the learner's copy, then
-checksum, object store and the engine's reload; beside it a memory copy of as many bytes. One engine on all cores,
-hatch-tiny, two images a prompt.
+checksum, object store and the engine's reload; beside it a memory copy of as many bytes. One engine on all cores, a
+model of hatch-tiny's size with random weights (its replies hardly ever end early), two images a prompt.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,21 +29,22 @@ from bench.shapes import picture
 from hatch_ray.config import Config, make_config
 from hatch_ray.data.images import image_hash
 from hatch_ray.environment import variables
-from hatch_ray.model.base import load_model, load_processor, model_source
+from hatch_ray.model.base import load_model, load_processor
+from hatch_ray.model.tiny import make_tiny
 from hatch_ray.protocol.prompt import build_prompt
 
 
-def settings(cores: int) -> Config:
-    """The demo's model, one engine on all cores."""
+def settings(model: Path, cores: int) -> Config:
+    """One engine on all cores."""
     return make_config({
-        "model": {"template": "compact-v1", "max_pixels": 12544, "max_length": 512},
+        "model": {"base": str(model), "template": "compact-v1", "max_pixels": 12544, "max_length": 512},
         "rollout": {"cpus": cores, "kv_cache_mb": 128},
     })  # fmt: skip
 
 
 def make_requests(config: Config, prompts: int, images: int) -> list[Request]:
     """Questions over pictures of their own."""
-    processor = load_processor(model_source(config.model.base), config.model.max_pixels)
+    processor = load_processor(config.model.base, config.model.max_pixels)
     found = []
     for number in range(prompts):
         messages = build_prompt("How far is the red chair, in metres?", images, "number", "actions", "compact-v1")
@@ -109,8 +112,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    config = settings(cores)
-    source = model_source(config.model.base)
+    folder = tempfile.TemporaryDirectory()
+    source = str(make_tiny(Path(folder.name) / "model", 0))
+    config = settings(Path(source), cores)
     ray.init(num_cpus=cores, include_dashboard=False, logging_level="warning", log_to_driver=False,
              runtime_env={"env_vars": variables()})  # fmt: skip
     (actor,) = start_engines(source, config)
