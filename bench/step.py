@@ -91,7 +91,7 @@ def trl(config: Config, samples: list[Sample]) -> dict[str, Any]:
     """Seconds of a step of TRL's trainer on the same samples."""
     from datasets import Dataset
     from PIL import Image
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     grpo = config.grpo
@@ -133,6 +133,7 @@ def trl(config: Config, samples: list[Sample]) -> dict[str, Any]:
         model=load_model(config.model.base).train(), reward_funcs=reward, args=arguments,
         train_dataset=Dataset.from_list(rows), processing_class=processor, callbacks=[clock],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     steps = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)][WARM_UP:]
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
@@ -169,7 +170,8 @@ def main() -> None:
                 torch.set_num_threads(len(os.sched_getaffinity(0)))
                 row["trl"] = trl(config, samples)
             rows.append(row)
-            print(row, flush=True)
+            seconds = ", ".join(f"{way} {row[way]['seconds']:.2f} s" for way in options.ways)
+            print(f"{options.shape}, {images} images of {options.pixels} px: {seconds} a step", flush=True)
     print(f"written: {write_results('step', {'command': vars(options), 'rows': rows})}")
 
 
