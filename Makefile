@@ -15,7 +15,7 @@ test: $(STAMP)  ## every test, on real vLLM, Ray and Serve; prints the slowest
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results and docs/performance.md
-	for name in verifiers rollouts learner step page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
+	for name in verifiers rollouts learner step growth page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

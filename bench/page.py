@@ -83,6 +83,22 @@ def step(found: dict[str, Any]) -> str:
     return table(headings, rows) + PHASES_TEXT + table(["model, images", *found["rows"][0]["ours"]["phases"]], phases)
 
 
+def growth(found: dict[str, Any]) -> str:
+    """Seconds of the base, and exponents."""
+    phases = [phase for phase in found["seconds"]["base"] if phase != "prepare"]
+    rows = [["seconds of the base", *(f"{found['seconds']['base'][phase]:.3f}" for phase in phases)]]
+    for name, exponents in found["exponents"].items():
+        rows.append(
+            [f"exponent: {name} doubled", *("-" if exponents[p] is None else f"{exponents[p]:.2f}" for p in phases)]
+        )
+    load = found["command"]
+    text = (
+        f"Base: {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
+        f"R = {load['reply']}, 7 M. An exponent of 1 is growth in proportion.\n\n"
+    )
+    return text + table(["", *phases], rows)
+
+
 def rollouts(found: dict[str, Any]) -> str:
     """Rollouts against bare vLLM, and a sync."""
     speeds, sync = found["rollouts"]["tokens_per_s"], found["sync"]
@@ -120,6 +136,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
     "step": ("A whole GRPO step", step),
+    "growth": ("How a step grows", growth),
     "rollouts": ("Rollouts and weight sync", rollouts),
     "verifiers": ("Rewards and overlap", verifiers),
 }

@@ -1,7 +1,9 @@
 """Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
 
+import gc
 import os
 import socket
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from actors.experience import make_groups, make_shards
 from actors.grpo_stage import choose_samples, run_grpo, total_steps
 from actors.learner import Learner, padded_keys, split_rows
 from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
+from actors.prompts import PromptMaker
 from actors.resources import check_resources
 from actors.reward import RewardJudge, score_all, start_judges
 from actors.rollout import stop_actors
@@ -340,6 +343,51 @@ def test_two_workers_do_what_one_does(ray_cluster, tiny_model):
             assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name
         for name, parameter in alone.model.named_parameters():
             assert np.allclose(gradients[name], parameter.grad.numpy(), atol=1e-5), name
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------
+
+
+def photo_samples(folder, pixels, count=6):
+    """Questions over two photos, each photo shared by two questions."""
+    paths = [folder / f"{pixels}-{index}.png" for index in range(count + 1)]
+    for index, path in enumerate(paths):
+        photo(index, pixels, pixels).save(path)
+    return [
+        Sample(f"q{i}", "room", "depth_prediction_oc_mv", "number", "How far?", "1", (View(paths[i]), View(paths[i + 1])),
+               plans=(PairPlan(0, 1, (("turn_left_deg", 5.0),)),))
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_an_image_is_processed_once_whatever_asks_for_it(ray_cluster, tiny_model, tmp_path):
+    samples = photo_samples(tmp_path, 84)
+    maker = PromptMaker(make_settings(tiny_model), tiny_model, for_learner=True)
+    for _ in range(3):  # epochs
+        requests = [maker.request(sample) for sample in samples]
+    assert maker.processed == maker.unique == 7
+    assert requests[0].images[1] is requests[1].images[0]
+    prompt = Learner(make_settings(tiny_model), tiny_model, 1, torch.device("cpu"))._image(requests[0].images[0])
+    expected = process_image(load_processor(tiny_model, 112 * 112), load_image(samples[0].views[0].image_path))
+    assert torch.equal(prompt.pixels, expected.pixels) and prompt.grid == expected.grid
+
+
+def test_the_driver_holds_no_pixels(ray_cluster, tiny_model, tmp_path):
+    """Its memory is the same for images of 56 and of 448 pixels a side: 7 of them are 39 MiB as pixels and patches."""
+    held = {}
+    for pixels in (56, 448):
+        samples = photo_samples(tmp_path, pixels)
+        config = make_config(
+            make_settings(tiny_model).model_dump() | {"model": {"base": str(tiny_model), "max_pixels": 448**2}}
+        )
+        maker = PromptMaker(config, tiny_model, for_learner=True)
+        tracemalloc.start()
+        requests = [maker.request(sample) for sample in samples]
+        gc.collect()
+        held[pixels] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert len(requests) == 6
+    assert held[448] < held[56] + 2**20
 
 
 # --- the stage --------------------------------------------------------------------------------------------------
