@@ -353,11 +353,13 @@ def photo_samples(folder, pixels, count=6):
     paths = [folder / f"{pixels}-{index}.png" for index in range(count + 1)]
     for index, path in enumerate(paths):
         photo(index, pixels, pixels).save(path)
+    views = [View(path) for path in paths]
+    plans = (PairPlan(0, 1, (("turn_left_deg", 5.0),)),)
+    task = "depth_prediction_oc_mv"
     return [
-        Sample(f"q{i}", "room", "depth_prediction_oc_mv", "number", "How far?", "1", (View(paths[i]), View(paths[i + 1])),
-               plans=(PairPlan(0, 1, (("turn_left_deg", 5.0),)),))
+        Sample(f"q{i}", "room", task, "number", "How far?", "1", (views[i], views[i + 1]), plans=plans)
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_an_image_is_processed_once_whatever_asks_for_it(ray_cluster, tiny_model, tmp_path):
