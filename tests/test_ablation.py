@@ -271,11 +271,15 @@ def test_a_step_without_actions_leaves_a_gap_in_the_curve(tmp_path: Path) -> Non
 # --- the command --------------------------------------------------------------------------------------------------
 
 
+ALONE = ["learner.workers=1", "rollout.actors=1", "reward_actors.actors=1"]
+"""One process a role: nine stages start, and on two cores a second worker only makes a start longer."""
+
+
 @pytest.mark.slow
 def test_ablate_trains_shares_resumes_and_compares(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "ablation"
     words = ["ablate", "configs/tiny.yaml", "--seeds", "1", "--grids", "4", "--out", str(out),
-             f"model.base={tiny_model}", *SHORT, *ROOMS, "grpo.max_steps=2"]  # fmt: skip
+             f"model.base={tiny_model}", *SHORT, *ROOMS, "grpo.max_steps=2", *ALONE]  # fmt: skip
     process = start(words)
     wait_for_step(process, out / "seed0" / "full", "qa_sft", 2, timeout=240)
     kill(process)

@@ -22,6 +22,7 @@ from install import torch_pin, uv_settings  # noqa: E402
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BACKENDS = ("cpu", "gpu")
 OUR_MODULES = {
+    "bench",
     "hatch_ray",
     "actors",
     "serve",
@@ -87,7 +88,8 @@ def test_every_import_is_a_declared_dependency():
     extras = PROJECT["optional-dependencies"]
     dev = {canonicalize_name(Requirement(text).name) for text in extras["dev"]} | {"packaging"}
     runtime |= {canonicalize_name(Requirement(text).name) for text in extras["cpu"]}
-    for folder, allowed in (("hatch_ray", runtime), ("actors", runtime), ("serve", runtime), ("tests", runtime | dev)):
+    ours = ("hatch_ray", "actors", "serve", "bench")
+    for folder, allowed in (*((name, runtime) for name in ours), ("tests", runtime | dev)):
         for path in (REPOSITORY / folder).rglob("*.py"):
             for module in imported_modules(path) - set(sys.stdlib_module_names) - OUR_MODULES:
                 name = canonicalize_name(DISTRIBUTIONS.get(module, module))
