@@ -15,11 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from actors.engines import EnginePool
 from actors.evaluate import evaluate_model, models_of
 from actors.plan import stage_steps
 from actors.progress import progress_bar
 from actors.recipe import check_inputs, open_run, run_recipe, start_ray
-from actors.rollout import engines_ready, start_engines, stop_actors
 from hatch_ray.ablation.page import write_page
 from hatch_ray.ablation.results import summarise
 from hatch_ray.ablation.shared import link_stage
@@ -142,16 +142,16 @@ def answer_heldout(configs: Sequence[Config], console: Console) -> None:
         return
     swapped = swap_images(samples, first.seed)
     start_ray(first)
-    engines = start_engines(models_of(first, RunFolder(first.run_dir))[FINAL].folder, first)
+    engines = EnginePool(models_of(first, RunFolder(first.run_dir))[FINAL].folder, first)
     try:
         with progress_bar(console, "starting vLLM"):
-            engines_ready(engines)
+            engines.ready()
         for config in pending:
             model = models_of(config, RunFolder(config.run_dir))[FINAL]
             evaluate_model(engines, FINAL, model, samples, config, console)
             evaluate_model(engines, FINAL + SWAPPED, model, swapped, config, console)
     finally:
-        stop_actors(engines)
+        engines.stop()
 
 
 def is_answered(run: RunFolder, samples: Sequence[Sample]) -> bool:

@@ -10,18 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 from PIL import Image
 from rich.console import Console
 
+from actors.engines import EnginePool
 from actors.evaluate import models_of
 from actors.messages import Request, Sampling, StoredImage
 from actors.progress import Report, progress_bar
 from actors.recipe import start_ray
-from actors.rollout import engines_ready, generate_all, start_engines, stop_actors
 from hatch_ray.benchmarks.columns import Part
 from hatch_ray.benchmarks.files import find_files, local_root
 from hatch_ray.benchmarks.item import BadRowError, Item
@@ -110,20 +109,21 @@ class Engines:
 
     def __init__(self, model: Path, config: Config, console: Console) -> None:
         self.model, self.config, self.console = model, config, console
-        self._running: list[Any] = []
+        self._running: EnginePool | None = None
 
     def answer(self, requests: Sequence[Request]) -> list[str]:
         """Greedy replies, in order."""
-        if not self._running:
-            self._running = start_engines(self.model, self.config)
+        if self._running is None:
+            self._running = EnginePool(self.model, self.config)
             with progress_bar(self.console, "starting vLLM"):
-                engines_ready(self._running)
+                self._running.ready()
         sampling = Sampling(n=1, temperature=0.0, max_new_tokens=self.config.eval.max_new_tokens)
-        return [rollout.replies[0].text for rollout in generate_all(self._running, requests, sampling)]
+        return [rollout.replies[0].text for rollout in self._running.generate(requests, sampling)]
 
     def stop(self) -> None:
         """End them, if they were started."""
-        stop_actors(self._running)
+        if self._running is not None:
+            self._running.stop()
 
 
 def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Report) -> None:

@@ -5,19 +5,16 @@ One set of vLLM engines serves all models: each takes over the next model's weig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from actors.deadlines import CALL_SECONDS, wait_for_all
+from actors.engines import EnginePool
 from actors.messages import Sampling
 from actors.progress import Report, progress_bar
 from actors.prompts import PromptMaker
 from actors.recipe import load_datasets, start_ray
-from actors.rollout import engines_ready, generate_all, start_engines, stop_actors
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.evaluation.baselines import constant_replies, still_replies
 from hatch_ray.evaluation.control import swap_images
@@ -51,19 +48,18 @@ def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
     return models
 
 
-def answer(engines: Sequence[Any], model: Asked, samples: list[Sample], config: Config, report: Report) -> list[str]:
+def answer(engines: EnginePool, model: Asked, samples: list[Sample], config: Config, report: Report) -> list[str]:
     """Greedy replies of one model, in the order of the samples."""
-    folder = str(model.folder)
-    wait_for_all([engine.load_folder.remote(folder) for engine in engines], "loading a model", CALL_SECONDS)
+    engines.load_folder(model.folder)
     maker = PromptMaker(config, model.folder, model.mode)
     maker.check_length(samples, config.eval.max_new_tokens)
     sampling = Sampling(n=1, temperature=0.0, max_new_tokens=config.eval.max_new_tokens)
-    rollouts = generate_all(engines, [maker.request(sample) for sample in samples], sampling, report)
+    rollouts = engines.generate([maker.request(sample) for sample in samples], sampling, report)
     return [rollout.replies[0].text for rollout in rollouts]
 
 
 def evaluate_model(
-    engines: Sequence[Any], name: str, model: Asked, samples: list[Sample], config: Config, console: Console
+    engines: EnginePool, name: str, model: Asked, samples: list[Sample], config: Config, console: Console
 ) -> None:
     """Ask one model every sample and write RUN/eval/<name>.json and .jsonl."""
     with progress_bar(console, f"answering: {name.replace('_', ' ')}") as report:
@@ -79,15 +75,15 @@ def evaluate_run(config: Config, console: Console) -> None:
     samples = load_datasets(config, run, console).heldout[: config.eval.samples]
     swapped = swap_images(samples, config.seed)
     start_ray(config)
-    engines = start_engines(models["base"].folder, config)
+    engines = EnginePool(models["base"].folder, config)
     try:
         with progress_bar(console, "starting vLLM"):
-            engines_ready(engines)
+            engines.ready()
         for name, model in models.items():
             evaluate_model(engines, name, model, samples, config, console)
         evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console)
     finally:
-        stop_actors(engines)
+        engines.stop()
     settings = (config.eval.bootstrap, config.seed)
     controls = {"constant": constant_replies(samples, config.reward), "still": still_replies(samples)}
     for name, texts in controls.items():

@@ -84,6 +84,8 @@ def make_groups(
     requests: Sequence[Request], rollouts: Sequence[Rollout], scores: Sequence[dict[str, Any]]
 ) -> list[Group]:
     """Join each request with its replies, their scores (flat, reply by reply) and advantages of the total reward."""
+    if not rollouts:
+        return []
     size = len(rollouts[0].replies)
     rewards = torch.tensor([score["total"] for score in scores], dtype=torch.float64).view(len(rollouts), size)
     advantages, zero = group_advantages(rewards)
@@ -99,13 +101,25 @@ def make_groups(
     ]
 
 
-def make_shards(step: int, groups: Sequence[Group], workers: int) -> list[Shard]:
-    """Equal numbers of groups for every worker, dealt by length so that the workers finish together."""
-    if len(groups) % workers:
-        raise ValueError(f"{len(groups)} groups cannot be shared evenly by {workers} workers")
+def make_shards(
+    step: int,
+    groups: Sequence[Group],
+    workers: int,
+    ledger: Sequence[dict[str, Any]] = (),
+    metrics: dict[str, float] | None = None,
+) -> list[Shard]:
+    """A shard for every worker, dealt by length so that the workers finish together; numbers differ by one at most.
+
+    Raises RuntimeError when so many groups were set aside that a worker would have none.
+    """
+    if len(groups) < workers:
+        raise RuntimeError(
+            f"grpo: step {step} has {len(groups)} groups left for {workers} learner workers; the others are set aside "
+            "(RUN/ledger.jsonl says why): mend those samples, or raise grpo.prompts_per_step"
+        )
     tokens = sum(group.tokens for group in groups)
     ordered = sorted(groups, key=lambda group: group.tokens, reverse=True)
-    return [Shard(step, tuple(ordered[rank::workers]), tokens) for rank in range(workers)]
+    return [Shard(step, tuple(ordered[rank::workers]), tokens, tuple(ledger), metrics or {}) for rank in range(workers)]
 
 
 def group_metrics(step: int, groups: Sequence[Group]) -> dict[str, float]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,10 @@ from typing import Any
 import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
+from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError
 from hatch_ray.config import Config
 from hatch_ray.model.base import replace_folder
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
@@ -45,6 +49,7 @@ def fit_stage(
     """Run `loop({"job": reference to job})` on Ray Train workers until it ends, calling report(done, steps) on the way.
 
     An exception that a worker raised comes out as itself; ValueError and FloatingPointError carry one clear line.
+    Raises WorkerDiedError when a worker was lost.
     """
     gpus = config.learner.gpus
     resources = {"CPU": config.learner.cpus} | ({"GPU": gpus} if gpus else {})
@@ -62,6 +67,8 @@ def fit_stage(
         trainer.fit()
     except WorkerGroupError as error:
         raise first_failure(error) from error
+    except PreemptionError as error:
+        raise WorkerDiedError(f"its machine was taken back: {error}") from error
     except TrainingFailedError as error:
         raise RuntimeError(f"{stage}: Ray Train could not run the stage: {error}") from error
     finally:
@@ -71,12 +78,51 @@ def fit_stage(
     report(steps, steps)
 
 
+def fit_supervised(
+    loop: Callable[[dict[str, Any]], None],
+    job: Any,
+    config: Config,
+    run: RunFolder,
+    stage: str,
+    workers: int,
+    steps: int,
+    report: Callable[[int, int], None],
+) -> None:
+    """`fit_stage` of a stage whose workers go on from their last checkpoint: lost workers are started again."""
+    recovery = Recovery(run, stage, config.recovery)
+
+    def told(done: int, total: int) -> None:
+        recovery.step_done(done)
+        report(done, total)
+
+    while True:
+        began = time.monotonic()
+        try:
+            return fit_stage(loop, job, config, run, stage, workers, steps, told)
+        except RESTARTABLE as error:
+            recovery.stage_lost("learner worker", str(error), time.monotonic() - began, 0)
+
+
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused")
+"""What gloo and NCCL say on the ranks that outlive another."""
+
+
 def first_failure(error: WorkerGroupError) -> BaseException:
-    """What the lowest failed rank raised: the exception itself when its message is for users, else with traceback."""
-    failure: BaseException = error.worker_failures[min(error.worker_failures)]
+    """What went wrong: what a rank raised, lowest first (itself when its message is for users, else with traceback),
+    unless a worker was lost and the others only say so.
+    """
+    failures = dict(sorted(error.worker_failures.items()))
     # Ray hands the worker's exception over inside one whose text is the traceback; it offers no public way to it.
-    raised = getattr(failure, "_base_exc", failure)
-    return raised if isinstance(raised, (ValueError, FloatingPointError)) else failure
+    raised = {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
+    for one in raised.values():
+        if isinstance(one, (ValueError, FloatingPointError)):
+            return one
+    dead = [rank for rank, one in raised.items() if isinstance(one, WorkerHealthCheckFailedError)]
+    orphans = [rank for rank, one in raised.items() if rank not in dead and LOST_PEER.search(str(one))]
+    if dead or orphans == list(raised):
+        ranks = ", ".join(map(str, dead)) if dead else f"not {orphans[0]}, which lost its connection"
+        return WorkerDiedError(f"rank {ranks}")
+    return next(failure for rank, failure in failures.items() if rank not in orphans)
 
 
 def _follow(run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event) -> None:

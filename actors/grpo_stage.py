@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.deadlines import CALL_SECONDS, START_SECONDS, wait_for
+from actors.engines import EnginePool
 from actors.experience import (
     SampleOrder,
     Schedule,
@@ -30,11 +32,13 @@ from actors.experience import (
     sample_rows,
 )
 from actors.fit import Checkpoints, fit_stage, forget_after
-from actors.learner import GrpoJob, learner_loop
+from actors.learner import REPORTS, GrpoJob, learner_loop
+from actors.ledger import Ledger, trained_row
 from actors.messages import Group, Request, Sampling, WeightsHandle
+from actors.pools import Failed
 from actors.prompts import PromptMaker
-from actors.reward import score_all, start_judges
-from actors.rollout import engines_ready, generate_all, start_engines, stop_actors, sync_engines
+from actors.recovery import RESTARTABLE, Recovery
+from actors.reward import JudgePool
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.model.base import model_source
 from hatch_ray.rewards.score import RewardTarget
@@ -86,8 +90,11 @@ class LearnerThread(threading.Thread):
 class GrpoRun:
     """One run of the stage: the actors and the loop. `drive` works until every step is learned and logged."""
 
-    def __init__(self, config: Config, run: RunFolder, model: str | Path, samples: Sequence[Sample]) -> None:
-        self.config, self.run = config, run
+    def __init__(
+        self, config: Config, run: RunFolder, model: str | Path, samples: Sequence[Sample], recovery: Recovery
+    ) -> None:
+        self.config, self.run, self.recovery = config, run, recovery
+        self.began = time.time()
         self.samples = choose_samples(samples, config.grpo.fraction, config.seed)
         self.steps = total_steps(config, len(self.samples))
         latest = Checkpoints(run.checkpoints(STAGE)).latest()
@@ -98,29 +105,36 @@ class GrpoRun:
         self.order = SampleOrder(len(self.samples), config.grpo.prompts_per_step, config.seed)
         self.schedule = Schedule(self.first, self.steps, config.grpo.max_staleness)
         self.sampling = Sampling(config.grpo.group_size, config.grpo.temperature, config.grpo.max_new_tokens)
+        self.ledger = Ledger(run.ledger)
+        self.ledger.restore(latest)
         forget_after(run, STAGE, self.first)
         forget_samples(run.samples(STAGE), self.first)
-        self.experience = ray.remote(ExperienceBoard).options(num_cpus=0, max_concurrency=100).remote()
-        self.weights = ray.remote(WeightsBoard).options(num_cpus=0, max_concurrency=100).remote(self.first)
-        job = GrpoJob(config, run.path, str(model), self.steps, self.experience, self.weights)
-        self.learner = LearnerThread(job)
-        self.engines: list[Any] = []
-        self.judges: list[Any] = []
-        self.pending: dict[int, dict[str, float]] = {}
+        self._log_missing(latest)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = {"num_cpus": 0, "max_concurrency": 100, "scheduling_strategy": here}
+        self.experience = ray.remote(ExperienceBoard).options(**board).remote()
+        self.weights = ray.remote(WeightsBoard).options(**board).remote(self.first)
+        self.job = GrpoJob(config, run.path, str(model), self.steps, self.experience, self.weights)
+        self.pending: dict[int, list[dict[str, Any]]] = {}
         self.ready: dict[int, list[Request]] = {}
+        self.learner = LearnerThread(self.job)
+        self.engines = EnginePool(self.source, config, self.first, recovery.actor_lost)
+        self.judges = JudgePool(config, recovery.actor_lost)
 
     def start(self) -> None:
-        """Start learner, engines and judges at the same time, and wait for the engines."""
+        """Start the learner beside engines and judges, and wait for the engines."""
         self.learner.start()
-        self.engines = start_engines(self.source, self.config, self.first)
-        self.judges = start_judges(self.config)
-        engines_ready(self.engines)
+        self.engines.ready()
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
         self.experience.stop.remote()
-        self.learner.join(timeout=60)
-        stop_actors([*self.engines, *self.judges, self.experience, self.weights])
+        if self.learner.is_alive():
+            self.learner.join(timeout=60)
+        self.engines.stop()
+        self.judges.stop()
+        for board in (self.experience, self.weights):
+            ray.kill(board)
 
     def drive(self, report: Report) -> None:
         """Sample, judge, hand over, update the engines, log; until the last step is learned."""
@@ -131,23 +145,31 @@ class GrpoRun:
             self._log(report)
             start = time.monotonic()
             if handle is not None and version > served:
-                sync_engines(self.engines, handle)
+                self.engines.sync(handle)
                 served = version
             synced = time.monotonic()
             step = self.schedule.start(served)
-            groups, seconds = self.collect(step)
+            places, groups, seconds = self.collect(step)
             if not self.schedule.admit(step, [group.rollout.version for group in groups]):
                 refused += 1
                 if refused >= MAX_REFUSED:
                     raise RuntimeError(f"grpo: {refused} batches in a row were older than grpo.max_staleness allows")
                 continue
             refused = 0
-            append_jsonl(self.run.samples(STAGE), sample_rows(step, groups, self.chosen(step)))
-            shards = make_shards(step, groups, self.config.learner.workers)
+            chosen = self.chosen(step)
+            samples = [chosen[place] for place in places]
+            append_jsonl(self.run.samples(STAGE), sample_rows(step, groups, samples))
+            first = step * self.config.grpo.prompts_per_step
+            rows = [
+                trained_row(step, first + place, sample.id, group.rollout.version)
+                for place, sample, group in zip(places, samples, groups, strict=True)
+            ]
+            metrics = group_metrics(step, groups) | seconds
+            metrics["processed_per_image"] = self.maker.processed / self.maker.unique
+            metrics |= {"seconds_wait": waited, "seconds_sync": synced - start}
+            self.pending[step] = rows
+            shards = make_shards(step, groups, self.config.learner.workers, rows, metrics)
             wait_for(self.experience.put.remote(shards), "grpo: handing over a batch", CALL_SECONDS, self.learner.check)
-            self.pending[step] = group_metrics(step, groups) | seconds
-            self.pending[step]["processed_per_image"] = self.maker.processed / self.maker.unique
-            self.pending[step] |= {"seconds_wait": waited, "seconds_sync": synced - start}
             if not self.schedule.done:
                 self.ready = {step + 1: self.requests(step + 1)}  # while the learner is at work
             start = time.monotonic()
@@ -155,6 +177,8 @@ class GrpoRun:
         self._log(report)
         self.learner.join(timeout=START_SECONDS)
         self.learner.check()
+        if problems := self.ledger.problems(self.steps, self.config.grpo.prompts_per_step):
+            raise RuntimeError(f"grpo: {self.ledger.path} is not whole: {'; '.join(problems[:10])}")
 
     def _wait_for_version(self, version: int) -> tuple[int, WeightsHandle | None]:
         return wait_for(
@@ -163,7 +187,7 @@ class GrpoRun:
         )  # fmt: skip
 
     def chosen(self, step: int) -> list[Sample]:
-        """The samples that a step asks."""
+        """The samples of a step, those that are set aside included."""
         return [self.samples[index] for index in self.order.indices(step)]
 
     def requests(self, step: int) -> list[Request]:
@@ -172,31 +196,81 @@ class GrpoRun:
         seeds = np.random.SeedSequence([self.config.seed, step]).generate_state(len(chosen))
         return [self.maker.request(sample, int(seed)) for sample, seed in zip(chosen, seeds, strict=True)]
 
-    def collect(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """A step's groups, sampled and judged, and the seconds of both."""
+    def collect(self, step: int) -> tuple[list[int], list[Group], dict[str, float]]:
+        """A step's groups, sampled and judged, with their places in the step, and the seconds of both.
+
+        Samples that fail every engine or judge are set aside, from now on.
+        """
         start = time.monotonic()
-        requests = self.ready.pop(step, None) or self.requests(step)
+        chosen, requests = self.chosen(step), self.ready.pop(step, None) or self.requests(step)
         prepared = time.monotonic()
-        rollouts = generate_all(self.engines, requests, self.sampling)
+        known = self.ledger.aside
+        places = [place for place, sample in enumerate(chosen) if sample.id not in known]
+        for place in sorted(set(range(len(chosen))) - set(places)):
+            self._set_aside(step, place, "set aside at an earlier step")
+        found = self.engines.try_generate([requests[place] for place in places], self.sampling)
+        rollouts = {}
+        for place, rollout in zip(places, found, strict=True):
+            if isinstance(rollout, Failed):
+                self._set_aside(step, place, rollout.reason)
+            else:
+                rollouts[place] = rollout
         sampled = time.monotonic()
-        targets = [RewardTarget.from_sample(sample, self.maker.mode) for sample in self.chosen(step)]
-        jobs = [(r.text, target) for rollout, target in zip(rollouts, targets, strict=True) for r in rollout.replies]
-        groups = make_groups(requests, rollouts, score_all(self.judges, jobs))
+        targets = {place: RewardTarget.from_sample(chosen[place], self.maker.mode) for place in rollouts}
+        jobs = [(reply.text, targets[place]) for place, rollout in rollouts.items() for reply in rollout.replies]
+        scores = self.judges.score(jobs)
+        size = self.sampling.n
+        judged: dict[int, list[dict[str, Any]]] = {}
+        for number, place in enumerate(rollouts):
+            part = scores[number * size : (number + 1) * size]
+            failed = [score for score in part if isinstance(score, Failed)]
+            if failed:
+                self._set_aside(step, place, failed[0].reason)
+            else:
+                judged[place] = part
+        groups = make_groups(
+            [requests[place] for place in judged],
+            [rollouts[place] for place in judged],
+            [score for part in judged.values() for score in part],
+        )
         seconds = {
             "seconds_prepare": prepared - start,
             "seconds_generate": sampled - prepared,
             "seconds_reward": time.monotonic() - sampled,
         }
-        return groups, seconds
+        return list(judged), groups, seconds
+
+    def _set_aside(self, step: int, place: int, reason: str) -> None:
+        sample = self.chosen(step)[place].id
+        if self.ledger.set_aside(step, step * self.config.grpo.prompts_per_step + place, sample, reason):
+            self.recovery.set_aside(sample, reason, len(self.ledger.aside), len(self.samples))
 
     def _log(self, report: Report) -> None:
-        """Write the metrics of every step that the learner has finished since."""
+        """Write the metrics of every step that the learner has finished since, and its groups into the ledger."""
         reports = wait_for(self.experience.reports.remote(), "grpo: the learner's reports", CALL_SECONDS)
-        for step, learned in sorted(reports.items()):
-            metrics = self.pending.pop(step) | learned
-            metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds"]
-            self.run.log(STAGE, step + 1, metrics)
+        for step, metrics in sorted(reports.items()):
+            self.ledger.append(self.pending.pop(step))
+            self._write(step, metrics | self.recovery.step_done(step))
             report(step + 1, self.steps)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        self.run.log(STAGE, step + 1, metrics | {"tokens_per_s": metrics["tokens"] / metrics["seconds"]})
+
+    def _log_missing(self, checkpoint: Path | None) -> None:
+        """A learner that died right after a checkpoint has not reported the last steps behind it: they lie in it."""
+        if checkpoint is None:
+            return
+        rows = [row["step"] for row in read_jsonl(self.run.metrics_path) if row["stage"] == STAGE]
+        for row in read_jsonl(checkpoint / REPORTS):
+            if row["step"] >= max(rows, default=0):
+                self._write(row.pop("step"), row)
+
+    def lost(self) -> tuple[int, float]:
+        """What a restart does again: groups, and seconds since the last checkpoint (or the start)."""
+        latest = Checkpoints(self.run.checkpoints(STAGE)).latest()
+        step = 0 if latest is None else Checkpoints.step(latest)
+        since = self.began if latest is None else max(self.began, latest.stat().st_mtime)
+        return max(0, self.schedule.next_step - step) * self.config.grpo.prompts_per_step, time.time() - since
 
     def summary(self) -> dict[str, Any]:
         """Steps and one line: the mean reward terms of the first and the last tenth of the steps."""
@@ -227,16 +301,23 @@ def run_grpo(
 ) -> dict[str, Any]:
     """The GRPO stage from `model` to RUN/grpo/model, resumed from its last checkpoint when there is one.
 
-    Ray must be running. Returns {"steps": int, "line": what was achieved}. Raises ConfigError for prompts that do not
-    fit, and whatever an actor or worker failed with, with the stage in its text.
+    Ray must be running. Engines and judges that die are replaced on the way; when the learner or a board dies, the
+    stage starts again from its last checkpoint. Returns {"steps": int, "line": what was achieved}. Raises ConfigError
+    for prompts that do not fit, RuntimeError when processes keep dying, and whatever an actor or worker failed with,
+    with the stage in its text.
     """
     if not samples:
         raise ConfigError("grpo: there are no training samples")
-    # Ray Train changes its workers' directory, so the folder must be absolute.
-    stage = GrpoRun(config, run, model_source(model), samples)
-    try:
-        stage.start()
-        stage.drive(report)
-    finally:
-        stage.stop()
-    return stage.summary()
+    recovery = Recovery(run, STAGE, config.recovery)
+    while True:
+        # Ray Train changes its workers' directory, so the folder must be absolute.
+        stage = GrpoRun(config, run, model_source(model), samples, recovery)
+        try:
+            stage.start()
+            stage.drive(report)
+            return stage.summary()
+        except RESTARTABLE as error:
+            groups, seconds = stage.lost()
+            recovery.stage_lost("learner worker", str(error), seconds, groups)
+        finally:
+            stage.stop()

@@ -21,6 +21,7 @@ from transformers import get_scheduler
 
 from actors.deadlines import CALL_SECONDS, wait_for
 from actors.fit import Checkpoints
+from actors.ledger import LEDGER
 from actors.messages import Group, Reply, Shard, StoredImage
 from actors.weights import Publisher, learned_parts, only_learned
 from hatch_ray.config import Config
@@ -29,10 +30,12 @@ from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, lo
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
-from hatch_ray.run_folder import RunFolder
+from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
 
 MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
 """Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
+REPORTS = "reports.jsonl"
+"""In a checkpoint: the metrics of the steps since the checkpoint before, which the driver may not have seen."""
 SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
 """Metrics summed over tokens, then over workers, then divided by the step's tokens."""
 
@@ -289,9 +292,12 @@ def learner_loop(settings: dict[str, Any]) -> None:
     checkpoints = Checkpoints(run.checkpoints("grpo"))
     latest = checkpoints.latest()
     first = 0
+    ledger: list[dict[str, Any]] = []
     if latest is not None:
         first = checkpoints.step(latest)
         learner.restore(torch.load(latest / "trainer.pt", weights_only=True))
+        ledger = read_jsonl(latest / LEDGER)
+    reports: list[dict[str, Any]] = []
     publisher = Publisher(job.weights)
     before = time.monotonic()
     for step in range(first, job.steps):
@@ -302,16 +308,22 @@ def learner_loop(settings: dict[str, Any]) -> None:
         start = time.monotonic()
         metrics = learner.update(shard)
         metrics["seconds_learn"] = time.monotonic() - start
+        metrics["seconds"] = time.monotonic() - before
+        before = time.monotonic()
         done = step + 1
         if rank == 0:
+            ledger += shard.ledger
+            metrics |= shard.metrics
+            reports.append({"step": step} | metrics)
             if done % job.config.grpo.save_every == 0 and done < job.steps:
                 with checkpoints.write(done) as folder:
                     learner.save(folder / "model", job.model)
                     torch.save(learner.state(), folder / "trainer.pt")
+                    append_jsonl(folder / LEDGER, ledger)
+                    append_jsonl(folder / REPORTS, reports)
+                reports.clear()
             if done == job.steps:
                 learner.save(run.stage_model("grpo"), job.model)
-            metrics["seconds"] = time.monotonic() - before
-            before = time.monotonic()
             wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", CALL_SECONDS)
             publisher.publish(learner.learned_weights(), done)
     publisher.wait()

@@ -94,11 +94,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Shard:
-    """One learner worker's part of a step: its groups, and the reply tokens of the whole step over all workers."""
+    """One learner worker's part of a step: its groups; of the whole step, reply tokens, ledger rows, metrics."""
 
     step: int
     groups: tuple[Group, ...]
     global_tokens: int
+    ledger: tuple[dict[str, Any], ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -32,7 +32,9 @@ from hatch_ray.model.size import count_parameters
 from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
 from hatch_ray.sample import Sample
 
-FREE_TO_CHANGE = {"run_dir", "stages", "rollout", "reward_actors", "learner", "eval", "serve", "tensorboard"}
+FREE_TO_CHANGE = {
+    "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "eval", "serve", "tensorboard"
+}  # fmt: skip
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
-from actors.deadlines import dispatch
+from actors.pools import Failed, Loss, Pool
 from hatch_ray.config import Config, RewardConfig
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.rewards.score import RewardTarget, score_reply
@@ -24,6 +24,10 @@ class RewardJudge:
     def __init__(self, reward: RewardConfig) -> None:
         self.reward = reward
 
+    def ready(self) -> bool:
+        """Answers once the judge is up."""
+        return True
+
     def score_many(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """Each reply's `Score` as a dictionary, with the "plans" that were read: [{"from", "to", "action"}]."""
         return [self._score(text, target) for text, target in jobs]
@@ -38,14 +42,15 @@ class RewardJudge:
         return score
 
 
-def start_judges(config: Config) -> list[Any]:
-    """Start `reward_actors.actors` verifiers."""
-    actor = ray.remote(RewardJudge).options(num_cpus=config.reward_actors.cpus)
-    return [actor.remote(config.reward) for _ in range(config.reward_actors.actors)]
+class JudgePool(Pool):
+    """`reward_actors.actors` verifiers."""
 
+    def __init__(self, config: Config, on_loss: Callable[[Loss], None] = lambda loss: None) -> None:
+        actor = ray.remote(RewardJudge).options(num_cpus=config.reward_actors.cpus)
+        super().__init__(
+            "reward judge", lambda: actor.remote(config.reward), config.reward_actors.actors, on_loss=on_loss
+        )
 
-def score_all(judges: Sequence[Any], jobs: Sequence[Job], chunk: int = CHUNK) -> list[dict[str, Any]]:
-    """Scores of all replies, in order; a free judge takes the next chunk."""
-    chunks = [list(jobs[start : start + chunk]) for start in range(0, len(jobs), chunk)]
-    parts = dispatch(judges, chunks, lambda judge, part: judge.score_many.remote(part), "rewards")
-    return [score for part in parts for score in part]
+    def score(self, jobs: Sequence[Job], chunk: int = CHUNK) -> list[dict[str, Any] | Failed]:
+        """Scores of all replies, in order; `Failed` where every judge failed. A free judge takes the next chunk."""
+        return self.map(jobs, lambda judge, part: judge.score_many.remote(part), chunk)

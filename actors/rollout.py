@@ -8,7 +8,7 @@ learner's scores.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,11 @@ import numpy as np
 import ray
 from PIL import Image
 
-from actors.deadlines import CALL_SECONDS, START_SECONDS, dispatch, wait_for_all
+from actors.deadlines import CALL_SECONDS
 from actors.messages import Reply, Request, Rollout, Sampling, StoredImage, WeightsHandle
 from actors.weights import PackedWeights, unpack_weights
-from hatch_ray.config import Config, ConfigError
+from hatch_ray.config import Config
 
-PROGRESS_CHUNK = 32
-"""Requests in one call when somebody watches."""
 IMAGE_CACHE = 512
 """Decoded images that an engine keeps."""
 
@@ -151,55 +149,3 @@ class RolloutEngine:
         from hatch_ray.model.base import load_model
 
         return self.load(pack_weights(load_model(model).state_dict(), version))
-
-
-def start_engines(model: str | Path, config: Config, version: int = 0) -> list[Any]:
-    """Start `rollout.actors` engines; they load while the caller goes on (see `engines_ready`)."""
-    actor = ray.remote(RolloutEngine).options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus)
-    return [actor.remote(str(model), config, version) for _ in range(config.rollout.actors)]
-
-
-def engines_ready(engines: Sequence[Any]) -> None:
-    """Wait until all engines are up. Raises StageTimeoutError, or ConfigError with an engine's own complaint."""
-    try:
-        wait_for_all([engine.ready.remote() for engine in engines], "start of the vLLM engines", START_SECONDS)
-    except ray.exceptions.ActorDiedError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ConfigError(f"a vLLM engine did not start: {reason}") from error
-
-
-def stop_actors(actors: Sequence[Any]) -> None:
-    """End actors and free their resources."""
-    for actor in actors:
-        ray.kill(actor)
-
-
-def sync_engines(engines: Sequence[Any], handle: WeightsHandle) -> None:
-    """Every engine takes over a published version."""
-    versions = wait_for_all([engine.load_weights.remote(handle) for engine in engines], "weight update", CALL_SECONDS)
-    assert set(versions) == {handle.version}, versions
-
-
-def generate_all(
-    engines: Sequence[Any],
-    requests: Sequence[Request],
-    sampling: Sampling,
-    progress: Callable[[int, int], None] | None = None,
-    chunk: int = 0,
-) -> list[Rollout]:
-    """Rollouts of all requests, in order. Engines take chunks as they become free.
-
-    chunk: requests in one call; 0 splits them evenly over the engines, or in small parts when `progress` is wanted.
-    progress(done, total) counts requests.
-    """
-    size = chunk or (PROGRESS_CHUNK if progress is not None else -(-len(requests) // len(engines)))
-    chunks = [list(requests[start : start + size]) for start in range(0, len(requests), size)]
-
-    def report(done: int, _: int) -> None:
-        if progress is not None:
-            progress(min(done * size, len(requests)), len(requests))
-
-    parts = dispatch(
-        engines, chunks, lambda engine, part: engine.generate.remote(part, sampling), "rollouts", progress=report
-    )
-    return [rollout for part in parts for rollout in part]

@@ -22,7 +22,7 @@ from ray.train.huggingface.transformers import prepare_trainer
 from ray.train.torch import get_device, prepare_model
 from transformers import TrainerCallback, get_scheduler
 
-from actors.fit import Checkpoints, fit_stage, forget_after, stage_workers
+from actors.fit import Checkpoints, fit_supervised, forget_after, stage_workers
 from hatch_ray.config import Config, SftConfig, Trained
 from hatch_ray.learning.pasta import (
     PairOrder,
@@ -99,7 +99,7 @@ def run_pasta(
     judged = make_targets(heldout, settings, folder / "heldout_overlap.npz", report).draw(HELDOUT_PAIRS, config.seed)
     steps = settings.max_steps or math.ceil(settings.epochs * len(targets.pairs) / settings.batch_size)
     job = PastaJob(config, run.path, str(model), targets, judged, steps)
-    fit_stage(pasta_loop, job, config, run, "pasta", stage_workers(config, settings.batch_size), steps, report)
+    fit_supervised(pasta_loop, job, config, run, "pasta", stage_workers(config, settings.batch_size), steps, report)
     result = json.loads(run.evaluation("patch_retrieval").read_text(encoding="utf-8"))
     before, after = result["before"], result["after"]
     line = (
@@ -221,7 +221,7 @@ def run_sft(
     SampleEncoder(processor, stage_mode(stage, config.model.reasoning), config.model).check(chosen)
     steps = total_steps(len(chosen), settings)
     job = SftJob(config, run.path, stage, str(model), chosen)
-    fit_stage(sft_loop, job, config, run, stage, stage_workers(config, settings.batch_size), steps, report)
+    fit_supervised(sft_loop, job, config, run, stage, stage_workers(config, settings.batch_size), steps, report)
     losses = [row["loss"] for row in read_jsonl(run.metrics_path) if row["stage"] == stage]
     tail = losses[-10:]
     last = sum(tail) / len(tail)

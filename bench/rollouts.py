@@ -21,8 +21,9 @@ import numpy as np
 import ray
 import torch
 
+from actors.engines import EnginePool
 from actors.messages import Request, Sampling, StoredImage, WeightsHandle
-from actors.rollout import RolloutEngine, generate_all, start_engines, stop_actors, sync_engines
+from actors.rollout import RolloutEngine
 from actors.weights import pack_weights
 from bench.measure import in_turn, write_results
 from bench.shapes import picture
@@ -55,7 +56,7 @@ def make_requests(config: Config, prompts: int, images: int) -> list[Request]:
     return found
 
 
-def measure_rollouts(bare: RolloutEngine, actor: Any, requests: list[Request], rounds: int) -> dict[str, Any]:
+def measure_rollouts(bare: RolloutEngine, engines: EnginePool, requests: list[Request], rounds: int) -> dict[str, Any]:
     """Tokens a second of both ways."""
     sampling = Sampling(n=8, temperature=1.0, max_new_tokens=96)
     tokens: dict[str, int] = {}
@@ -70,7 +71,7 @@ def measure_rollouts(bare: RolloutEngine, actor: Any, requests: list[Request], r
         tokens["vllm"] = sum(len(one.token_ids) for output in outputs for one in output.outputs)
 
     def through_ray() -> None:
-        rollouts = generate_all([actor], requests, sampling)
+        rollouts = engines.generate(requests, sampling)
         tokens["actor"] = sum(len(reply.token_ids) for rollout in rollouts for reply in rollout.replies)
 
     seconds = in_turn({"vllm": directly, "actor": through_ray}, rounds)
@@ -78,7 +79,7 @@ def measure_rollouts(bare: RolloutEngine, actor: Any, requests: list[Request], r
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": speeds, "share": speeds["actor"] / speeds["vllm"]}
 
 
-def measure_sync(actor: Any, model: torch.nn.Module, rounds: int) -> dict[str, Any]:
+def measure_sync(engines: EnginePool, model: torch.nn.Module, rounds: int) -> dict[str, Any]:
     """Seconds of each part of a sync, and of a memory copy of the same bytes."""
     state = model.state_dict()
     size = sum(tensor.nbytes for tensor in state.values())
@@ -92,7 +93,7 @@ def measure_sync(actor: Any, model: torch.nn.Module, rounds: int) -> dict[str, A
         version[0] += 1
         handle = WeightsHandle(version[0], ray.put(pack_weights(copy, version[0])))
         stored = time.perf_counter()
-        sync_engines([actor], handle)
+        engines.sync(handle)
         for name, seconds in zip(parts, (copied - start, stored - copied, time.perf_counter() - stored), strict=True):
             parts[name].append(seconds)
 
@@ -117,13 +118,13 @@ def main() -> None:
     config = settings(Path(source), cores)
     ray.init(num_cpus=cores, include_dashboard=False, logging_level="warning", log_to_driver=False,
              runtime_env={"env_vars": variables()})  # fmt: skip
-    (actor,) = start_engines(source, config)
+    engines = EnginePool(source, config)
     bare = RolloutEngine(source, config)
     try:
-        rollouts = measure_rollouts(bare, actor, make_requests(config, options.prompts, 2), options.rounds)
-        sync = measure_sync(actor, load_model(source), options.rounds)
+        rollouts = measure_rollouts(bare, engines, make_requests(config, options.prompts, 2), options.rounds)
+        sync = measure_sync(engines, load_model(source), options.rounds)
     finally:
-        stop_actors([actor])
+        engines.stop()
     speeds = rollouts["tokens_per_s"]
     print(f"rollouts: vLLM {speeds['vllm']:.0f} tokens/s, actor {speeds['actor']:.0f} ({rollouts['share']:.1%})")
     times = {name: found["median"] * 1000 for name, found in sync["seconds"].items()}

@@ -241,6 +241,15 @@ class LearnerConfig(Section):
     """GPUs of each worker."""
 
 
+class RecoveryConfig(Section):
+    """Deaths and samples that kill: what a run gets over by itself."""
+
+    in_a_row: Annotated[int, Field(ge=0)] = 8
+    """Processes that may be lost without a finished step between them; one more stops the run."""
+    aside_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the samples that may be set aside, because they failed three processes; more stops the run."""
+
+
 class EvalConfig(Section):
     samples: Positive = 300
     """Held-out samples to answer (all when there are fewer)."""
@@ -282,6 +291,7 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     reward_actors: RewardActorsConfig = RewardActorsConfig()
     learner: LearnerConfig = LearnerConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     tensorboard: bool = True

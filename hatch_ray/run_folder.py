@@ -8,6 +8,8 @@ RUN/data/{train,heldout}/    datasets built for this run (data.root points elsew
 RUN/<stage>/model/           the stage's result, a Hugging Face folder
 RUN/<stage>/checkpoints/     the stage's resumable states
 RUN/samples/<stage>.jsonl    completions with every reward term
+RUN/ledger.jsonl             every prompt group of GRPO: trained once, or set aside
+RUN/recoveries.jsonl         every process that was lost, and what it cost
 RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
 RUN/model                    link to the last finished stage's model
 RUN/report.html
@@ -86,6 +88,10 @@ class RunFolder:
 
     def samples(self, stage: str) -> Path:
         return self.path / "samples" / f"{stage}.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
 
     def evaluation(self, name: str) -> Path:
         return self.path / "eval" / f"{name}.json"

@@ -17,8 +17,7 @@ from actors.learner import Learner, padded_keys, split_rows
 from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
 from actors.prompts import PromptMaker
 from actors.resources import check_resources
-from actors.reward import RewardJudge, score_all, start_judges
-from actors.rollout import stop_actors
+from actors.reward import JudgePool, RewardJudge
 from actors.weights import learned_parts, only_learned, pack_weights, unpack_weights
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import image_hash, load_image
@@ -77,13 +76,13 @@ def test_judge_gives_the_score_and_the_plans_it_read(samples):
 
 def test_judges_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, samples):
     config = make_settings(tiny_model, reward_actors={"actors": 2, "cpus": 0.1})
-    judges = start_judges(config)
+    judges = JudgePool(config)
     jobs = [(gold_reply(s, "actions") if i % 2 else "no", RewardTarget.from_sample(s)) for i, s in enumerate(samples)]
-    scores = score_all(judges, jobs, chunk=1)
+    scores = judges.score(jobs, chunk=1)
     assert [score["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
-    loaded = ray_cluster.get(judges[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
+    loaded = ray_cluster.get(judges.actors[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
     assert loaded is False
-    stop_actors(judges)
+    judges.stop()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------
@@ -337,7 +336,8 @@ def test_two_workers_do_what_one_does(ray_cluster, tiny_model):
     shards = make_shards(0, groups, 2)
     jobs = [actor.work.remote(rank, shards[rank], meeting) for rank, actor in enumerate(ranks)]
     results = ray_cluster.get(jobs, timeout=120)
-    stop_actors(ranks)
+    for rank in ranks:
+        ray_cluster.kill(rank)
     for metrics, gradients in results:
         for name in ("loss", "kl", "entropy", "grad_norm"):
             assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-7), name

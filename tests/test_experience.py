@@ -113,8 +113,9 @@ def test_shards_cover_all_groups_evenly_and_know_the_tokens_of_all():
     assert {len(s.groups) for s in shards} == {2}
     assert {s.global_tokens for s in shards} == {44}
     assert {s.step for s in shards} == {3}
-    with pytest.raises(ValueError, match="shared evenly"):
-        make_shards(0, groups, 3)
+    assert sorted(len(s.groups) for s in make_shards(0, groups, 3)) == [1, 1, 2]
+    with pytest.raises(RuntimeError, match="step 0 has 4 groups left for 5 learner workers"):
+        make_shards(0, groups, 5)
 
 
 def test_metrics_leave_out_terms_that_do_not_apply():

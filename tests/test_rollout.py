@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from actors.engines import EnginePool
 from actors.messages import Request, Sampling, StoredImage, WeightsHandle
-from actors.rollout import engines_ready, generate_all, start_engines, stop_actors, sync_engines
 from actors.weights import learned_parts, only_learned, pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash
@@ -33,10 +33,10 @@ def config():
 
 @pytest.fixture(scope="module")
 def engines(ray_cluster, tiny_model, config):
-    engines = start_engines(tiny_model, config)
-    engines_ready(engines)
+    engines = EnginePool(tiny_model, config)
+    engines.ready()
     yield engines
-    stop_actors(engines)
+    engines.stop()
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_learner_and_vllm_agree(ray_cluster, engines, policy, n_images, temperat
     model, processor = policy
     images = IMAGES[n_images]
     request = make_request(ray_cluster, processor, images, seed=3)
-    (rollout,) = generate_all(engines, [request], Sampling(4, temperature, 24))
+    (rollout,) = engines.generate([request], Sampling(4, temperature, 24))
     prompt, found = learner_logprobs(model, processor, request, images, rollout.replies, temperature)
     assert rollout.prompt_tokens == len(prompt.token_ids)
     assert len({reply.token_ids for reply in rollout.replies}) == 4
@@ -87,7 +87,7 @@ def test_learner_and_vllm_agree(ray_cluster, engines, policy, n_images, temperat
 def test_same_seed_same_replies(ray_cluster, engines, policy):
     _, processor = policy
     request = make_request(ray_cluster, processor, IMAGES[2], seed=11)
-    first, second = (generate_all(engines, [request], Sampling(3, 1.0, 12))[0] for _ in range(2))
+    first, second = (engines.generate([request], Sampling(3, 1.0, 12))[0] for _ in range(2))
     assert [r.token_ids for r in first.replies] == [r.token_ids for r in second.replies]
 
 
@@ -98,9 +98,9 @@ def test_vision_tokens_are_never_sampled(ray_cluster, engines, policy):
     state = model.state_dict()
     state["lm_head.weight"] = state["lm_head.weight"].clone()
     state["lm_head.weight"][image_id] = 20 * state["lm_head.weight"][5]
-    sync_engines(engines, WeightsHandle(1, ray_cluster.put(pack_weights(state, 1))))
+    engines.sync(WeightsHandle(1, ray_cluster.put(pack_weights(state, 1))))
     request = make_request(ray_cluster, processor, IMAGES[1])
-    (rollout,) = generate_all(engines, [request], Sampling(8, 1.0, 24))
+    (rollout,) = engines.generate([request], Sampling(8, 1.0, 24))
     assert rollout.version == 1
     banned = set(banned_token_ids(processor, model.lm_head.out_features, eos_token_ids(model, processor)))
     assert not banned & {token for reply in rollout.replies for token in reply.token_ids}
@@ -115,9 +115,9 @@ def test_weights_after_a_sync_give_the_learners_greedy_text(ray_cluster, engines
     images = IMAGES[3]
     request = make_request(ray_cluster, processor, images)
     greedy = Sampling(1, 0.0, 16)
-    before = generate_all(engines, [request], greedy)[0].replies[0]
-    sync_engines(engines, WeightsHandle(7, ray_cluster.put(pack_weights(model.state_dict(), 7))))
-    rollout = generate_all(engines, [request], greedy)[0]
+    before = engines.generate([request], greedy)[0].replies[0]
+    engines.sync(WeightsHandle(7, ray_cluster.put(pack_weights(model.state_dict(), 7))))
+    rollout = engines.generate([request], greedy)[0]
     assert rollout.version == 7
     assert rollout.replies[0].token_ids != before.token_ids
     inputs = processor(text=[request.prompt], images=images, return_tensors="pt")
@@ -131,7 +131,7 @@ def test_weights_after_a_sync_give_the_learners_greedy_text(ray_cluster, engines
 def test_what_learns_is_enough_for_the_engines(ray_cluster, engines, policy):
     """With LoRA the attentions and MLPs travel, nothing else; the engines then score as the adapted model does."""
     model, processor = policy
-    sync_engines(engines, WeightsHandle(20, ray_cluster.put(pack_weights(model.state_dict(), 20))))
+    engines.sync(WeightsHandle(20, ray_cluster.put(pack_weights(model.state_dict(), 20))))
     add_lora(model, 4)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -141,9 +141,9 @@ def test_what_learns_is_enough_for_the_engines(ray_cluster, engines, policy):
     whole = merged_state(model)
     part = only_learned(whole, learned_parts(model))
     assert set(part) == {name for name in whole if ".self_attn." in name or (".mlp." in name and "language" in name)}
-    sync_engines(engines, WeightsHandle(21, ray_cluster.put(pack_weights(part, 21))))
+    engines.sync(WeightsHandle(21, ray_cluster.put(pack_weights(part, 21))))
     request = make_request(ray_cluster, processor, IMAGES[2])
-    (rollout,) = generate_all(engines, [request], Sampling(4, 1.0, 12))
+    (rollout,) = engines.generate([request], Sampling(4, 1.0, 12))
     _, found = learner_logprobs(model, processor, request, IMAGES[2], rollout.replies, 1.0)
     for logprobs, reply in zip(found, rollout.replies, strict=True):
         assert np.allclose(logprobs.numpy(), reply.logprobs, atol=2e-3)
@@ -156,9 +156,9 @@ def test_end_token_is_part_of_the_reply_but_not_of_its_text(ray_cluster, engines
     end = processor.tokenizer.eos_token_id
     state["lm_head.weight"][:] = 0
     state["model.language_model.norm.weight"][:] = 0
-    sync_engines(engines, WeightsHandle(8, ray_cluster.put(pack_weights(state, 8))))
+    engines.sync(WeightsHandle(8, ray_cluster.put(pack_weights(state, 8))))
     request = make_request(ray_cluster, processor, IMAGES[1])
-    (rollout,) = generate_all(engines, [request], Sampling(64, 1.0, 200))
+    (rollout,) = engines.generate([request], Sampling(64, 1.0, 200))
     ended = [reply for reply in rollout.replies if reply.ended]
     assert ended
     for reply in ended:
@@ -175,7 +175,7 @@ def test_wrong_weights_are_refused(ray_cluster, engines, policy):
     packed = pack_weights(model.state_dict(), 9)
     packed.arrays["lm_head.weight"] = packed.arrays["lm_head.weight"] + 1
     with pytest.raises(ValueError, match="arrived with checksum"):
-        ray_cluster.get(engines[0].load_weights.remote(WeightsHandle(9, ray_cluster.put(packed))), timeout=60)
+        ray_cluster.get(engines.actors[0].load_weights.remote(WeightsHandle(9, ray_cluster.put(packed))), timeout=60)
 
 
 def test_prompt_that_does_not_fit_is_refused_by_name(ray_cluster, engines, policy):
@@ -183,4 +183,4 @@ def test_prompt_that_does_not_fit_is_refused_by_name(ray_cluster, engines, polic
     request = make_request(ray_cluster, processor, IMAGES[1])
     long = Request("a-long-one", request.prompt + "1" * 600, request.images)
     with pytest.raises(ValueError, match="a-long-one"):
-        generate_all(engines, [long], Sampling(1, 0.0, 4))
+        engines.generate([long], Sampling(1, 0.0, 4))

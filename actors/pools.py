@@ -1,0 +1,170 @@
+"""A pool of equal actors: free ones take jobs, a dead one is replaced and its jobs are issued again.
+
+What becomes of a job whose actor fails:
+
+    actor dies, raises or hangs -> a new actor -> the same job again
+                                -> the second time, if it holds several items: each item a job of its own
+    an item's third failure     -> `Failed`, with the reason; the others go on
+
+ValueError is a refusal of the input, not a failure of the actor: the actor stays, and the item is `Failed` at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.deadlines import CALL_SECONDS, START_SECONDS, StageTimeoutError, wait_for_all
+
+TRIES = 3
+"""An item that was in work when this many actors failed is given up."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An item that no actor could work on: the last reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An actor that was replaced: why, the seconds from the start of its job to its successor, items issued again."""
+
+    role: str
+    reason: str
+    seconds: float
+    items: int
+
+
+@dataclass
+class _Job:
+    places: list[int]
+    items: list[Any]
+    failures: int = 0
+    started: float = 0.0
+
+
+class Pool:
+    """`count` actors of one role. `start` makes one; `settle` brings a new one to where the others are.
+
+    on_loss is called for every actor that was replaced, and may raise to stop the run.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        start: Callable[[], Any],
+        count: int,
+        settle: Callable[[Any], None] = lambda actor: None,
+        on_loss: Callable[[Loss], None] = lambda loss: None,
+    ) -> None:
+        self.role = role
+        self._start, self._settle, self._on_loss = start, settle, on_loss
+        self.actors = [start() for _ in range(count)]
+
+    def call_all(self, call: Callable[[Any], ray.ObjectRef], stage: str, seconds: float = CALL_SECONDS) -> list[Any]:
+        """The results of one call on every actor. One that dies is replaced and settled, and gives no result."""
+        refs = {actor: call(actor) for actor in self.actors}
+        results = []
+        began = time.monotonic()
+        for actor, ref in refs.items():
+            try:
+                results += wait_for_all([ref], stage, max(0.0, began + seconds - time.monotonic()))
+            except ray.exceptions.RayActorError as error:
+                self._replace(actor, str(error), began, 0)
+        return results
+
+    def map(
+        self,
+        items: Sequence[Any],
+        call: Callable[[Any, list[Any]], ray.ObjectRef],
+        chunk: int,
+        seconds: float = CALL_SECONDS,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Any]:
+        """`call(actor, part)` for parts of `chunk` items, which returns one result an item; all results in order.
+
+        An item that could not be worked on has `Failed` in its place. progress(done, total) counts items.
+        """
+        results: list[Any] = [None] * len(items)
+        places = range(len(items))
+        queue = deque(
+            _Job(list(places[first : first + chunk]), list(items[first : first + chunk]))
+            for first in range(0, len(items), chunk)
+        )
+        idle = deque(self.actors)
+        running: dict[ray.ObjectRef, tuple[Any, _Job]] = {}
+        done = 0
+        while queue or running:
+            while queue and idle:
+                actor, job = idle.popleft(), queue.popleft()
+                job.started = time.monotonic()
+                running[call(actor, job.items)] = (actor, job)
+            oldest = min(job.started for _, job in running.values())
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, oldest + seconds - time.monotonic()))
+            ref = ready[0] if ready else min(running, key=lambda ref: running[ref][1].started)
+            actor, job = running.pop(ref)
+            answer = self._answer(ref, job) if ready else StageTimeoutError(f"no answer in {seconds:g} s")
+            if isinstance(answer, Exception):
+                refused = isinstance(answer, ValueError)
+                for place in job.places:
+                    results[place] = Failed(_reason(answer))
+                again = self._again(job, refused)
+                queue.extendleft(reversed(again))
+                if not refused:
+                    actor = self._replace(actor, _reason(answer), job.started, sum(len(part.items) for part in again))
+                done += len(job.items) - sum(len(part.items) for part in again)
+            else:
+                for place, result in zip(job.places, answer, strict=True):
+                    results[place] = result
+                done += len(job.items)
+            idle.append(actor)
+            if progress is not None:
+                progress(done, len(items))
+        return results
+
+    def _answer(self, ref: ray.ObjectRef, job: _Job) -> list[Any] | Exception:
+        try:
+            answer = ray.get(ref, timeout=60)
+        except ray.exceptions.RayTaskError as error:
+            return error.cause if isinstance(error.cause, ValueError) else error
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            return error
+        assert len(answer) == len(job.items), f"{self.role}: {len(answer)} results for {len(job.items)} items"
+        return list(answer)
+
+    def _again(self, job: _Job, refused: bool) -> list[_Job]:
+        """What to issue again after a failure: the job, its items one by one, or nothing."""
+        failures = job.failures + 1
+        if len(job.items) > 1 and (refused or failures > 1):
+            return [_Job([place], [item], failures) for place, item in zip(job.places, job.items, strict=True)]
+        if refused or failures >= TRIES:
+            return []
+        return [_Job(job.places, job.items, failures)]
+
+    def _replace(self, actor: Any, reason: str, started: float, items: int) -> Any:
+        """A settled actor in the place of one that failed. Raises StageTimeoutError when none starts."""
+        ray.kill(actor)
+        fresh = self._start()
+        wait_for_all([fresh.ready.remote()], f"a new {self.role}", START_SECONDS)
+        self._settle(fresh)
+        self.actors[self.actors.index(actor)] = fresh
+        self._on_loss(Loss(self.role, reason, time.monotonic() - started, items))
+        return fresh
+
+    def stop(self) -> None:
+        """End the actors and free their resources."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something of an actor's error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,83 @@
+"""What died, what it cost, and when to stop: one line, one row of RUN/recoveries.jsonl and one metric a recovery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from actors.pools import Loss
+from hatch_ray.config import RecoveryConfig
+from hatch_ray.run_folder import RunFolder, append_jsonl
+
+
+class WorkerDiedError(RuntimeError):
+    """A learner worker was lost: killed, out of memory, or with its machine."""
+
+
+RESTARTABLE = (WorkerDiedError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
+"""What a stage that starts again from its last checkpoint gets over: a process or its memory is gone."""
+
+
+class Recovery:
+    """The losses of one stage. `say` prints a line; losses in a row without a finished step end the run."""
+
+    def __init__(
+        self, run: RunFolder, stage: str, settings: RecoveryConfig, say: Callable[[str], None] = print
+    ) -> None:
+        self.path = run.path / "recoveries.jsonl"
+        self.stage, self.settings, self.say = stage, settings, say
+        self.in_a_row = 0
+        self._furthest = -1
+        self._since: list[dict[str, Any]] = []
+
+    def actor_lost(self, loss: Loss) -> None:
+        """A pool has replaced an actor."""
+        self._record(loss.role, loss.reason, loss.seconds, loss.items, "replaced")
+
+    def stage_lost(self, what: str, reason: str, seconds: float, groups: int) -> None:
+        """The stage starts again from a checkpoint; `seconds` of work and `groups` are done again."""
+        self._record(what, reason, seconds, groups, "back to the last checkpoint")
+
+    def set_aside(self, sample: str, reason: str, aside: int, samples: int) -> None:
+        """A sample is left out of the rest of the run; `aside` of `samples` now are.
+
+        Raises RuntimeError when these are more than recovery.aside_share.
+        """
+        self.say(f"{self.stage}: sample {sample} is set aside: {reason}")
+        if aside > self.settings.aside_share * samples:
+            raise RuntimeError(
+                f"{self.stage}: {aside} of {samples} samples are set aside, more than "
+                f"recovery.aside_share={self.settings.aside_share:g}; the last: {sample} ({reason}). RUN/ledger.jsonl "
+                "names them all: if they fail for one reason, mend that; if they are bad data, leave them out"
+            )
+
+    def step_done(self, step: int) -> dict[str, float]:
+        """A step was learned: what was lost since the step before, as metrics. Only new ground ends a row of losses."""
+        if step > self._furthest:
+            self._furthest, self.in_a_row = step, 0
+        lost, self._since = self._since, []
+        if not lost:
+            return {}
+        return {
+            "recoveries": float(len(lost)),
+            "seconds_lost": sum(row["seconds"] for row in lost),
+            "issued_again": float(sum(row["issued_again"] for row in lost)),
+        }
+
+    def _record(self, what: str, reason: str, seconds: float, again: int, remedy: str) -> None:
+        row = {"stage": self.stage, "time": round(time.time(), 3), "what": what, "reason": reason}
+        row |= {"seconds": round(seconds, 3), "issued_again": again, "remedy": remedy}
+        append_jsonl(self.path, [row])
+        self._since.append(row)
+        self.in_a_row += 1
+        self.say(f"{self.stage}: {what} lost ({reason}): {remedy}, {again} issued again, {seconds:.1f} s lost")
+        if self.in_a_row > self.settings.in_a_row:
+            raise RuntimeError(
+                f"{self.stage}: {self.in_a_row} processes were lost without a finished step between them, the last: "
+                f"{what} ({reason}). Look at memory (fewer rollout.actors or learner.workers, a smaller "
+                "rollout.kv_cache_mb or grpo.token_budget) and at the machine's log; raise recovery.in_a_row if the "
+                "machines are meant to be that short-lived"
+            )

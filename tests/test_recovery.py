@@ -1,0 +1,135 @@
+"""Ledger and budget: pure bookkeeping."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.experience import SampleOrder, Schedule
+from actors.ledger import LEDGER, Ledger, trained_row
+from actors.pools import Loss
+from actors.recovery import Recovery
+from hatch_ray.config import RecoveryConfig
+from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
+
+LOST = Loss("rollout engine", "killed", 1.5, 4)
+
+
+def test_each_loss_is_one_line_and_one_row_and_the_next_step_counts_them(tmp_path):
+    lines = []
+    recovery = Recovery(RunFolder(tmp_path), "grpo", RecoveryConfig(), lines.append)
+    recovery.actor_lost(LOST)
+    recovery.stage_lost("learner worker", "rank 1", 3.0, 8)
+    assert len(lines) == 2 and "rollout engine lost (killed)" in lines[0] and "4 issued again" in lines[0]
+    assert [row["what"] for row in read_jsonl(tmp_path / "recoveries.jsonl")] == ["rollout engine", "learner worker"]
+    assert recovery.step_done(0) == {"recoveries": 2.0, "seconds_lost": 4.5, "issued_again": 12.0}
+    assert recovery.step_done(1) == {}
+
+
+def test_losses_without_a_new_step_stop_the_run_and_say_what_to_change(tmp_path):
+    recovery = Recovery(RunFolder(tmp_path), "grpo", RecoveryConfig(in_a_row=2), lambda line: None)
+    for step in range(5):
+        recovery.actor_lost(LOST)
+        recovery.step_done(step)
+    recovery.actor_lost(LOST)
+    recovery.step_done(3)  # taken again after a restart: no new ground
+    recovery.actor_lost(LOST)
+    with pytest.raises(RuntimeError, match=r"3 processes were lost without a finished step.*recovery\.in_a_row"):
+        recovery.actor_lost(LOST)
+
+
+def test_too_many_samples_set_aside_stop_the_run(tmp_path):
+    recovery = Recovery(RunFolder(tmp_path), "grpo", RecoveryConfig(aside_share=0.1), lambda line: None)
+    recovery.set_aside("a", "killed its engines", 1, 10)
+    with pytest.raises(RuntimeError, match=r"2 of 10 samples are set aside.*recovery\.aside_share=0\.1.*b"):
+        recovery.set_aside("b", "killed its engines", 2, 10)
+
+
+def test_a_ledger_goes_back_to_its_checkpoint_and_keeps_what_was_set_aside(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([trained_row(0, place, f"s{place}", 0) for place in range(2)])
+    append_jsonl(tmp_path / "step-000001" / LEDGER, ledger.rows)
+    ledger.append([trained_row(1, 2, "s2", 1)])
+    assert ledger.set_aside(1, 3, "bad", "killed three engines")
+    assert not ledger.set_aside(1, 3, "bad", "again")
+    assert ledger.problems(2, 2) == []
+
+    later = Ledger(tmp_path / "ledger.jsonl")
+    later.restore(tmp_path / "step-000001")
+    assert [row["id"] for row in later.rows] == ["s0", "s1", "bad"] and later.aside == {"bad"}
+    assert read_jsonl(later.path) == later.rows
+    assert later.problems(2, 2) == ["place 2: missing"]
+    later.restore(None)
+    assert [row["id"] for row in read_jsonl(later.path)] == ["bad"]
+
+
+def test_problems_name_what_was_trained_twice_or_never(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([trained_row(0, place, "s", 0) for place in (0, 1, 1, 9)])
+    assert ledger.problems(2, 2) == [
+        "place 1: 2 times", "place 2: missing", "place 3: missing", "place 9: beyond the last step"
+    ]  # fmt: skip
+
+
+@given(
+    steps=st.integers(1, 12),
+    staleness=st.integers(0, 3),
+    save_every=st.integers(1, 5),
+    seed=st.integers(0, 2**32 - 1),
+    death_share=st.floats(0, 0.5),
+)
+def test_any_deaths_and_delays_leave_each_group_trained_once_and_none_too_old(
+    tmp_path_factory, steps, staleness, save_every, seed, death_share
+):
+    """The scheduling code alone, against a learner that works at its own pace and dies when it likes.
+
+    Deaths go back to the last checkpoint, as `run_grpo` does; a checkpoint holds the ledger of the steps behind it.
+    """
+    import random
+
+    chance = random.Random(seed)
+    folder = tmp_path_factory.mktemp("run")
+    order, per_step, saved, deaths = SampleOrder(5, 2, seed % 100), 2, 0, 0
+    while True:
+        ledger = Ledger(folder / "ledger.jsonl")
+        ledger.restore(folder / f"step-{saved}" if saved else None)
+        schedule, learned = Schedule(saved, steps, staleness), saved
+        waiting: list[tuple[int, int]] = []  # (step, version) handed over, not yet learned
+        died = False
+        while not died and learned < steps:
+            if deaths < 20 and chance.random() < death_share:
+                died, deaths = True, deaths + 1
+                break
+            may_sample = not schedule.done and learned >= schedule.needed_version
+            if may_sample and (not waiting or chance.random() < 0.6):
+                version = learned
+                step = schedule.start(version)
+                if chance.random() < 0.5 and waiting:  # the learner gets on while this step is sampled
+                    learned = learn(waiting, ledger, order, per_step, learned, staleness, folder, save_every)
+                assert schedule.admit(step, [version])
+                waiting.append((step, version))
+            elif waiting:
+                learned = learn(waiting, ledger, order, per_step, learned, staleness, folder, save_every)
+        if not died:
+            break
+        saved = (learned // save_every) * save_every
+    assert ledger.problems(steps, per_step) == []
+    trained = [row["id"] for row in ledger.rows]
+    assert trained == [index for step in range(steps) for index in order.indices(step)]
+    assert all(0 <= row["step"] - row["version"] <= staleness for row in ledger.rows)
+    assert [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()] == ledger.rows
+
+
+def learn(waiting, ledger, order, per_step, learned, staleness, folder, save_every):
+    """One step of the learner of the test above."""
+    step, version = waiting.pop(0)
+    assert step == learned and step - version <= staleness
+    ledger.append([
+        trained_row(step, step * per_step + number, index, version) for number, index in enumerate(order.indices(step))
+    ])  # fmt: skip
+    if (step + 1) % save_every == 0:
+        path = folder / f"step-{step + 1}" / LEDGER
+        path.unlink(missing_ok=True)
+        append_jsonl(path, ledger.rows)
+    return step + 1
