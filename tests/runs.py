@@ -115,7 +115,7 @@ TIMES = ("time", "seconds", "tokens_per_s", "samples_per_s", "processed_per_imag
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two runs of one config, to the bit: weights, metrics, completions, ledger. Empty: nothing."""
+    """What differs between two runs of one config, to the bit: weights, metrics, completions, ledger."""
     found = []
     for stage in ("pasta", "qa_sft", "cold_start", "grpo"):
         left, right = (load_file(run / stage / "model" / "model.safetensors") for run in (one, other))
