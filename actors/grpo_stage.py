@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ class GrpoRun:
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
-        self.experience.stop.remote()
+        with suppress(ray.exceptions.RayActorError):  # the board may be what died
+            wait_for(self.experience.stop.remote(), "grpo: the end of the stage", 60)
         if self.learner.is_alive():
             self.learner.join(timeout=60)
         self.engines.stop()

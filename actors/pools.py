@@ -77,7 +77,7 @@ class Pool:
             try:
                 results += wait_for_all([ref], stage, max(0.0, began + seconds - time.monotonic()))
             except ray.exceptions.RayActorError as error:
-                self._replace(actor, str(error), began, 0)
+                self._replace(actor, _reason(error), began, 0)
         return results
 
     def map(
@@ -165,6 +165,8 @@ class Pool:
 
 
 def _reason(error: Exception) -> str:
-    """The last line that says something of an actor's error."""
+    """What is worth knowing of an actor's error: that its process died, or the last line of what it raised."""
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process died"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

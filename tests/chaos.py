@@ -35,6 +35,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from runs import ROOMS, SHORT, differences, kill, metrics, rows_of, start, wait_for_step  # noqa: E402
+from taught import TASKS, teach  # noqa: E402
 
 FAULTS = ("rollout engine", "reward judge", "learner worker", "driver", "node")
 TITLES = {
@@ -51,7 +52,8 @@ def words(run: Path, model: Path) -> list[str]:
     """The command: roles small enough for two nodes of one CPU each."""
     return [
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
-        f"grpo.max_steps={STEPS}", "grpo.save_every=3", "learner.workers=2", "learner.cpus=0.4",
+        f"data.tasks=[{','.join(TASKS)}]", f"grpo.max_steps={STEPS}", "grpo.save_every=3", "grpo.lr=5e-4",
+        "learner.workers=2", "learner.cpus=0.4",
         "rollout.actors=2", "rollout.cpus=0.4", "rollout.kv_cache_mb=64", "reward_actors.actors=2",
         "reward_actors.cpus=0.1",
     ]  # fmt: skip
@@ -185,7 +187,7 @@ def main() -> None:
     out = options.out or SCRATCH / "runs"
     out.mkdir(parents=True, exist_ok=True)
     console.print(f"seeds {options.seeds}; runs in {out}", markup=False)
-    model = make_tiny(SCRATCH / "model", 0)
+    model = teach(make_tiny(SCRATCH / "tiny", 0), SCRATCH / "taught")
     nodes = Nodes(3)
     began = time.monotonic()
     failed = False

@@ -54,6 +54,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def taught_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model after a short lesson: its replies differ in reward, so that GRPO has something to learn from."""
+    from taught import teach
+
+    return teach(tiny_model, tmp_path_factory.mktemp("model") / "taught")
+
+
+@pytest.fixture(scope="session")
 def redkitchen() -> Path:
     """The folder of real posed RGB-D frames (7-Scenes form): $HATCH_REDKITCHEN, or ../shared/rgbd/redkitchen."""
     folder = Path(os.environ.get("HATCH_REDKITCHEN", REPOSITORY.parent / "shared" / "rgbd" / "redkitchen"))

@@ -21,11 +21,9 @@ from actors.reward import JudgePool, RewardJudge
 from actors.weights import learned_parts, only_learned, pack_weights, unpack_weights
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import image_hash, load_image
-from hatch_ray.model.base import load_model, load_processor, part_checksum, save_model
-from hatch_ray.model.logprobs import ReplyScorer
+from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
-from hatch_ray.model.packing import pack
-from hatch_ray.model.prompt_tokens import Prompt, process_image, tokenize_prompt
+from hatch_ray.model.prompt_tokens import Prompt, process_image
 from hatch_ray.protocol.prompt import build_prompt, gold_reply
 from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder, read_jsonl
@@ -410,45 +408,22 @@ def test_prompt_beyond_the_context_is_refused_before_anything_starts(ray_cluster
         run_grpo(config, RunFolder(tmp_path / "run"), tiny_model, samples, lambda *_: None)
 
 
-@pytest.fixture
-def started_model(tiny_model, samples, tmp_path):
-    """The random model after a few supervised steps on the bare answer: its replies differ in reward."""
-    model, processor = load_model(tiny_model), load_processor(tiny_model, 112 * 112)
-    reply = processor.tokenizer("<answer>2.5</answer>")["input_ids"] + [processor.tokenizer.eos_token_id]
-    prompts = []
-    for sample in samples[:2]:
-        messages = build_prompt(sample.question, 2, "number", "actions", "compact-v1")
-        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        images = [process_image(processor, load_image(view.image_path)) for view in sample.views]
-        prompts.append(tokenize_prompt(processor, text, images))
-    batch = pack(model, prompts, [[reply]] * 2)
-    scorer, optimizer = ReplyScorer(model), torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
-        loss = -scorer(batch)[0].mean()
-        if loss < 0.5:
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return save_model(model, processor, tmp_path / "started")
-
-
 @pytest.mark.slow
-def test_the_stage_learns_logs_saves_and_resumes(ray_cluster, tiny_model, started_model, samples, tmp_path):
+def test_the_stage_learns_logs_saves_and_resumes(ray_cluster, tiny_model, taught_model, samples, tmp_path):
     """Overlapped sampling with two engines; the second run goes on from the checkpoint of the first."""
     grpo = {"max_staleness": 1, "save_every": 2, "epochs": 100, "temperature": 0.9}
     folder = RunFolder(tmp_path / "run")
     seen = []
     config = make_settings(tiny_model, grpo=grpo | {"max_steps": 3}, rollout={"actors": 2, "cpus": 0.4})
-    summary = run_grpo(config, folder, started_model, samples, lambda done, total: seen.append((done, total)))
+    summary = run_grpo(config, folder, taught_model, samples, lambda done, total: seen.append((done, total)))
     assert summary["steps"] == 3
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    first, last = load_model(started_model), load_model(folder.stage_model("grpo"))
+    first, last = load_model(taught_model), load_model(folder.stage_model("grpo"))
     assert part_checksum(last, "all") != part_checksum(first, "all")
     assert os.listdir(folder.checkpoints("grpo")) == ["step-000002"]
 
     longer = make_settings(tiny_model, grpo=grpo | {"max_steps": 4}, rollout={"actors": 1, "cpus": 0.5})
-    run_grpo(longer, folder, started_model, samples, lambda done, total: seen.append((done, total)))
+    run_grpo(longer, folder, taught_model, samples, lambda done, total: seen.append((done, total)))
     assert seen[3:] == [(3, 4), (4, 4)]
     metrics = read_jsonl(folder.metrics_path)
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]

@@ -30,6 +30,7 @@ from runs import (
     start,
     wait_for_step,
 )
+from taught import TASKS
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 STAGES = ["pasta", "qa_sft", "cold_start", "grpo"]
@@ -45,7 +46,7 @@ pytestmark = pytest.mark.slow
 def words(run: Path, model: Path) -> list[str]:
     return [
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
-        f"grpo.max_steps={STEPS}", "grpo.save_every=2",
+        f"data.tasks=[{','.join(TASKS)}]", f"grpo.max_steps={STEPS}", "grpo.save_every=2", "grpo.lr=5e-4",
     ]  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def head():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(head, tiny_model, tmp_path_factory):
+def undisturbed(head, taught_model, tmp_path_factory):
     """(run, output) of `ray job submit --working-dir . -- hatch train ...`."""
     environment, address = head
     run = tmp_path_factory.mktemp("runs") / "undisturbed"
@@ -101,7 +102,7 @@ def undisturbed(head, tiny_model, tmp_path_factory):
     end = time.monotonic() + AGENT_SECONDS
     while True:
         done = subprocess.run(
-            [*command, *words(run, tiny_model)], cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+            [*command, *words(run, taught_model)], cwd=REPOSITORY, env=environment, capture_output=True, text=True,
             timeout=JOB_SECONDS,
         )  # fmt: skip
         # The head answers before its job agent is up; Ray says so and asks to try again.
@@ -113,14 +114,14 @@ def undisturbed(head, tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def disturbed(tiny_model, tmp_path_factory):
+def disturbed(taught_model, tmp_path_factory):
     """(run, output of the last start) of a run that lost its driver three times, and in GRPO three of its workers."""
     run = tmp_path_factory.mktemp("runs") / "disturbed"
     for stage in ("pasta", "cold_start"):
-        process = start(words(run, tiny_model))
+        process = start(words(run, taught_model))
         wait_for_step(process, run, stage, 1, timeout=240)
         kill(process)
-    process = start(words(run, tiny_model))
+    process = start(words(run, taught_model))
     for step, title in ((1, "RolloutEngine.generate"), (2, "RewardJudge"), (3, "RayTrainWorker")):
         wait_for_step(process, run, "grpo", step, timeout=240)
         before = len(rows_of(run / "recoveries.jsonl"))
@@ -128,7 +129,7 @@ def disturbed(tiny_model, tmp_path_factory):
         wait_for_recovery(process, run, before)
     wait_for_step(process, run, "grpo", 5, timeout=240)
     kill(process)
-    process = start(words(run, tiny_model))
+    process = start(words(run, taught_model))
     output = finish(process, 300)
     assert process.returncode == 0, output
     return run, output
@@ -151,6 +152,8 @@ def test_a_submitted_job_trains(undisturbed):
 
 def test_deaths_change_no_bit_of_the_run(undisturbed, disturbed):
     assert differences(undisturbed[0], disturbed[0]) == []
+    learned = [row["grad_norm"] for row in metrics(disturbed[0], "grpo")]
+    assert sum(norm > 0 for norm in learned) >= STEPS // 2, "nothing was learned that could have differed"
 
 
 def test_each_recovery_is_told_and_counted(disturbed):
@@ -178,9 +181,9 @@ def test_every_stage_leaves_a_hugging_face_folder(disturbed):
     assert (run / "model").resolve() == (run / "grpo" / "model").resolve()
 
 
-def test_pasta_changed_the_encoder_and_nothing_else(disturbed, tiny_model):
+def test_pasta_changed_the_encoder_and_nothing_else(disturbed, taught_model):
     run, _ = disturbed
-    before = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model).state_dict()
+    before = Qwen2_5_VLForConditionalGeneration.from_pretrained(taught_model).state_dict()
     after = Qwen2_5_VLForConditionalGeneration.from_pretrained(run / "pasta" / "model").state_dict()
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed and all("visual" in name for name in changed)
@@ -205,9 +208,9 @@ def test_eval_and_report_of_the_run(disturbed):
     assert "<svg" in page and "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_another_config_is_refused_by_name(disturbed, tiny_model):
+def test_another_config_is_refused_by_name(disturbed, taught_model):
     run, _ = disturbed
-    process = start([*words(run, tiny_model), "grpo.beta=0.5"])
+    process = start([*words(run, taught_model), "grpo.beta=0.5"])
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2 and "grpo.beta" in output and "0.5" in output
 
