@@ -10,14 +10,10 @@ import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hatch_ray.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE
 from serve.schema import Refusal
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MAX_PIXELS = 50_000_000
-"""A small file can decode to gigabytes; a phone's photo has 12 to 50 million pixels."""
-MIN_SIDE = 28
-"""Pixels: one patch of the encoder after its merger."""
-MAX_ASPECT = 100
 DATA_URI = re.compile(r"^data:image/[a-z+.-]+;base64,", re.IGNORECASE)
 
 # Our own limit is lower than the size at which Pillow warns.

@@ -8,32 +8,45 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from hatch_ray.data.markers import draw_marks
 from hatch_ray.sample import Sample
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is read. Pillow knows more, some through outside programs (PostScript), which no file may start."""
+MAX_PIXELS = 50_000_000
+"""A small file can decode to gigabytes; a phone's photo has 12 to 50 million pixels."""
+MIN_SIDE = 28
+"""Pixels: one patch of the encoder after its merger."""
+MAX_ASPECT = 100
 MILLIMETRES = 1000.0
 NO_READING = (0, 65535)
 """Values of a depth PNG that mean "no reading": 0 (everywhere), 65535 (7-Scenes)."""
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """A colour file as RGB, fully decoded.
+    """A colour file as RGB, fully decoded; CMYK, grey and palette images are converted, transparency is dropped.
 
-    Raises ValueError naming the file and the reason when it is absent, empty, truncated or not an image.
+    Raises ValueError naming the file, the reason and the mend when it is absent, empty, truncated or not an image, has
+    too many pixels, several frames, or a shape that the model cannot see, holds depth, or is to be turned by its EXIF
+    data: marks, intrinsics and depth belong to the pixels as they are stored.
     """
     image = _decode(Path(path), "image")
+    _check_sides(path, image)
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        raise ValueError(f"image {path} has mode {image.mode}, as depth maps do; give the colour image")
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if turned != 1:
+        raise ValueError(f"image {path} is stored turned (EXIF orientation {turned}); save it upright, without the tag")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) from the file's header, nothing decoded. Raises ValueError as `load_image` does."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError:
-        return load_image(path).size
+    """(width, height) from the file's header, nothing decoded. Raises ValueError as `load_image` does for a header."""
+    with _open(Path(path), "image") as image:
+        _check_sides(path, image)
+        return image.size
 
 
 def load_depth(path: str | Path) -> np.ndarray:
@@ -51,20 +64,57 @@ def load_depth(path: str | Path) -> np.ndarray:
 
 
 def _decode(path: Path, what: str) -> Image.Image:
+    with _open(path, what) as image:
+        try:
+            image.load()
+            image.getexif()
+        except Exception as error:  # noqa: BLE001 - see `_undecodable`
+            raise _undecodable(path, what, error) from None
+        return image
+
+
+def _open(path: Path, what: str) -> Image.Image:
+    """The image with its header read and found good, no pixel decoded."""
     if not path.is_file():
         raise ValueError(f"{what} {path} does not exist")
     if path.stat().st_size == 0:
         raise ValueError(f"{what} {path} is empty; copy or write it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"{what} {path} has too many pixels (over {Image.MAX_IMAGE_PIXELS}); scale it down") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{what} {path} cannot be decoded ({error}); copy or write it again") from None
+            # Our own limit is lower than the size at which Pillow warns.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError:
+        raise _too_large(path, what) from None
+    except Exception as error:  # noqa: BLE001 - see `_undecodable`
+        raise _undecodable(path, what, error) from None
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise _too_large(path, what)
+    # A phone's JPEG can hold a second picture (MPO), a preview or a depth map; the first is the photo.
+    if frames > 1 and image.format != "MPO":
+        image.close()
+        raise ValueError(f"{what} {path} has {frames} frames; write the one that is meant as an image of its own")
+    return image
+
+
+def _undecodable(path: Path, what: str, error: Exception) -> ValueError:
+    """Pillow's readers raise whatever their parsing of damaged bytes runs into, not only OSError."""
+    return ValueError(f"{what} {path} cannot be decoded ({error or type(error).__name__}); copy or write it again")
+
+
+def _too_large(path: Path, what: str) -> ValueError:
+    return ValueError(f"{what} {path} has too many pixels (over {MAX_PIXELS}); scale it down")
+
+
+def _check_sides(path: str | Path, image: Image.Image) -> None:
+    short, long = sorted(image.size)
+    if short < MIN_SIDE or long > MAX_ASPECT * short:
+        raise ValueError(
+            f"image {path} is {image.width} x {image.height}; give one with sides of at least {MIN_SIDE} pixels and a "
+            f"ratio of at most {MAX_ASPECT}:1"
+        )
 
 
 def save_image(path: Path, rgb: np.ndarray) -> None:

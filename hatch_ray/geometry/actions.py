@@ -44,7 +44,7 @@ def check_atoms(atoms: Sequence[Atom]) -> None:
         if name not in ATOMS:
             raise ValueError(f"unknown action {name!r}")
         limit = MAX_DEGREES if name.endswith("_deg") else MAX_METRES
-        if not (math.isfinite(value) and 0 <= value <= limit):
+        if not 0 <= value <= limit:
             raise ValueError(f"{name} must lie in 0 to {limit:g}, got {value}")
 
 

@@ -55,7 +55,7 @@ def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditi
     if kind != "qwen2_5_vl":
         raise ValueError(f"model.base={base} is a {kind!r}; a Qwen2.5-VL is needed")
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        source, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
     )
 
 

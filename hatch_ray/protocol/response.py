@@ -8,7 +8,6 @@ and whatever is still readable is returned, because the terms of the reward are 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +16,17 @@ from hatch_ray.geometry.actions import check_atoms
 from hatch_ray.protocol.prompt import Mode, reply_mode
 from hatch_ray.sample import Atom
 
-BLOCKS = {name: re.compile(f"<{name}>(.*?)</{name}>", re.DOTALL) for name in ("action", "think", "answer")}
+BLOCKS = ("action", "think", "answer")
 REASONING_BLOCK: dict[Mode, str | None] = {"actions": "action", "language": "think", "direct": None}
 """The block that each mode wants before the answer."""
+
+MAX_REPLY_CHARS = 100_000
+"""Nothing of a longer reply is read. These bounds keep the cost of any string small: longer ones are runaway
+generations (1,024 tokens are about 5,000 characters)."""
 MAX_BLOCK_CHARS = 20_000
-"""A longer action block is not parsed: it is a runaway generation."""
+"""A longer action block is not parsed."""
+MAX_ANSWER_CHARS = 2_000
+"""A longer answer is none: no scorer, metric or page has to take it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Response:
     """A parsed reply.
 
     plans      the action list of each readable pair (i, j), i < j.
-    answer     the text of the only answer block, stripped; None when there is none or more than one.
+    answer     the text of the only answer block, stripped; None when there is none, more than one, or one of over
+               MAX_ANSWER_CHARS.
     problems   what is wrong, as stable names ("no_action_block", "bad_json", "missing_pair", ...), for counting.
     format_ok  R_format of eq. 11: blocks closed, once each, in order, nothing outside; JSON parses; all pairs covered.
                In language mode the think block must hold some text; what it says cannot be verified.
@@ -50,12 +56,17 @@ class _BadPlan(ValueError):
 
 def parse_response(text: str, n_views: int, mode: Mode = "actions") -> Response:
     """Parse one reply to a prompt with `n_views` images that was asked in this mode (a single view always directly)."""
+    if len(text) > MAX_REPLY_CHARS:
+        return Response(problems=("reply_too_long",))
     due = REASONING_BLOCK[reply_mode(mode, n_views)]
-    found = {name: pattern.findall(text) for name, pattern in BLOCKS.items()}
+    found = {name: _cut(name, text)[0] for name in BLOCKS}
     problems = _count_blocks("answer", text, len(found["answer"]))
     answer = found["answer"][0].strip() if len(found["answer"]) == 1 else None
     if answer == "":
         problems.append("empty_answer")
+    elif answer and len(answer) > MAX_ANSWER_CHARS:
+        problems.append("answer_too_long")
+        answer = None
     plans: dict[tuple[int, int], tuple[Atom, ...]] = {}
     for name in ("action", "think"):
         if name != due:
@@ -66,18 +77,37 @@ def parse_response(text: str, n_views: int, mode: Mode = "actions") -> Response:
             plans, faults = parse_plans(found[name][0], n_views)
             problems += faults
         elif len(found[name]) == 1:
-            words = BLOCKS["answer"].sub("", found[name][0]).strip()
+            words = _cut("answer", found[name][0])[1].strip()
             problems += [] if words else ["empty_think_block"]
             problems += ["answer_inside_think"] if "<answer>" in found[name][0] else []
     if not problems:
         outside = text
-        for pattern in BLOCKS.values():
-            outside = pattern.sub("", outside)
+        for name in BLOCKS:
+            outside = _cut(name, outside)[1]
         if outside.strip():
             problems.append("text_outside_blocks")
         if due and text.index(f"<{due}>") > text.index("<answer>"):
             problems.append(f"answer_before_{due}")
     return Response(plans, answer, tuple(dict.fromkeys(problems)))
+
+
+def _cut(name: str, text: str) -> tuple[list[str], str]:
+    """What the closed blocks of this name hold, and the text without them.
+
+    A pattern `<name>(.*?)</name>` says the same, but searches the whole text again at each opening without an end.
+    """
+    opening, closing = f"<{name}>", f"</{name}>"
+    held: list[str] = []
+    outside: list[str] = []
+    end = 0
+    while (start := text.find(opening, end)) >= 0:
+        stop = text.find(closing, start + len(opening))
+        if stop < 0:
+            break
+        held.append(text[start + len(opening) : stop])
+        outside.append(text[end:start])
+        end = stop + len(closing)
+    return held, "".join(outside) + text[end:]
 
 
 def _count_blocks(name: str, text: str, closed: int) -> list[str]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS
 from hatch_ray.sample import AnswerForm
 
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?(?![\w]|\.\d)")
-LETTER = re.compile(r"\s*\(?\s*([A-Za-z])(?![A-Za-z0-9'])")
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,2})?(?![\w]|\.\d)")
+LARGEST = sys.float_info.max
+LETTER = re.compile(r"\s*(?:\(\s*)?([A-Za-z])(?![A-Za-z0-9'])")
 MRA_THRESHOLDS = [0.5 + 0.05 * k for k in range(10)]
 ANGLE_SCALE_DEG = 30.0
 SIGMA_XY, SIGMA_DEPTH = 0.1, 0.25
@@ -24,6 +26,8 @@ IMAGE = re.compile(r"\b(first|second|third|fourth|fifth|[1-5](?:st|nd|rd|th))\b"
 ORDINALS = {"1st": "first", "2nd": "second", "3rd": "third", "4th": "fourth", "5th": "fifth"}
 BOX = re.compile(r"\[[^\[\]]*\]")
 SAME_BOX_IOU = 0.5
+MAX_COORDINATE = 1e6
+"""Coordinates are 0 to 1000; the area of a box inside this bound can be computed."""
 
 AXES = {"right": "x", "up": "y", "forward": "z"}
 VIEW_DIMENSIONS = {
@@ -44,8 +48,8 @@ def mean_relative_accuracy(prediction: float, gold: float, zero_scale: float = 1
 
 
 def numbers_in(text: str) -> list[float]:
-    """Every signed number that stands alone in the text."""
-    return [float(found) for found in NUMBER.findall(text)]
+    """Every signed number that stands alone in the text; one too large for a float is the largest float."""
+    return [max(-LARGEST, min(LARGEST, float(found))) for found in NUMBER.findall(text)]
 
 
 def score_letter(prediction: str, gold: str) -> Scored:
@@ -66,14 +70,15 @@ def score_number(prediction: str, gold: str) -> Scored:
 
 
 def parse_box(text: str) -> tuple[float, float, float, float] | None:
-    """Four finite numbers x1, y1, x2, y2 with a positive area; corners given in the other order are swapped."""
+    """Four numbers x1, y1, x2, y2 up to MAX_COORDINATE with a positive area; corners in the other order are swapped."""
     values = numbers_in(text)
-    if len(values) != 4 or not all(math.isfinite(value) for value in values):
+    if len(values) != 4 or any(abs(value) > MAX_COORDINATE for value in values):
         return None
     x1, y1, x2, y2 = values
     if x1 > x2 and y1 > y2:
         x1, y1, x2, y2 = x2, y2, x1, y1
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+    # The product of two tiny sides can be 0.
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 and (x2 - x1) * (y2 - y1) > 0 else None
 
 
 def score_box(prediction: str, gold: str) -> Scored:

@@ -149,7 +149,7 @@ def _picture(item: Any) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RowRefused("unreadable_image", str(error)) from None
     return picture
 
