@@ -241,6 +241,14 @@ class LearnerConfig(Section):
     """GPUs of each worker."""
 
 
+class CheckpointsConfig(Section):
+    keep_last: Positive = 2
+    """Newest resumable states of a stage that stay; an older one is used when the newest is damaged."""
+    keep_best: bool = False
+    """Keep the best state too: greatest mean total reward (GRPO) or smallest mean loss (other stages) of the steps
+    since the state before it."""
+
+
 class EvalConfig(Section):
     samples: Positive = 300
     """Held-out samples to answer (all when there are fewer)."""
@@ -282,6 +290,7 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     reward_actors: RewardActorsConfig = RewardActorsConfig()
     learner: LearnerConfig = LearnerConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     tensorboard: bool = True
