@@ -20,6 +20,7 @@ import numpy as np
 import ray
 
 from actors.boards import ExperienceBoard, WeightsBoard
+from actors.checkpoints import Checkpoints
 from actors.deadlines import CALL_SECONDS, START_SECONDS, wait_for
 from actors.experience import (
     SampleOrder,
@@ -29,7 +30,7 @@ from actors.experience import (
     make_shards,
     sample_rows,
 )
-from actors.fit import Checkpoints, fit_stage, forget_after
+from actors.fit import fit_stage, forget_after
 from actors.learner import GrpoJob, learner_loop
 from actors.messages import Group, Request, Sampling, WeightsHandle
 from actors.prompts import PromptMaker
