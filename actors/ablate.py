@@ -33,6 +33,7 @@ from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, read_rows
 from hatch_ray.run_folder import RunFolder, write_atomic
+from hatch_ray.run_version import write_version
 from hatch_ray.sample import Sample
 
 
@@ -127,6 +128,7 @@ def train_variant(plan: Ablation, config: Config, console: Console) -> None:
     shared = [stage for stage in config.stages if plan.owner(config, stage) is not config]
     open_run(config)
     save_config(config, run.config_path)
+    write_version(run)
     for stage in shared:
         link_stage(run, stage, RunFolder(plan.owner(config, stage).run_dir))
     run_recipe(config, console)

@@ -1,17 +1,17 @@
-"""What every Ray Train stage shares: starting the workers, following their progress, checkpoints, clear errors."""
+"""What every Ray Train stage shares: starting the workers, following progress and notices, clear errors."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,12 +20,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
+from actors.notices import arrived, relay_to_driver
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError
 from hatch_ray.config import Config
-from hatch_ray.model.base import replace_folder
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
 POLL_SECONDS = 0.3
+log = logging.getLogger("hatch_ray")
 
 
 def stage_workers(config: Config, batch_size: int) -> int:
@@ -54,7 +55,7 @@ def fit_stage(
     gpus = config.learner.gpus
     resources = {"CPU": config.learner.cpus} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
-        loop,
+        partial(work, loop, run),
         train_loop_config={"job": ray.put(job)},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
@@ -76,6 +77,12 @@ def fit_stage(
         follower.join()
         shutil.rmtree(run.path / ".ray_train", ignore_errors=True)
     report(steps, steps)
+
+
+def work(loop: Callable[[dict[str, Any]], None], run: RunFolder, settings: dict[str, Any]) -> None:
+    """`loop(settings)` in a worker, whose lines for the user reach the driver."""
+    relay_to_driver(run.path)
+    loop(settings)
 
 
 def fit_supervised(
@@ -126,10 +133,12 @@ def first_failure(error: WorkerGroupError) -> BaseException:
 
 
 def _follow(run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event) -> None:
-    """Tail the metrics file that rank 0 writes, and report its last step of the stage."""
+    """Tail the metrics file that rank 0 writes and report its last step of the stage; pass on the workers' notices."""
     position, known = 0, -1
     while True:
         last = stop.wait(POLL_SECONDS)
+        for line in arrived(run.path):
+            log.warning("%s", line)
         if run.metrics_path.exists():
             with run.metrics_path.open("rb") as file:
                 if (number := os.fstat(file.fileno()).st_ino) != known:
@@ -151,36 +160,3 @@ def forget_after(run: RunFolder, stage: str, step: int) -> None:
     kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
     if len(kept) < len(rows):
         write_atomic(run.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-class Checkpoints:
-    """Resumable states step-000050/ of a stage: a folder is whole or absent, and only the newest is kept."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def latest(self) -> Path | None:
-        """The newest state, or None."""
-        return max(self.folder.glob("step-*"), default=None)
-
-    @staticmethod
-    def step(path: Path) -> int:
-        """The optimizer steps that a state has behind it."""
-        return int(path.name.removeprefix("step-"))
-
-    def adopt(self, written: Path, step: int) -> None:
-        """Rename a folder that is completely written to the state of `step`, then drop older ones."""
-        target = self.folder / f"step-{step:06d}"
-        replace_folder(written, target)
-        for old in self.folder.glob("step-*"):
-            if old != target:
-                shutil.rmtree(old)
-
-    @contextmanager
-    def write(self, step: int) -> Iterator[Path]:
-        """A folder to write a state into; it takes its place when the block ends well."""
-        temporary = self.folder / f".writing.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        self.adopt(temporary, step)

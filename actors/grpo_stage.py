@@ -22,6 +22,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.boards import ExperienceBoard, WeightsBoard
+from actors.checkpoints import Checkpoints
 from actors.deadlines import CALL_SECONDS, START_SECONDS, wait_for
 from actors.engines import EnginePool
 from actors.experience import (
@@ -32,7 +33,7 @@ from actors.experience import (
     make_shards,
     sample_rows,
 )
-from actors.fit import Checkpoints, fit_stage, forget_after
+from actors.fit import fit_stage, forget_after
 from actors.learner import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
 from actors.messages import Group, Request, Sampling, WeightsHandle

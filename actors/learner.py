@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,21 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
+from actors.checkpoints import Checkpoints, CheckpointWriter
 from actors.deadlines import CALL_SECONDS, wait_for
-from actors.fit import Checkpoints
 from actors.ledger import LEDGER
 from actors.messages import Group, Reply, Shard, StoredImage
 from actors.weights import Publisher, learned_parts, only_learned
 from hatch_ray.config import Config
 from hatch_ray.learning.grpo import grpo_loss
+from hatch_ray.learning.trainer_state import (
+    TrainerState,
+    copied,
+    read_state,
+    restore_state,
+    take_state,
+    write_state,
+)
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor, save_model
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
@@ -116,6 +126,7 @@ class Learner:
         grpo = config.grpo
         self.config, self.device, self.world = config, device, world
         self.processor = load_processor(model, config.model.max_pixels)
+        self._processor_to_save: Any = None
         self.model = load_model(model, config.model.dtype).to(device).train()
         banned = banned_token_ids(
             self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
@@ -252,32 +263,38 @@ class Learner:
 
     def save(self, out: Path, first: str | Path) -> None:
         """The policy as a Hugging Face folder; with LoRA the merged weights in a model like `first`."""
+        self._save(self.weights(), self.processor, out, first)
+
+    def _save(self, weights: dict[str, torch.Tensor], processor: Any, out: Path, first: str | Path) -> None:
         if self.config.model.lora_rank:
             merged = load_model(first, self.config.model.dtype)
-            merged.load_state_dict(self.weights())
-            save_model(merged, self.processor, out)
+            merged.load_state_dict(weights)
+            save_model(merged, processor, out)
         else:
-            save_model(self.model, self.processor, out)
+            save_model(self.model, processor, out, weights)
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside the step (the order of the data follows from it)."""
-        learning = {name: p.detach().cpu() for name, p in self.model.named_parameters() if p.requires_grad}
-        return {
-            "learning": learning,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
+    def snapshot(self, first: str | Path) -> Callable[[Path], None]:
+        """Copy weights and state in memory; what is returned writes them into a checkpoint's folder, in any thread."""
+        if self._processor_to_save is None:  # a fast tokenizer may not be used by two threads at once
+            self._processor_to_save = copy.deepcopy(self.processor)
+        weights, state, processor = copied(self.weights()), self.state(), self._processor_to_save
 
-    def restore(self, state: dict[str, Any]) -> None:
+        def write(folder: Path) -> None:
+            self._save(weights, processor, folder / "model", first)
+            write_state(state, folder)
+
+        return write
+
+    def _learning_by_name(self) -> dict[str, torch.Tensor]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def state(self) -> TrainerState:
+        """A copy of what a resumed run needs beside the step (the order of the data follows from it)."""
+        return take_state(self._learning_by_name(), self.optimizer, self.scheduler)
+
+    def restore(self, state: TrainerState) -> None:
         """Take over `state`."""
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in state["learning"].items():
-                parameters[name].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
+        restore_state(state, self._learning_by_name(), self.optimizer, self.scheduler)
 
 
 def learner_loop(settings: dict[str, Any]) -> None:
@@ -289,41 +306,66 @@ def learner_loop(settings: dict[str, Any]) -> None:
     torch.manual_seed(job.config.seed)
     learner = Learner(job.config, job.model, job.steps, get_device(), world)
     run = RunFolder(job.run)
-    checkpoints = Checkpoints(run.checkpoints("grpo"))
+    checkpoints = Checkpoints(run.checkpoints("grpo"), job.config.checkpoints)
     latest = checkpoints.latest()
     first = 0
     ledger: list[dict[str, Any]] = []
     if latest is not None:
         first = checkpoints.step(latest)
-        learner.restore(torch.load(latest / "trainer.pt", weights_only=True))
+        learner.restore(read_state(latest))
         ledger = read_jsonl(latest / LEDGER)
     reports: list[dict[str, Any]] = []
     publisher = Publisher(job.weights)
+    rewards: list[float] = []
     before = time.monotonic()
-    for step in range(first, job.steps):
-        taken = job.experience.take.remote(step, rank)
-        shard = wait_for(taken, f"grpo: shard of step {step}", CALL_SECONDS, publisher.check)
-        if shard is None:
-            return
-        start = time.monotonic()
-        metrics = learner.update(shard)
-        metrics["seconds_learn"] = time.monotonic() - start
-        metrics["seconds"] = time.monotonic() - before
-        before = time.monotonic()
-        done = step + 1
-        if rank == 0:
-            ledger += shard.ledger
+    with CheckpointWriter(checkpoints) as writer:
+        for step in range(first, job.steps):
+            taken = job.experience.take.remote(step, rank)
+            shard = wait_for(taken, f"grpo: shard of step {step}", CALL_SECONDS, publisher.check)
+            if shard is None:
+                return
+            start = time.monotonic()
+            metrics = learner.update(shard)
+            metrics["seconds_learn"] = time.monotonic() - start
+            metrics["seconds"] = time.monotonic() - before
+            before = time.monotonic()
             metrics |= shard.metrics
+            ledger += shard.ledger
             reports.append({"step": step} | metrics)
+            rewards += [score["total"] for group in shard.groups for score in group.scores]
+            done = step + 1
             if done % job.config.grpo.save_every == 0 and done < job.steps:
-                with checkpoints.write(done) as folder:
-                    learner.save(folder / "model", job.model)
-                    torch.save(learner.state(), folder / "trainer.pt")
-                    append_jsonl(folder / LEDGER, ledger)
-                    append_jsonl(folder / REPORTS, reports)
+                score = mean_over_workers(rewards, learner.device, world)
+                rewards.clear()
+                if rank == 0:
+                    writer.save(done, partial(snapshot, learner, job.model, ledger, reports), score)
                 reports.clear()
-            if done == job.steps:
-                learner.save(run.stage_model("grpo"), job.model)
-            wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", CALL_SECONDS)
-            publisher.publish(learner.learned_weights(), done)
-    publisher.wait()
+            if rank == 0:
+                if done == job.steps:
+                    writer.wait()
+                    learner.save(run.stage_model("grpo"), job.model)
+                wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", CALL_SECONDS)
+                publisher.publish(learner.learned_weights(), done)
+        publisher.wait()
+
+
+def snapshot(
+    learner: Learner, first: str | Path, ledger: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]
+) -> Callable[[Path], None]:
+    """Copy in memory all that a checkpoint holds; what is returned writes it into a folder, in any thread."""
+    write, rows, told = learner.snapshot(first), list(ledger), list(reports)
+
+    def write_all(folder: Path) -> None:
+        write(folder)
+        append_jsonl(folder / LEDGER, rows)
+        append_jsonl(folder / REPORTS, told)
+
+    return write_all
+
+
+def mean_over_workers(values: Sequence[float], device: torch.device, world: int) -> float:
+    """The mean of the values that all workers have."""
+    sums = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=device)
+    if world > 1:
+        distributed.all_reduce(sums)
+    return (sums[0] / sums[1]).item()

@@ -21,7 +21,7 @@ from rich.console import Console
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
 from actors.resources import check_resources
-from hatch_ray.config import Config, ConfigError, load_config, save_config
+from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.spar.reader import check_spar
@@ -30,10 +30,12 @@ from hatch_ray.environment import variables
 from hatch_ray.model.base import model_source
 from hatch_ray.model.size import count_parameters
 from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
+from hatch_ray.run_version import compare_with_run, write_version
 from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {
-    "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "eval", "serve", "tensorboard"
+    "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "eval", "serve",
+    "tensorboard",
 }  # fmt: skip
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
 
@@ -44,31 +46,20 @@ class Datasets:
     heldout: list[Sample]
 
 
-def open_run(config: Config) -> RunFolder:
+def open_run(config: Config, console: Console | None = None) -> RunFolder:
     """The run folder; an existing one must have been made with the same config. Writes nothing.
 
-    Raises ConfigError that names every setting that differs.
+    Where another version of hatch-ray made it, one line on the console says which, and what differs. Raises ConfigError
+    that names every setting that differs, or the version that is needed.
     """
     run = RunFolder(config.run_dir)
     if run.config_path.is_file():
-        before = _flat(load_config(run.config_path).model_dump(mode="json"))
-        now = _flat(config.model_dump(mode="json"))
-        changed = [key for key in now if key.split(".")[0] not in FREE_TO_CHANGE and before.get(key) != now[key]]
-        if changed:
-            words = ", ".join(f"{key}: {before.get(key)!r} then, {now[key]!r} now" for key in changed)
-            raise ConfigError(
-                f"{run.path} was made with another config ({words}); choose another run_dir, or delete it"
-            )
+        line = compare_with_run(config, run, FREE_TO_CHANGE)
+        if line is not None and console is not None:
+            console.print(line, markup=False)
     elif run.path.exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not empty and is not a run folder; choose another run_dir")
     return run
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def check_inputs(config: Config) -> None:
@@ -163,10 +154,11 @@ def write_tensorboard(run: RunFolder, stage: str) -> None:
 def run_recipe(config: Config, console: Console) -> RunFolder:
     """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint."""
     check_inputs(config)
-    run = open_run(config)
+    run = open_run(config, console)
     start_ray(config)
     fresh = not run.path.exists()
     save_config(config, run.config_path)
+    write_version(run)
     try:
         data = load_datasets(config, run, console)
     except Exception:

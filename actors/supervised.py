@@ -1,7 +1,7 @@
 """PaStA and the two supervised stages in Ray Train: one resumable `fit` a stage, from model folder to model folder.
 
 PaStA is our own loop (DistributedDataParallel over the image encoder); the supervised stages are TRL's SFTTrainer.
-Rank 0 logs and saves. Checkpoints lie in the run folder, which all nodes share, and are renamed into place when whole.
+Rank 0 logs and saves. Checkpoints (`actors/checkpoints.py`) lie in the run folder, which all nodes share.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from ray.train.huggingface.transformers import prepare_trainer
 from ray.train.torch import get_device, prepare_model
 from transformers import TrainerCallback, get_scheduler
 
-from actors.fit import Checkpoints, fit_supervised, forget_after, stage_workers
+from actors.checkpoints import Checkpoints, CheckpointWriter
+from actors.fit import fit_supervised, forget_after, stage_workers
 from hatch_ray.config import Config, SftConfig, Trained
 from hatch_ray.learning.pasta import (
     PairOrder,
@@ -42,6 +44,7 @@ from hatch_ray.learning.sft import (
     total_steps,
     trl_config,
 )
+from hatch_ray.learning.trainer_state import read_state, restore_state, take_state, write_state
 from hatch_ray.model.base import load_model, load_processor, part_checksum, save_model, set_trainable
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.protocol.prompt import stage_mode
@@ -99,6 +102,7 @@ def run_pasta(
     judged = make_targets(heldout, settings, folder / "heldout_overlap.npz", report).draw(HELDOUT_PAIRS, config.seed)
     steps = settings.max_steps or math.ceil(settings.epochs * len(targets.pairs) / settings.batch_size)
     job = PastaJob(config, run.path, str(model), targets, judged, steps)
+    Checkpoints(run.checkpoints("pasta")).latest()  # a bad one is set aside, and told, before the workers start
     fit_supervised(pasta_loop, job, config, run, "pasta", stage_workers(config, settings.batch_size), steps, report)
     result = json.loads(run.evaluation("patch_retrieval").read_text(encoding="utf-8"))
     before, after = result["before"], result["after"]
@@ -115,6 +119,7 @@ def pasta_loop(settings: dict[str, Any]) -> None:
     config, run = job.config, RunFolder(job.run)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    torch.manual_seed(config.seed)
     model = load_model(job.model)
     if config.learner.gpus == 0:
         speed_up_vision(model)
@@ -128,45 +133,44 @@ def pasta_loop(settings: dict[str, Any]) -> None:
     trained = prepare_model(PastaObjective(visual, config.pasta))
     optimizer = torch.optim.AdamW(visual.parameters(), lr=config.pasta.lr, weight_decay=config.pasta.weight_decay)
     scheduler = make_scheduler(optimizer, config.pasta, job.steps)
-    checkpoints = Checkpoints(run.checkpoints("pasta"))
+    checkpoints = Checkpoints(run.checkpoints("pasta"), config.checkpoints)
     start = 0
     if (latest := checkpoints.latest()) is not None:
-        state = torch.load(latest / "state.pt", map_location=device, weights_only=True)
-        visual.load_state_dict(state["visual"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        start = state["step"]
+        restore_state(read_state(latest), visual.state_dict(), optimizer, scheduler)
+        start = checkpoints.step(latest)
     if rank == 0:
         forget_after(run, "pasta", start)
     order = PairOrder([pair.scene for pair in job.train.pairs], config.pasta.batch_size, config.seed)
     half = config.model.dtype == "bfloat16"
     visual.train()
-    for step in range(start, job.steps):
-        began = time.perf_counter()
-        batch = make_batch(job.train, order.batch(step)[rank::world], pixels).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = trained(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(visual.parameters(), config.pasta.grad_clip)
-        total = loss.detach().clone()
-        if world > 1:
-            torch.distributed.all_reduce(total)
-        values = {"loss": total.item() / world, "grad_norm": norm.item()}
-        check_finite("pasta", step + 1, values)
-        rate = scheduler.get_last_lr()[0]
-        optimizer.step()
-        scheduler.step()
-        if rank == 0:
-            speed = config.pasta.batch_size / (time.perf_counter() - began)
-            run.log("pasta", step + 1, values | {"lr": rate, "samples_per_s": speed})
-        if (step + 1) % config.pasta.save_every == 0 or step + 1 == job.steps:
+    losses: list[float] = []
+    with CheckpointWriter(checkpoints) as writer:
+        for step in range(start, job.steps):
+            began = time.perf_counter()
+            batch = make_batch(job.train, order.batch(step)[rank::world], pixels).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss = trained(batch)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(visual.parameters(), config.pasta.grad_clip)
+            total = loss.detach().clone()
+            if world > 1:
+                torch.distributed.all_reduce(total)
+            values = {"loss": total.item() / world, "grad_norm": norm.item()}
+            check_finite("pasta", step + 1, values)
+            losses.append(values["loss"])
+            rate = scheduler.get_last_lr()[0]
+            optimizer.step()
+            scheduler.step()
             if rank == 0:
-                with checkpoints.write(step + 1) as folder:
-                    state = {"visual": visual.state_dict(), "step": step + 1}
-                    state |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-                    torch.save(state, folder / "state.pt")
-            ray.train.report({"step": step + 1, "loss": values["loss"]})
+                speed = config.pasta.batch_size / (time.perf_counter() - began)
+                run.log("pasta", step + 1, values | {"lr": rate, "samples_per_s": speed})
+            if (step + 1) % config.pasta.save_every == 0 or step + 1 == job.steps:
+                if rank == 0:
+                    snapshot = partial(take_snapshot, visual, optimizer, scheduler)
+                    writer.save(step + 1, snapshot, score=-sum(losses) / len(losses))
+                losses.clear()
+                ray.train.report({"step": step + 1, "loss": values["loss"]})
     if rank == 0:
         assert before is not None
         after = patch_retrieval(visual, job.heldout, pixels, config.pasta)
@@ -174,6 +178,11 @@ def pasta_loop(settings: dict[str, Any]) -> None:
             raise RuntimeError("PaStA changed weights outside the image encoder")
         write_retrieval(run, job, before, after)
         save_model(model.to("cpu", getattr(torch, config.model.dtype)), processor, run.stage_model("pasta"))
+
+
+def take_snapshot(visual: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> Callable[[Path], None]:
+    """Copy the state in memory; what is returned writes it into a checkpoint's folder."""
+    return partial(write_state, take_state(visual.state_dict(), optimizer, scheduler))
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: Trained, steps: int) -> Any:
@@ -202,6 +211,7 @@ class SftJob:
     stage: str
     model: str
     samples: list[Sample]
+    steps: int
 
     @property
     def settings(self) -> SftConfig:
@@ -215,12 +225,13 @@ def run_sft(
 
     Returns "steps", "line" and the loss at the start and end. Raises ValueError when a sample exceeds the context.
     """
-    settings = SftJob(config, run.path, stage, str(model), []).settings
+    settings = config.qa_sft if stage == "qa_sft" else config.cold_start
     chosen = choose_samples(samples, settings.fraction, config.seed)
     processor = load_processor(model, config.model.max_pixels)
     SampleEncoder(processor, stage_mode(stage, config.model.reasoning), config.model).check(chosen)
     steps = total_steps(len(chosen), settings)
-    job = SftJob(config, run.path, stage, str(model), chosen)
+    Checkpoints(run.checkpoints(stage)).latest()  # a bad one is set aside, and told, before the workers start
+    job = SftJob(config, run.path, stage, str(model), chosen, steps)
     fit_supervised(sft_loop, job, config, run, stage, stage_workers(config, settings.batch_size), steps, report)
     losses = [row["loss"] for row in read_jsonl(run.metrics_path) if row["stage"] == stage]
     tail = losses[-10:]
@@ -235,10 +246,13 @@ def sft_loop(settings: dict[str, Any]) -> None:
     config, run = job.config, RunFolder(job.run)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    checkpoints = Checkpoints(run.checkpoints(job.stage))
+    checkpoints = Checkpoints(run.checkpoints(job.stage), config.checkpoints)
     latest = checkpoints.latest()
+    start = checkpoints.step(latest) if latest else 0
+    scratch = run.path / job.stage / "trainer"
     if rank == 0:
-        forget_after(run, job.stage, checkpoints.step(latest) if latest else 0)
+        forget_after(run, job.stage, start)
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed process had not finished
     # transformers' Trainer cannot restore a full Qwen2.5-VL: on disk its weights have other names than in memory, and
     # it passes over what it does not find. Adapters it restores itself.
     model = load_model(latest if latest and not config.model.lora_rank else job.model)
@@ -247,12 +261,17 @@ def sft_loop(settings: dict[str, Any]) -> None:
         speed_up_vision(model)
     processor = load_processor(job.model, config.model.max_pixels)
     encoder = SampleEncoder(processor, stage_mode(job.stage, config.model.reasoning), config.model)
-    scratch = run.path / job.stage / "trainer"
     arguments = trl_config(job.settings, config.model, scratch, world, gpu, config.seed)
-    watch = StageCallback(run, job.stage, job.settings.batch_size, checkpoints)
-    trainer = make_trainer(model, encoder, job.samples, arguments, config.model.lora_rank, [watch])
-    trainer = prepare_trainer(trainer)
-    trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    with CheckpointWriter(checkpoints) as writer:
+        watch = StageCallback(run, job.stage, job.settings.batch_size, writer)
+        trainer = make_trainer(model, encoder, job.samples, arguments, config.model.lora_rank, [watch])
+        trainer = prepare_trainer(trainer)
+        if latest and start >= job.steps:
+            # The stage was stopped after its last step; the Trainer would take one more. It loads what `train` would.
+            if config.model.lora_rank:
+                trainer._load_from_checkpoint(str(latest))
+        else:
+            trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     if rank == 0:
         final = trainer.accelerator.unwrap_model(trainer.model)
         if config.model.lora_rank:
@@ -262,14 +281,26 @@ def sft_loop(settings: dict[str, Any]) -> None:
 
 
 class StageCallback(TrainerCallback):
-    """Logs each step to the run folder, stops at a loss that is not finite, renames checkpoints into place."""
+    """Logs each step to the run folder, stops at a loss that is not finite, hands checkpoints to their writer."""
 
-    def __init__(self, run: RunFolder, stage: str, batch_size: int, checkpoints: Checkpoints) -> None:
+    def __init__(self, run: RunFolder, stage: str, batch_size: int, writer: CheckpointWriter) -> None:
         self.run = run
         self.stage = stage
         self.batch_size = batch_size
-        self.checkpoints = checkpoints
+        self.writer = writer
+        self.losses: list[float] = []
         self.began = 0.0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any, **_: Any) -> None:
+        """Tell the sampler its epoch.
+
+        With several workers accelerate does not reach it in the epoch that a resumed stage begins inside of, and the
+        batches would come in the first epoch's order.
+        """
+        sampler = train_dataloader.batch_sampler
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        sampler.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock of the step."""
@@ -281,6 +312,7 @@ class StageCallback(TrainerCallback):
             return
         values = {"loss": logs["loss"], "grad_norm": float(logs["grad_norm"])}
         check_finite(self.stage, state.global_step, values)
+        self.losses.append(values["loss"])
         if state.is_world_process_zero:
             speed = self.batch_size / (time.perf_counter() - self.began)
             extra = {"lr": logs["learning_rate"], "token_accuracy": logs["mean_token_accuracy"]}
@@ -291,5 +323,7 @@ class StageCallback(TrainerCallback):
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            self.checkpoints.adopt(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
-        ray.train.report({"step": state.global_step, "loss": state.log_history[-1].get("loss", 0.0)})
+            written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.writer.adopt(written, state.global_step, score=-sum(self.losses) / len(self.losses))
+        ray.train.report({"step": state.global_step, "loss": self.losses[-1]})
+        self.losses.clear()

@@ -250,6 +250,14 @@ class RecoveryConfig(Section):
     """Share of the samples that may be set aside, because they failed three processes; more stops the run."""
 
 
+class CheckpointsConfig(Section):
+    keep_last: Positive = 2
+    """Newest resumable states of a stage that stay; an older one is used when the newest is damaged."""
+    keep_best: bool = False
+    """Keep the best state too: greatest mean total reward (GRPO) or smallest mean loss (other stages) of the steps
+    since the state before it."""
+
+
 class EvalConfig(Section):
     samples: Positive = 300
     """Held-out samples to answer (all when there are fewer)."""
@@ -292,6 +300,7 @@ class Config(Section):
     reward_actors: RewardActorsConfig = RewardActorsConfig()
     learner: LearnerConfig = LearnerConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     tensorboard: bool = True

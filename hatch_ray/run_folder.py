@@ -1,6 +1,7 @@
 """The folder of one run: where each thing lies, and how it is written so that a killed process leaves nothing broken.
 
 RUN/config.yaml              the resolved config
+RUN/version.json             {"hatch_ray": the version that wrote last, "format": of this layout}
 RUN/progress.json            stage -> {"done": bool, "step": int}
 RUN/metrics.jsonl            one object a line: {"stage", "step", "time", name: value, ...}
 RUN/tensorboard/             the same scalars
@@ -24,34 +25,100 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hatch_ray.disk import when_there_is_room
+
 STAGES = ("pasta", "qa_sft", "cold_start", "grpo")
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write text to a temporary file beside `path`, then rename: a reader sees the old or the new file, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
+    """Write text to a temporary file beside `path`, then rename: a reader sees the old or the new file, never half.
+
+    Waits while the disk is full (`hatch_ray.disk`).
+    """
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    when_there_is_room(path, write)
 
 
 def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows in one write, so that a line is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    """Append rows, all or none of them. A last line that a killed process left unfinished is dropped first.
+
+    Waits while the disk is full (`hatch_ray.disk`). A file has one process that appends to it.
+    """
+    data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b", buffering=0) as file:
+            _mend_last_line(file)
+            former = file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except BaseException:
+                file.truncate(former)
+                raise
+
+    when_there_is_room(path, write)
+
+
+def _mend_last_line(file: Any) -> None:
+    """End a file's last line where only its line break is missing; cut it off where more is."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    text = file.read()
+    start = text.rfind(b"\n") + 1
+    if _is_row(text[start:]):
+        file.write(b"\n")
+    else:
+        file.truncate(start)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL file; an absent file has none."""
+    """All rows of a JSONL file; an absent file has none.
+
+    A last line without its line break that is no whole row was cut off by a kill, and is left out: `append_jsonl` drops
+    it too. Raises ValueError naming any other line that is not JSON.
+    """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    *lines, last = path.read_bytes().split(b"\n")
+    if _is_row(last):
+        lines.append(last)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or delete the line") from None
+    return rows
 
 
 class RunFolder:
@@ -63,6 +130,10 @@ class RunFolder:
     @property
     def config_path(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def version_path(self) -> Path:
+        return self.path / "version.json"
 
     @property
     def metrics_path(self) -> Path:

@@ -25,6 +25,7 @@ from trl import SFTTrainer
 
 from hatch_ray.config import ModelConfig, SftConfig
 from hatch_ray.data.images import image_size, model_image, shrunk_size
+from hatch_ray.disk import when_there_is_room
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.prompt_tokens import ImagePatches, image_tokens_by_size, tokenize_prompt
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
@@ -211,6 +212,15 @@ def lora_config(rank: int) -> LoraConfig | None:
     return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=layers, task_type="CAUSAL_LM")
 
 
+class StageTrainer(SFTTrainer):
+    """TRL's trainer, which waits while its checkpoints find the disk full (`hatch_ray.disk`)."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Tried again, it writes over its files; they become a checkpoint of the run only when all are there.
+        write = super()._save_checkpoint
+        when_there_is_room(Path(self.args.output_dir), lambda: write(model, trial))
+
+
 def make_trainer(
     model: Any,
     encoder: SampleEncoder,
@@ -220,7 +230,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SFTTrainer:
     """TRL's trainer over the samples' gold replies."""
-    trainer = SFTTrainer(
+    trainer = StageTrainer(
         model=model,
         args=arguments,
         train_dataset=make_dataset(samples),

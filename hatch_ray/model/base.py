@@ -17,6 +17,7 @@ import torch
 import xxhash
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from hatch_ray.disk import replace_folder, when_there_is_room
 from hatch_ray.model.tiny import tiny_model_path
 
 TINY = "hatch-tiny"
@@ -84,29 +85,27 @@ def pixel_size(processor: Any) -> dict[str, int]:
     return {"shortest_edge": int(size["shortest_edge"]), "longest_edge": int(size["longest_edge"])}
 
 
-def save_model(model: torch.nn.Module, processor: Any, out: Path) -> Path:
-    """Write a complete Hugging Face folder: into a temporary folder beside `out`, then renamed."""
+def save_model(model: Any, processor: Any, out: Path, weights: Mapping[str, torch.Tensor] | None = None) -> Path:
+    """Write a complete Hugging Face folder: into a temporary folder beside `out`, then renamed.
+
+    weights: a state dict to write instead of the model's own. Waits while the disk is full (`hatch_ray.disk`).
+    """
     out = Path(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    replace_folder(temporary, out)
+
+    def write() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            model.save_pretrained(temporary, state_dict=None if weights is None else dict(weights))
+            processor.save_pretrained(temporary)
+            replace_folder(temporary, out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    when_there_is_room(out, write)
     return out
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename folder `new` to `target`; an old target is moved aside first and then removed."""
-    if target.exists():
-        old = target.with_name(f".{target.name}.old.{os.getpid()}")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(new, target)
-        shutil.rmtree(old)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new, target)
 
 
 def is_vision(name: str) -> bool:

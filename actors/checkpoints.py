@@ -1,0 +1,243 @@
+"""Resumable states of a stage: whole or absent, verified before they are used, written beside the training.
+
+RUN/<stage>/checkpoints/step-000050/               a state; what lies in it is the stage's own
+RUN/<stage>/checkpoints/step-000050/manifest.json  every other file with its bytes and XXH3; step, version, score
+RUN/<stage>/checkpoints/bad-step-000100/           one that did not agree with its manifest, set aside
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from hatch_ray import __version__
+from hatch_ray.config import CheckpointsConfig
+from hatch_ray.disk import replace_folder, when_there_is_room
+from hatch_ray.run_folder import write_atomic
+
+MANIFEST = "manifest.json"
+BLOCK = 8 * 2**20
+"""Bytes hashed at a time."""
+
+log = logging.getLogger("hatch_ray.checkpoints")
+_good: set[tuple[Path, int, int]] = set()
+"""States that this process has verified or written: path, and inode and time of the manifest."""
+
+
+class Checkpoints:
+    """The states step-000050/ of one stage; `keep` says which stay when a new one is written."""
+
+    def __init__(self, folder: Path, keep: CheckpointsConfig | None = None) -> None:
+        self.folder = folder
+        self.keep = keep or CheckpointsConfig()
+
+    def latest(self) -> Path | None:
+        """The newest good state, or None. Bad ones are set aside as bad-step-..., with a line for each.
+
+        The files of a state are read once in each process.
+        """
+        bad: list[tuple[Path, str]] = []
+        found = None
+        for path in reversed(self.all()):
+            reason = problem(path)
+            if reason is None:
+                found = path
+                break
+            bad.append((path, reason))
+        follows = f"the stage goes on from {found.name}" if found else "no other is left, so the stage starts again"
+        for path, reason in bad:
+            aside = _set_aside(path)
+            if aside is not None:
+                log.warning("checkpoint %s: %s; it is now called %s, and %s", path, reason, aside.name, follows)
+        return found
+
+    def all(self) -> list[Path]:
+        """Every state, good or not, oldest first."""
+        return sorted(self.folder.glob("step-*"), key=self.step)
+
+    @staticmethod
+    def step(path: Path) -> int:
+        """The optimizer steps that a state has behind it."""
+        return int(path.name.removeprefix("step-"))
+
+    def write(self, step: int, write: Callable[[Path], None], score: float | None = None) -> None:
+        """Let `write(folder)` fill a folder, which then takes its place as the state of `step`.
+
+        score: larger is better (checkpoints.keep_best). Waits while the disk is full; `write` is then called again.
+        """
+        temporary = self.folder / f".writing.{os.getpid()}"
+
+        def attempt() -> None:
+            for unfinished in self.folder.glob(".writing.*"):  # a killed process's too: a stage has one writer
+                shutil.rmtree(unfinished)
+            temporary.mkdir(parents=True)
+            try:
+                write(temporary)
+            except BaseException:
+                shutil.rmtree(temporary)
+                raise
+
+        when_there_is_room(temporary, attempt)
+        self.adopt(temporary, step, score)
+
+    def adopt(self, written: Path, step: int, score: float | None = None) -> None:
+        """Make a folder that is completely written the state of `step`, then drop those that need not stay."""
+        files = {name: {"bytes": size, "xxh3": digest} for name, (size, digest) in _contents(written).items()}
+        manifest = {"step": step, "hatch_ray": __version__, "score": score, "files": files}
+        write_atomic(written / MANIFEST, json.dumps(manifest, indent=1))
+        target = self.folder / f"step-{step:06d}"
+        when_there_is_room(target, lambda: replace_folder(written, target))
+        _good.add(_identity(target))
+        stay = self._to_keep()
+        for old in self.all():
+            if old not in stay:
+                shutil.rmtree(old)
+
+    def _to_keep(self) -> set[Path]:
+        paths = self.all()
+        stay = set(paths[-self.keep.keep_last :])
+        scores = {path: score for path in paths if (score := _score(path)) is not None}
+        if self.keep.keep_best and scores:
+            stay.add(max(scores, key=lambda path: (scores[path], self.step(path))))
+        return stay
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with which file of a state, in one clause; None for a good one."""
+    if not (path / MANIFEST).is_file():
+        return f"it has no {MANIFEST}, so it is half-written, or was made by a hatch-ray older than its manifests"
+    identity = _identity(path)
+    if identity in _good:
+        return None
+    try:
+        files = _manifest(path)["files"]
+        expected = {name: (int(entry["bytes"]), str(entry["xxh3"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} is damaged"
+    sizes = {name: (path / name).stat().st_size for name in _names(path)}
+    for name, (size, _) in expected.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != size:
+            return f"{name} has {sizes[name]} bytes where {size} were written"
+    for name in sizes:
+        if name not in expected:
+            return f"{name} is not in its {MANIFEST}"
+        if _hash(path / name) != expected[name][1]:
+            return f"{name} does not hold what was written (its checksum differs)"
+    _good.add(identity)
+    return None
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Rename a bad state; None when another process of the stage has done so."""
+    target, number = path.with_name(f"bad-{path.name}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"bad-{path.name}-{number}")
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        return None
+    return target
+
+
+def _identity(path: Path) -> tuple[Path, int, int]:
+    stat = (path / MANIFEST).stat()
+    return path.resolve(), stat.st_ino, stat.st_mtime_ns
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
+
+
+def _score(path: Path) -> float | None:
+    """A state's score; None where it has none or cannot be read."""
+    try:
+        score = _manifest(path)["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score if isinstance(score, float) else None
+
+
+def _names(folder: Path) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(name for file in files if (name := file.relative_to(folder).as_posix()) != MANIFEST)
+
+
+def _contents(folder: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and hash of every file, which is on the disk when this returns."""
+    contents = {}
+    for name in _names(folder):
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+        contents[name] = ((folder / name).stat().st_size, _hash(folder / name))
+    return contents
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class CheckpointWriter:
+    """Writes states in a thread, one at a time, while the training goes on.
+
+    What a write failed with is raised by the next call, or by `close`. As a context manager it closes at the end.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def save(self, step: int, take: Callable[[], Callable[[Path], None]], score: float | None = None) -> None:
+        """Wait for the write before, let `take()` copy the state in memory, and write it with what that returned."""
+        self.wait()
+        write = take()
+        self._last = self._thread.submit(self.checkpoints.write, step, write, score)
+
+    def adopt(self, written: Path, step: int, score: float | None = None) -> None:
+        """`Checkpoints.adopt` in the thread, for a folder that another library has written."""
+        self.wait()
+        self._last = self._thread.submit(self.checkpoints.adopt, written, step, score)
+
+    def wait(self) -> None:
+        """Until the last state is written. Raises what that failed with."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """`wait`, then end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except Exception as failure:  # noqa: BLE001 - told with the error that ends the block
+            error.add_note(f"and the last checkpoint could not be written: {failure}")
