@@ -1,4 +1,4 @@
-"""Short runs of the whole recipe for tests: real stages, a few steps each, on a random-weights model."""
+"""Short runs of the whole recipe for tests: real stages, a few steps each, on a random-weights model; and faults."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -73,3 +78,63 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, stage: str, step: i
         time.sleep(0.1)
     kill(process)
     raise AssertionError(f"{stage} did not reach step {step} in {timeout} s")
+
+
+def workers_of(process: subprocess.Popen[str], title: str) -> list[psutil.Process]:
+    """The Ray workers below a driver whose title (ray::Class.method while a method runs) contains these words."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if title in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def kill_worker(process: subprocess.Popen[str], title: str, timeout: float = 60) -> None:
+    """kill -9 of the first worker that bears the title, as soon as one does."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := workers_of(process, title):
+            found[0].kill()
+            return
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.005)
+    kill(process)
+    raise AssertionError(f"no process of {title} in {timeout} s")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of a run."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+TIMES = ("time", "seconds", "tokens_per_s", "samples_per_s", "processed_per_image", "recoveries", "issued_again")
+"""Metrics that tell how long something took or how often it was done, not what came out."""
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two runs of one config, to the bit: weights, metrics, completions, ledger."""
+    found = []
+    for stage in ("pasta", "qa_sft", "cold_start", "grpo"):
+        left, right = (load_file(run / stage / "model" / "model.safetensors") for run in (one, other))
+        if left.keys() != right.keys() or not all(torch.equal(left[name], right[name]) for name in left):
+            found.append(f"{stage}: weights")
+        rows = [
+            [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in metrics(run, stage)]
+            for run in (one, other)
+        ]
+        if [row["step"] for row in rows[0]] != [row["step"] for row in rows[1]]:
+            found.append(f"{stage}: steps logged")
+        for a, b in zip(*rows, strict=False):
+            found += [f"{stage}: {name} at step {a['step']}" for name in a if a[name] != b.get(name)]
+    samples = [rows_of(run / "samples" / "grpo.jsonl") for run in (one, other)]
+    for rows in samples:
+        for row in rows:
+            row["images"] = [Path(path).name for path in row["images"]]
+    if samples[0] != samples[1]:
+        found.append("completions or their rewards")
+    if rows_of(one / "ledger.jsonl") != rows_of(other / "ledger.jsonl"):
+        found.append("ledger")
+    return found

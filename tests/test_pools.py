@@ -2,12 +2,16 @@
 
 import os
 import signal
+import sys
 import time
 from collections import Counter
 
 import pytest
+from ray import cloudpickle
 
 from actors.pools import TRIES, Failed, Pool
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test module
 
 
 class Doubler:

@@ -1,45 +1,175 @@
-"""The whole recipe for real, in small: rooms and real frames; killed in two stages, resumed, evaluated, reported."""
+"""The whole recipe for real, in small. One run is submitted to a Ray head as the README has it and left alone; another
+loses its driver in three stages, an engine, a judge and a learner worker: both end alike, to the last bit.
+"""
 
 import json
+import os
+import secrets
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
+import psutil
 import pytest
-from runs import ROOMS, SHORT, hatch, kill, metrics, start, wait_for_step
+from runs import (
+    REPOSITORY,
+    ROOMS,
+    SHORT,
+    differences,
+    finish,
+    hatch,
+    kill,
+    kill_worker,
+    metrics,
+    rows_of,
+    start,
+    wait_for_step,
+)
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 STAGES = ["pasta", "qa_sft", "cold_start", "grpo"]
+STEPS = 8
+"""GRPO steps: enough that each fault meets a run at work."""
+BIN = Path(sys.executable).parent
+AGENT_SECONDS = 120
+JOB_SECONDS = 500
 
 pytestmark = pytest.mark.slow
 
 
+def words(run: Path, model: Path) -> list[str]:
+    return [
+        "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
+        f"grpo.max_steps={STEPS}", "grpo.save_every=2",
+    ]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def reserve_ports(count: int) -> list[int]:
+    """Free ports outside 10002-19999, which Ray gives to its workers."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = free_port()
+        if not 10000 <= port <= 20000:
+            found.add(port)
+    return sorted(found)
+
+
 @pytest.fixture(scope="module")
-def killed_and_resumed(tiny_model, tmp_path_factory):
-    """A run that was killed inside PaStA and inside GRPO, and ran to its end."""
-    run = tmp_path_factory.mktemp("runs") / "rooms"
-    words = ["train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={tiny_model}", *SHORT, *ROOMS]
-    for stage, step in (("pasta", 1), ("grpo", 2)):
-        process = start(words)
-        wait_for_step(process, run, stage, step, timeout=240)
+def head():
+    """A Ray head node with a dashboard, started by `ray start`; yields (environment, dashboard address)."""
+    scratch = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
+    token = scratch / "token"
+    token.write_text(secrets.token_hex(32))
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": f"{BIN}:{os.environ['PATH']}",
+    }  # fmt: skip
+    # Another Ray on this machine, such as the session's, holds the agent's usual ports.
+    gcs, dashboard, agent, agent_grpc, metrics_port = reserve_ports(5)
+    subprocess.run(
+        ["ray", "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+         f"--metrics-export-port={metrics_port}", "--num-cpus=3", f"--object-store-memory={256 * 2**20}",
+         f"--temp-dir={scratch / 'ray'}"],
+        env=environment, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    yield environment, f"http://127.0.0.1:{dashboard}"
+    # `ray stop` would end every Ray on this machine: end the processes of this head alone.
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        if any(str(scratch) in word for word in process.info["cmdline"] or []):
+            os.kill(process.info["pid"], signal.SIGKILL)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(head, tiny_model, tmp_path_factory):
+    """(run, output) of `ray job submit --working-dir . -- hatch train ...`."""
+    environment, address = head
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "hatch"]
+    end = time.monotonic() + AGENT_SECONDS
+    while True:
+        done = subprocess.run(
+            [*command, *words(run, tiny_model)], cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+            timeout=JOB_SECONDS,
+        )  # fmt: skip
+        # The head answers before its job agent is up; Ray says so and asks to try again.
+        if "No available agent" not in done.stderr or time.monotonic() > end:
+            break
+        time.sleep(2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def disturbed(tiny_model, tmp_path_factory):
+    """(run, output of the last start) of a run that lost its driver three times, and in GRPO three of its workers."""
+    run = tmp_path_factory.mktemp("runs") / "disturbed"
+    for stage in ("pasta", "cold_start"):
+        process = start(words(run, tiny_model))
+        wait_for_step(process, run, stage, 1, timeout=240)
         kill(process)
-    return run, hatch(*words)
+    process = start(words(run, tiny_model))
+    for step, title in ((1, "RolloutEngine.generate"), (2, "RewardJudge"), (3, "RayTrainWorker")):
+        wait_for_step(process, run, "grpo", step, timeout=240)
+        before = len(rows_of(run / "recoveries.jsonl"))
+        kill_worker(process, title)
+        wait_for_recovery(process, run, before)
+    wait_for_step(process, run, "grpo", 5, timeout=240)
+    kill(process)
+    process = start(words(run, tiny_model))
+    output = finish(process, 300)
+    assert process.returncode == 0, output
+    return run, output
 
 
-def test_every_stage_finishes_after_the_kills(killed_and_resumed):
-    run, output = killed_and_resumed
+def wait_for_recovery(process, run: Path, before: int) -> None:
+    end = time.monotonic() + 240
+    while len(rows_of(run / "recoveries.jsonl")) <= before:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, "no recovery"
+        time.sleep(0.1)
+
+
+def test_a_submitted_job_trains(undisturbed):
+    run, output = undisturbed
+    assert "succeeded" in output
     progress = json.loads((run / "progress.json").read_text())
     assert [stage for stage in STAGES if progress[stage]["done"]] == STAGES
+
+
+def test_deaths_change_no_bit_of_the_run(undisturbed, disturbed):
+    assert differences(undisturbed[0], disturbed[0]) == []
+
+
+def test_each_recovery_is_told_and_counted(disturbed):
+    run, output = disturbed
+    told = [row["what"] for row in rows_of(run / "recoveries.jsonl")]
+    assert told == ["rollout engine", "reward judge", "learner worker"]
     assert "already done" in output and "GRPO" in output
 
 
-def test_no_grpo_step_is_missing_or_logged_twice(killed_and_resumed):
-    run, _ = killed_and_resumed
-    assert [row["step"] for row in metrics(run, "grpo")] == [1, 2, 3, 4]
-    for row in metrics(run, "grpo"):
-        assert 0 <= row["reward_format"] <= 1 and 0 <= row["reward_action"] <= 1
+def test_every_group_of_the_run_is_trained_once(disturbed):
+    run, _ = disturbed
+    ledger = rows_of(run / "ledger.jsonl")
+    assert [row["place"] for row in ledger] == list(range(2 * STEPS))
+    assert {row["status"] for row in ledger} == {"trained"}
+    assert [row["step"] for row in metrics(run, "grpo")] == list(range(1, STEPS + 1))
 
 
-def test_every_stage_leaves_a_hugging_face_folder(killed_and_resumed):
-    run, _ = killed_and_resumed
+def test_every_stage_leaves_a_hugging_face_folder(disturbed):
+    run, _ = disturbed
     for stage in STAGES:
         folder = run / stage / "model"
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
@@ -48,24 +178,24 @@ def test_every_stage_leaves_a_hugging_face_folder(killed_and_resumed):
     assert (run / "model").resolve() == (run / "grpo" / "model").resolve()
 
 
-def test_pasta_changed_the_encoder_and_nothing_else(killed_and_resumed, tiny_model):
-    run, _ = killed_and_resumed
+def test_pasta_changed_the_encoder_and_nothing_else(disturbed, tiny_model):
+    run, _ = disturbed
     before = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model).state_dict()
     after = Qwen2_5_VLForConditionalGeneration.from_pretrained(run / "pasta" / "model").state_dict()
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed and all("visual" in name for name in changed)
 
 
-def test_samples_hold_each_reward_term(killed_and_resumed):
-    run, _ = killed_and_resumed
-    rows = [json.loads(line) for line in (run / "samples" / "grpo.jsonl").read_text().splitlines()]
-    assert len({(row["step"], row["id"]) for row in rows}) >= 8
+def test_samples_hold_each_reward_term(disturbed):
+    run, _ = disturbed
+    rows = rows_of(run / "samples" / "grpo.jsonl")
+    assert len(rows) == STEPS * 2 * 4
     assert {"completion", "images", "prompt", "advantage", "plans", "terms", "reasons"} <= set(rows[0])
     assert {"format", "action", "answer", "total", "d_t", "d_r"} <= set(rows[0]["terms"])
 
 
-def test_eval_and_report_of_the_run(killed_and_resumed):
-    run, _ = killed_and_resumed
+def test_eval_and_report_of_the_run(disturbed):
+    run, _ = disturbed
     output = hatch("eval", str(run))
     assert "images swapped" in output and "best constant" in output
     final = json.loads((run / "eval" / "final.json").read_text())
@@ -75,23 +205,15 @@ def test_eval_and_report_of_the_run(killed_and_resumed):
     assert "<svg" in page and "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_another_config_is_refused_by_name(killed_and_resumed, tiny_model):
-    run, _ = killed_and_resumed
-    words = [
-        "train",
-        "configs/tiny.yaml",
-        f"run_dir={run}",
-        f"model.base={tiny_model}",
-        *SHORT,
-        *ROOMS,
-        "grpo.beta=0.5",
-    ]
-    process = start(words)
+def test_another_config_is_refused_by_name(disturbed, tiny_model):
+    run, _ = disturbed
+    process = start([*words(run, tiny_model), "grpo.beta=0.5"])
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2 and "grpo.beta" in output and "0.5" in output
 
 
 def test_the_same_on_a_dozen_real_frames(redkitchen, tiny_model, tmp_path):
+    """PaStA and GRPO, the two stages that look at the frames' geometry."""
     frames = tmp_path / "frames"
     frames.mkdir()
     names = sorted(path.name.removesuffix(".pose.txt") for path in redkitchen.glob("*.pose.txt"))[::12][:12]
@@ -101,7 +223,8 @@ def test_the_same_on_a_dozen_real_frames(redkitchen, tiny_model, tmp_path):
     run = tmp_path / "run"
     hatch(
         "train", "configs/rgbd_tiny.yaml", f"run_dir={run}", f"data.root={frames}", f"model.base={tiny_model}",
-        *SHORT, "data.heldout_fraction=0.5", "data.max_overlap=1.0", "data.heldout_samples=6", "grpo.max_steps=2",
+        *SHORT, "stages=[pasta,grpo]", "data.heldout_fraction=0.5", "data.max_overlap=1.0", "data.heldout_samples=6",
+        "grpo.max_steps=2",
     )  # fmt: skip
     summary = json.loads((run / "data" / "train" / "summary.json").read_text())
     assert summary["samples"] > 0
