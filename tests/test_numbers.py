@@ -333,11 +333,10 @@ def test_a_fault_that_one_worker_sees_is_skipped_by_all(tiny_model, tmp_path):
     found = dict(results.get(timeout=300) for _ in workers)
     for worker in workers:
         worker.join(timeout=60)
-    assert found[0] == found[1]  # what was decided, and the weights, bit for bit
-    good, bad, over = found[0]
-    assert (good[0], bad[0]) == (0.0, 1.0)
-    assert "2 steps in a row" in over[0]
-    assert good[1] == bad[1] == over[1]
+    for good, bad, over in found.values():
+        assert (good[0], bad[0]) == (0.0, 1.0)
+        assert "2 steps in a row" in over[0]
+        assert good[1] == bad[1] == over[1] == found[0][0][1]  # the weights, bit for bit
     batches = {}
     for rank in range(2):
         batches[rank], weights = read_bad_batch(tmp_path / "bad_batches" / f"step-000002-rank{rank}")
