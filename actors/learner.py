@@ -21,13 +21,14 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
+from actors.bad_batches import BadBatch, write_bad_batch
 from actors.checkpoints import Checkpoints, CheckpointWriter
 from actors.deadlines import CALL_SECONDS, wait_for
 from actors.ledger import LEDGER
 from actors.messages import Group, Reply, Shard, StoredImage
 from actors.weights import Publisher, learned_parts, only_learned
 from hatch_ray.config import Config
-from hatch_ray.learning.grpo import grpo_loss
+from hatch_ray.learning.grpo import TokenLoss, grpo_loss
 from hatch_ray.learning.trainer_state import (
     TrainerState,
     copied,
@@ -69,6 +70,19 @@ class Row:
     prompt: Prompt
     replies: tuple[Reply, ...]
     advantages: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """What GRPO makes of the N reply tokens of one micro-batch, each (N,): log-probabilities (with gradient), those of
+    the first pass over the batch (pi_old), vLLM's, the reply's advantage, entropy, and the loss."""
+
+    logprobs: torch.Tensor
+    old: torch.Tensor
+    sampled: torch.Tensor
+    advantages: torch.Tensor
+    entropy: torch.Tensor
+    loss: TokenLoss
 
 
 def split_rows(
@@ -120,11 +134,25 @@ def _parts(prompt: Prompt, group: Group, token_budget: int, shared: bool) -> lis
 
 
 class Learner:
-    """One worker's policy, reference and optimizer; `update` is one GRPO step. Runs with or without other workers."""
+    """One worker's policy, reference and optimizer; `update` is one GRPO step. Runs with or without other workers.
 
-    def __init__(self, config: Config, model: str | Path, steps: int, device: torch.device, world: int = 1) -> None:
+    `run` is the run's folder (config.run_dir where it is not given): bad batches are kept below it. `bad_in_a_row`
+    counts the last steps that were skipped.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: str | Path,
+        steps: int,
+        device: torch.device,
+        world: int = 1,
+        run: str | Path | None = None,
+    ) -> None:
         grpo = config.grpo
         self.config, self.device, self.world = config, device, world
+        self.first_model, self.run = str(model), RunFolder(run or config.run_dir)
+        self.bad_in_a_row = 0
         self.processor = load_processor(model, config.model.max_pixels)
         self._processor_to_save: Any = None
         self.model = load_model(model, config.model.dtype).to(device).train()
@@ -160,46 +188,68 @@ class Learner:
         return merged_state(self.model)
 
     def update(self, shard: Shard) -> dict[str, float]:
-        """Train on one shard. Returns the step's metrics, equal on all workers.
+        """Train on one shard. Returns the step's metrics, equal on all workers and finite.
 
-        Raises RuntimeError when the prompt differs from the one vLLM saw, FloatingPointError for a loss that is not
-        finite.
+        A loss or gradient that is not finite on any worker is applied by none: weights and optimizer stay as they are,
+        every worker keeps its batch in RUN/bad_batches, and the metric `skipped` is 1. The step counts as taken, so
+        that versions, ledger and learning rate go on as planned. With several updates a step, the finite ones before
+        the bad one stay, those after it are left out.
+
+        Raises RuntimeError when the prompt differs from the one vLLM saw, FloatingPointError (on all workers) when
+        grpo.bad_steps steps in a row are skipped.
         """
         grpo = self.config.grpo
         prompts = [self.prompt(group) for group in shard.groups]
         batches = split_rows(prompts, shard.groups, grpo.token_budget, grpo.shared_prefix)
-        packed = [self._pack(rows) for rows in batches]
+        packed = [self.packed(rows) for rows in batches]
         old: list[torch.Tensor] = []
-        sums = torch.zeros(len(SUMS), device=self.device)
+        metrics: dict[str, float] = {}
         for update in range(grpo.updates_per_step):
-            self.optimizer.zero_grad(set_to_none=True)
-            for index, (rows, batch) in enumerate(zip(batches, packed, strict=True)):
-                last = index == len(batches) - 1
-                with nullcontext() if last or self.world == 1 else self.wrapped.no_sync():
-                    values = self._backward(rows, batch, old, index, shard.global_tokens)
-                    sums += values if update == 0 else 0
-            norm = torch.nn.utils.clip_grad_norm_(self.learning, grpo.grad_clip)
-            if not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"grpo: the gradient is not finite at step {shard.step}; lower grpo.lr or grpo.importance_cap. "
-                    "The run goes on from its last checkpoint when started again"
-                )
+            own = self._gradients(batches, packed, old, shard.global_tokens)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.learning if p.grad is not None])
+            good, sums = self._agree(own, norm)
+            if update == 0:
+                metrics = dict(zip(SUMS, (sums / shard.global_tokens).tolist(), strict=True))
+                self._check_agreement(shard, metrics["sampler_gap"])
             rate = self.optimizer.param_groups[0]["lr"]
+            metrics |= {"grad_norm": norm.item(), "lr": rate, "skipped": float(not good)}
+            if not good:
+                metrics["batch_kept"] = float(self._skip(shard, prompts, old, update, own))
+                break
+            torch.nn.utils.clip_grads_with_norm_(self.learning, grpo.grad_clip, norm)
             self.optimizer.step()
             self.scheduler.step()
-        if self.world > 1:
-            distributed.all_reduce(sums)
-        metrics = dict(zip(SUMS, (sums / shard.global_tokens).tolist(), strict=True))
-        self._check_agreement(shard, metrics["sampler_gap"])
-        return metrics | {"grad_norm": norm.item(), "lr": rate, "tokens": float(shard.global_tokens)}
+        else:
+            self.bad_in_a_row = 0
+        metrics["tokens"] = float(shard.global_tokens)
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def _gradients(
+        self, batches: list[list[Row]], packed: list[PackedBatch], old: list[torch.Tensor], tokens: int
+    ) -> torch.Tensor:
+        """Forward and backward of all micro-batches; returns the sums of SUMS over this worker's tokens."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(len(SUMS), device=self.device)
+        for index, (rows, batch) in enumerate(zip(batches, packed, strict=True)):
+            last = index == len(batches) - 1
+            with nullcontext() if last or self.world == 1 else self.wrapped.no_sync():
+                sums += self._backward(rows, batch, old, index, tokens)
+        return sums
 
     def _backward(
         self, rows: list[Row], batch: PackedBatch, old: list[torch.Tensor], index: int, tokens: int
     ) -> torch.Tensor:
-        """Forward and backward of one micro-batch; returns the sums of SUMS over its tokens.
+        """Forward and backward of one micro-batch; returns the sums of SUMS over its tokens."""
+        terms = self.token_terms(rows, batch, old, index)
+        # DistributedDataParallel averages over workers; the loss is a sum over all tokens of all workers.
+        (terms.loss.loss.sum() * (self.world / tokens)).backward()
+        gap = (terms.logprobs.detach() - terms.sampled).abs()
+        loss = terms.loss
+        values = (loss.loss.detach(), loss.kl, loss.clipped, loss.corrected, terms.entropy, gap)
+        return torch.stack([value.sum() for value in values])
 
-        `old` keeps the log-probabilities of the first pass over the batch, by index: they are pi_old.
-        """
+    def token_terms(self, rows: list[Row], batch: PackedBatch, old: list[torch.Tensor], index: int) -> TokenTerms:
+        """Forward pass of one micro-batch. `old` keeps pi_old by index: the first pass over a batch appends it."""
         grpo = self.config.grpo
         sampled = torch.cat([torch.tensor(r.logprobs) for row in rows for r in row.replies]).to(self.device)
         advantages = torch.tensor([a for row in rows for a in row.advantages], device=self.device)[batch.reply]
@@ -207,15 +257,64 @@ class Learner:
         logprobs, entropy = self.wrapped(batch)
         if index == len(old):
             old.append(logprobs.detach())
-        terms = grpo_loss(
+        loss = grpo_loss(
             logprobs, old[index], sampled, advantages, reference,
             clip=grpo.clip, beta=grpo.beta, importance_cap=grpo.importance_cap,
         )  # fmt: skip
-        # DistributedDataParallel averages over workers; the loss is a sum over all tokens of all workers.
-        (terms.loss.sum() * (self.world / tokens)).backward()
-        gap = (logprobs.detach() - sampled).abs()
-        values = (terms.loss.detach(), terms.kl, terms.clipped, terms.corrected, entropy, gap)
-        return torch.stack([value.sum() for value in values])
+        return TokenTerms(logprobs, old[index], sampled, advantages, entropy, loss)
+
+    def _agree(self, own: torch.Tensor, norm: torch.Tensor) -> tuple[bool, torch.Tensor]:
+        """Whether every worker's sums and gradient are finite, one answer for all, and the sums over all workers."""
+        bad = not (torch.isfinite(own).all() and torch.isfinite(norm))
+        vote = torch.cat([own, torch.tensor([float(bad)], device=self.device)])
+        if self.world > 1:
+            distributed.all_reduce(vote)
+        return vote[-1].item() == 0, vote[:-1]
+
+    def _skip(
+        self, shard: Shard, prompts: list[Prompt], old: list[torch.Tensor], update: int, own: torch.Tensor
+    ) -> bool:
+        """Keep the batch, let the schedule go on, and end the run over budget. Returns whether the batch was kept."""
+        self.bad_in_a_row += 1
+        rank = distributed.get_rank() if self.world > 1 else 0
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        batch = BadBatch(
+            step=shard.step + 1,
+            rank=rank,
+            world=self.world,
+            update=update,
+            tokens=shard.global_tokens,
+            own_sums={name: repr(value) for name, value in zip(SUMS, own.tolist(), strict=True)},
+            bad_gradients=tuple(
+                name for name, p in learning.items() if p.grad is not None and not torch.isfinite(p.grad).all()
+            ),
+            config=self.config,
+            model=self.first_model,
+            prompts=tuple(prompts),
+            groups=shard.groups,
+            old=torch.cat(old).cpu(),
+        )
+        kept = True
+        try:
+            write_bad_batch(self.run.bad_batches, batch, learning if rank == 0 else None, self.config.grpo.bad_steps)
+        except OSError as error:  # a full disk must not end a run that can go on; the driver says that it is missing
+            kept = False
+            warnings.warn(f"grpo: the bad batch of step {batch.step} could not be kept: {error}", stacklevel=2)
+        if self.world > 1:
+            distributed.barrier()  # no worker may end the run while another one writes
+        with warnings.catch_warnings():  # the first step of all may be one that is skipped
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
+            for _ in range(update, self.config.grpo.updates_per_step):
+                self.scheduler.step()
+        if self.bad_in_a_row >= self.config.grpo.bad_steps:
+            raise FloatingPointError(
+                f"grpo: loss or gradient not finite at {self.bad_in_a_row} steps in a row, up to step {batch.step}. "
+                f"`hatch replay {self.run.bad_batches / batch.name}` looks for the cause; what usually helps: a lower "
+                "grpo.lr, more grpo.warmup_steps, a lower grpo.grad_clip or grpo.importance_cap, model.dtype=float32. "
+                f"No bad step was applied: the last checkpoint in {self.run.checkpoints('grpo')} is good and kept; a "
+                "new run can start from its model (model.base=..., stages=[grpo])"
+            )
+        return kept
 
     def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
         if not self.config.grpo.beta:
@@ -232,7 +331,7 @@ class Learner:
         """At equal weights the two engines must agree, or every gradient is wrong without a word."""
         fresh = all(group.rollout.version == shard.step for group in shard.groups)
         bound = MISMATCH[self.config.model.dtype]
-        if fresh and gap > bound:
+        if fresh and bound < gap < math.inf:  # one that is not finite makes the step a bad one, which is skipped
             raise RuntimeError(
                 f"grpo: learner and vLLM differ by {gap:.3g} nats a token at step {shard.step} with equal weights "
                 f"(bound {bound:g}): prompts, images, temperature or weights do not reach one of them as they should"
@@ -256,7 +355,8 @@ class Learner:
             pixels = torch.from_numpy(ray.get(image.patches.ref, timeout=60))
         return ImagePatches(pixels, image.patches.grid, image.hash)
 
-    def _pack(self, rows: list[Row]) -> PackedBatch:
+    def packed(self, rows: list[Row]) -> PackedBatch:
+        """A micro-batch as the scorer takes it, on the learner's device."""
         replies = [[reply.token_ids for reply in row.replies] for row in rows]
         shared = self.config.grpo.shared_prefix
         return pack(self.model, [row.prompt for row in rows], replies, shared).to(self.device)
@@ -304,7 +404,7 @@ def learner_loop(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, math.floor(job.config.learner.cpus)))
     torch.manual_seed(job.config.seed)
-    learner = Learner(job.config, job.model, job.steps, get_device(), world)
+    learner = Learner(job.config, job.model, job.steps, get_device(), world, job.run)
     run = RunFolder(job.run)
     checkpoints = Checkpoints(run.checkpoints("grpo"), job.config.checkpoints)
     latest = checkpoints.latest()

@@ -117,6 +117,18 @@ def report(run: RunPath) -> None:
 
 
 @app.command()
+def replay(
+    batch: Annotated[Path, typer.Argument(help="folder in RUN/bad_batches, or a file in it", metavar="BATCH")],
+    model: Annotated[str, typer.Option(help="the stage's first model, where it is not at its old place")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one")] = "",
+) -> None:
+    """Compute a GRPO batch again whose loss or gradient was not finite, and print where that begins."""
+    from actors.replay import run_replay
+
+    run_replay(batch, model, device, lambda line: console.print(line, markup=False))
+
+
+@app.command()
 def serve(run: RunPath, overrides: Overrides = None) -> None:
     """Answer POST /reason with the run's model, until Ctrl-C."""
     config = _load_run(run, overrides)
@@ -253,7 +265,14 @@ def main() -> None:
     prepare_environment()
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+    except (
+        ValueError,
+        FloatingPointError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        PermissionError,
+    ) as error:
         if os.environ.get("HATCH_DEBUG"):
             raise
         text = " ".join(str(error).split())

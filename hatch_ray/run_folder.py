@@ -11,6 +11,7 @@ RUN/<stage>/checkpoints/     the stage's resumable states
 RUN/samples/<stage>.jsonl    completions with every reward term
 RUN/ledger.jsonl             every prompt group of GRPO: trained once, or set aside
 RUN/recoveries.jsonl         every process that was lost, and what it cost
+RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`hatch replay`)
 RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
 RUN/model                    link to the last finished stage's model
 RUN/report.html
@@ -22,6 +23,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,10 @@ class RunFolder:
     def ledger(self) -> Path:
         return self.path / "ledger.jsonl"
 
+    @property
+    def bad_batches(self) -> Path:
+        return self.path / "bad_batches"
+
     def evaluation(self, name: str) -> Path:
         return self.path / "eval" / f"{name}.json"
 
@@ -176,13 +182,18 @@ class RunFolder:
         state[stage] = {"step": step, "done": done}
         write_atomic(self.path / "progress.json", json.dumps(state, indent=2))
 
-    def log(self, stage: str, step: int, values: dict[str, float]) -> None:
-        """One line of metrics. Non-finite values are written as null with their name kept in "non_finite"."""
+    def log(self, stage: str, step: int, values: dict[str, float], warnings: Sequence[str] = ()) -> None:
+        """One line of metrics. Non-finite values are written as null with their name kept in "non_finite".
+
+        `warnings`: what there is to say about the step, kept in "warnings".
+        """
         bad = [name for name, value in values.items() if value != value or value in (float("inf"), float("-inf"))]
         row: dict[str, Any] = {"stage": stage, "step": step, "time": round(time.time(), 3)}
         row |= {name: None if name in bad else value for name, value in values.items()}
         if bad:
             row["non_finite"] = bad
+        if warnings:
+            row["warnings"] = list(warnings)
         append_jsonl(self.metrics_path, [row])
 
     def link_model(self, stage: str) -> None:

@@ -253,7 +253,7 @@ def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_upda
     assert first["clip_share"] == 0.0
     assert second["loss"] != first["loss"]
     prompts = [learner.prompt(group) for group in groups]
-    batch = learner._pack(split_rows(prompts, groups, 9999)[0])
+    batch = learner.packed(split_rows(prompts, groups, 9999)[0])
     weight = torch.tensor([a for group in groups for a in group.advantages])[batch.reply]
     with torch.no_grad():
         gained = (

