@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.deadlines import CALL_SECONDS, wait_for_all
+from actors.deadlines import limits, wait_for_all
 from actors.messages import Sampling
 from actors.progress import Report, progress_bar
 from actors.prompts import PromptMaker
@@ -54,7 +54,7 @@ def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
 def answer(engines: Sequence[Any], model: Asked, samples: list[Sample], config: Config, report: Report) -> list[str]:
     """Greedy replies of one model, in the order of the samples."""
     folder = str(model.folder)
-    wait_for_all([engine.load_folder.remote(folder) for engine in engines], "loading a model", CALL_SECONDS)
+    wait_for_all([engine.load_folder.remote(folder) for engine in engines], "loading a model", limits.call)
     maker = PromptMaker(config, model.folder, model.mode)
     maker.check_length(samples, config.eval.max_new_tokens)
     sampling = Sampling(n=1, temperature=0.0, max_new_tokens=config.eval.max_new_tokens)

@@ -16,8 +16,8 @@ import numpy as np
 import ray
 import torch
 
-from actors.deadlines import CALL_SECONDS, wait_for
-from actors.messages import WeightsHandle
+from actors.deadlines import limits, wait_for
+from actors.messages import ProbeScores, WeightsHandle
 from hatch_ray.model.base import checksum
 
 
@@ -91,11 +91,14 @@ class Publisher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._last: Future[None] | None = None
 
-    def publish(self, state: Mapping[str, torch.Tensor], version: int) -> None:
-        """Take a copy and return. Raises what the version before failed with."""
+    def publish(self, state: Mapping[str, torch.Tensor], version: int, probe: ProbeScores | None = None) -> None:
+        """Take a copy and return. Raises what the version before failed with.
+
+        probe: what an engine must answer with these weights.
+        """
         copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self.wait()
-        self._last = self._thread.submit(self._send, copy, version)
+        self._last = self._thread.submit(self._send, copy, version, probe)
 
     def check(self) -> None:
         """Raise what the last version failed with, if it has."""
@@ -107,6 +110,7 @@ class Publisher:
         if self._last is not None:
             self._last.result()
 
-    def _send(self, state: Mapping[str, torch.Tensor], version: int) -> None:
-        handle = WeightsHandle(version, ray.put(pack_weights(state, version)))
-        wait_for(self.board.publish.remote(handle), "grpo: publishing weights", CALL_SECONDS)
+    def _send(self, state: Mapping[str, torch.Tensor], version: int, probe: ProbeScores | None) -> None:
+        packed = pack_weights(state, version)
+        handle = WeightsHandle(version, ray.put(packed), packed.checksum, probe)
+        wait_for(self.board.publish.remote(handle), "grpo: publishing weights", limits.call)
