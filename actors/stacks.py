@@ -35,10 +35,11 @@ class Process:
     created: float
 
     def state(self) -> str:
-        """ "running", "sleeping", "stopped", .. or "gone". Works on its own node."""
+        """Running, sleeping, stopped, .. or gone. Works on its own node."""
         try:
             process = psutil.Process(self.pid)
-            return process.status() if process.create_time() == self.created else "gone"
+            state = str(process.status())
+            return "gone" if state == psutil.STATUS_ZOMBIE or process.create_time() != self.created else state
         except psutil.NoSuchProcess:
             return "gone"
 

@@ -47,11 +47,16 @@ def pack_weights(state: Mapping[str, torch.Tensor], version: int) -> PackedWeigh
 def unpack_weights(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) pairs over the packed memory, which must not be written to.
 
-    Raises ValueError when the arrays are not those that were packed.
+    Raises ValueError at once, before the first pair, when the arrays are not those that were packed: vLLM does not
+    survive a reload that breaks off.
     """
     found = checksum(packed.arrays)
     if found != packed.checksum:
         raise ValueError(f"weights of version {packed.version} arrived with checksum {found}, not {packed.checksum}")
+    return _tensors(packed)
+
+
+def _tensors(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
     for name, array in packed.arrays.items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
