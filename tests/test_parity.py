@@ -5,75 +5,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from actors.experience import make_groups, make_shards
 from actors.learner import Learner
 from actors.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
 from actors.parity import BOUND, ParityError, check_engines, check_gate, check_sync, gap, make_probes
 from actors.prompts import PromptMaker
-from actors.rollout import RolloutEngine, stop_actors, sync_engines
+from actors.rollout import stop_actors, sync_engines
 from actors.weights import pack_weights
 from hatch_ray.config import make_config
-from hatch_ray.model.base import checksum, load_model, load_processor, save_model
+from hatch_ray.model.base import load_model, load_processor, save_model
 from hatch_ray.sample import Sample, View
+from tests.faulty_engine import NORM, FaultyEngine, flip_bit
 from tests.pictures import photo
 
 pytestmark = pytest.mark.slow
 NOISE = 2e-4
 """What learner and vLLM may differ by in float32."""
-NORM = "model.language_model.norm.weight"
-
-
-class FaultyEngine(RolloutEngine):
-    """An engine with one fault at a time."""
-
-    fault = ""
-
-    def break_by(self, fault):
-        self.fault = fault
-
-    def _image(self, image):
-        picture = super()._image(image)
-        return Image.new("RGB", picture.size) if self.fault == "pixels" else picture
-
-    def _run(self, requests, parameters):
-        if self.fault == "prompt":
-            requests = [replace(request, prompt=request.prompt + " ") for request in requests]
-        return super()._run(requests, parameters)
-
-    def _parameters(self, request, sampling, asked=()):
-        image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        free = self.fault == "ban"
-        bias = self.logit_bias
-        self.logit_bias = {token: value for token, value in bias.items() if not (free and token == image_id)}
-        try:
-            return super()._parameters(request, sampling, asked)
-        finally:
-            self.logit_bias = bias
-
-    def load(self, packed):
-        if self.fault == "bit":  # after the checksum of what arrived
-            arrays = packed.arrays | {NORM: flip_bit(packed.arrays[NORM])}
-            packed = replace(packed, arrays=arrays, checksum=checksum(arrays))
-        if self.fault == "ignores":
-            self.version = packed.version
-            self.reset_caches()
-            return self.version
-        return super().load(packed)
-
-    def reset_caches(self):
-        if self.fault != "encoder cache":
-            self.llm.llm_engine.reset_encoder_cache()
-        if self.fault != "prefix cache":
-            self.llm.reset_prefix_cache()
-
-
-def flip_bit(array):
-    """One weight with one bit of its exponent turned."""
-    flipped = array.copy()
-    flipped.reshape(-1).view(np.uint32)[0] ^= 1 << 29
-    return flipped
 
 
 @pytest.fixture(scope="module")
