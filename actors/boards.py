@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from actors.messages import Shard, WeightsHandle
+from actors.messages import ProbeScores, Shard, WeightsHandle
 
 
 class ExperienceBoard:
@@ -18,6 +18,8 @@ class ExperienceBoard:
     def __init__(self) -> None:
         self._shards: dict[tuple[int, int], Shard] = {}
         self._reports: dict[int, dict[str, float]] = {}
+        self._probes: tuple[ProbeScores, ...] | None = None
+        self._waiting: dict[int, int] = {}
         self._stopped = False
         self._changed = asyncio.Condition()
 
@@ -30,8 +32,28 @@ class ExperienceBoard:
     async def take(self, step: int, rank: int) -> Shard | None:
         """A worker's shard of a step, once it is there; None when the driver gave up."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._stopped or (step, rank) in self._shards)
+            self._waiting[rank] = step
+            try:
+                await self._changed.wait_for(lambda: self._stopped or (step, rank) in self._shards)
+            finally:
+                self._waiting.pop(rank, None)
             return self._shards.pop((step, rank), None)
+
+    async def put_probes(self, scores: Sequence[ProbeScores]) -> None:
+        """What rank 0 answers to the probes with the weights that it starts with."""
+        async with self._changed:
+            self._probes = tuple(scores)
+            self._changed.notify_all()
+
+    async def probes(self) -> tuple[ProbeScores, ...]:
+        """The learner's answers, once they are there; none when the driver gave up."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stopped or self._probes is not None)
+            return self._probes or ()
+
+    async def waiting(self) -> list[str]:
+        """Which ranks wait for which step's shard."""
+        return [f"learner rank {rank} waits for its shard of step {step}" for rank, step in self._waiting.items()]
 
     async def report(self, step: int, metrics: dict[str, float]) -> None:
         """Rank 0's numbers of a finished step."""
@@ -59,6 +81,7 @@ class WeightsBoard:
         """`version` is what the engines start with: nothing has to be sent for it."""
         self._version = version
         self._newest: WeightsHandle | None = None
+        self._waiting: list[int] = []
         self._changed = asyncio.Condition()
 
     async def publish(self, handle: WeightsHandle) -> int:
@@ -72,5 +95,13 @@ class WeightsBoard:
     async def wait_for(self, version: int) -> tuple[int, WeightsHandle | None]:
         """The newest version once it is at least `version`; no handle while it is the engines' own first weights."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._version >= version)
+            self._waiting.append(version)
+            try:
+                await self._changed.wait_for(lambda: self._version >= version)
+            finally:
+                self._waiting.remove(version)
             return self._version, self._newest
+
+    async def waiting(self) -> list[str]:
+        """Which versions are waited for."""
+        return [f"the driver waits for version {wanted}, the newest is {self._version}" for wanted in self._waiting]

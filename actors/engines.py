@@ -8,11 +8,13 @@ from typing import Any
 
 import ray
 
-from actors.deadlines import CALL_SECONDS, START_SECONDS, wait_for, wait_for_all
-from actors.messages import Request, Rollout, Sampling, WeightsHandle
+from actors.deadlines import limits, wait_for, wait_for_all
+from actors.messages import ProbeScores, Request, Rollout, Sampling, SyncAnswer, WeightsHandle
+from actors.parity import ParityError, check_engines, check_sync
 from actors.pools import Failed, Loss, Pool
 from actors.rollout import RolloutEngine
 from hatch_ray.config import Config, ConfigError
+from hatch_ray.run_folder import RunFolder
 
 PROGRESS_CHUNK = 32
 """Requests in one call when somebody watches."""
@@ -28,35 +30,62 @@ class EnginePool(Pool):
         version: int = 0,
         on_loss: Callable[[Loss], None] = lambda loss: None,
     ) -> None:
+        config = config.model_copy(update={"run_dir": RunFolder(config.run_dir).path})  # an actor has its own directory
         actor = ray.remote(RolloutEngine).options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus)
-        self._load: Callable[[Any], ray.ObjectRef] | None = None
+        self._catch_up: Callable[[Any], None] = lambda engine: None
         super().__init__(
             "rollout engine", lambda: actor.remote(str(model), config, version), config.rollout.actors,
-            self._catch_up, on_loss,
+            lambda engine: self._catch_up(engine), on_loss,
         )  # fmt: skip
 
     def ready(self) -> None:
         """Wait until all engines are up. Raises StageTimeoutError, or ConfigError with an engine's own complaint."""
         try:
-            wait_for_all([engine.ready.remote() for engine in self.actors], "start of the vLLM engines", START_SECONDS)
+            wait_for_all([engine.ready.remote() for engine in self.actors], "start of the vLLM engines", limits.start)
         except ray.exceptions.ActorDiedError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ConfigError(f"a vLLM engine did not start: {reason}") from error
 
+    def check(self, scores: Sequence[ProbeScores]) -> None:
+        """The parity gate: every engine answers every probe as the learner does. Raises ParityError."""
+        check_engines(self.actors, scores)
+        before = self._catch_up
+
+        def catch_up(engine: Any) -> None:
+            before(engine)
+            check_engines([engine], scores)
+
+        self._catch_up = catch_up
+
     def sync(self, handle: WeightsHandle) -> None:
-        """Every engine takes over a published version."""
-        self._load = lambda engine: engine.load_weights.remote(handle)
-        versions = self.call_all(self._load, "weight update")
-        assert set(versions) <= {handle.version}, versions
+        """Every engine takes over a published version, and shows it; nothing is sampled with it before.
+
+        Raises ParityError naming engine, version and probable fault.
+        """
+        stage = f"weight update to version {handle.version}"
+
+        def load(engine: Any) -> ray.ObjectRef:
+            return engine.load_weights.remote(handle)
+
+        self._catch_up = lambda engine: check_sync(
+            "a new engine", handle, wait_for(load(engine), f"{stage} of a new engine", limits.call)
+        )
+        try:
+            answers: list[SyncAnswer] = self.call_all(load, stage)
+        except (ValueError, ParityError) as error:
+            # Ray hands it over inside one whose text is the traceback.
+            raise ParityError(f"{stage}: {getattr(error, 'cause', error)}") from error
+        for number, answer in enumerate(answers):
+            check_sync(f"engine {number}", handle, answer)
 
     def load_folder(self, folder: str | Path, version: int = 0) -> None:
         """Every engine takes over a saved model of the same architecture."""
-        self._load = lambda engine: engine.load_folder.remote(str(folder), version)
-        self.call_all(self._load, "loading a model")
 
-    def _catch_up(self, engine: Any) -> None:
-        if self._load is not None:
-            wait_for(self._load(engine), "weights of a new rollout engine", CALL_SECONDS)
+        def load(engine: Any) -> ray.ObjectRef:
+            return engine.load_folder.remote(str(folder), version)
+
+        self._catch_up = lambda engine: wait_for(load(engine), "loading a model into a new engine", limits.call)
+        self.call_all(load, "loading a model")
 
     def try_generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int, int], None] | None = None
@@ -67,7 +96,7 @@ class EnginePool(Pool):
         """
         chunk = PROGRESS_CHUNK if progress is not None else -(-len(requests) // len(self.actors))
         return self.map(
-            requests, lambda engine, part: engine.generate.remote(part, sampling), max(1, chunk), CALL_SECONDS, progress
+            requests, lambda engine, part: engine.generate.remote(part, sampling), max(1, chunk), progress=progress
         )
 
     def generate(

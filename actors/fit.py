@@ -58,7 +58,7 @@ def fit_stage(
         partial(work, loop, run),
         train_loop_config={"job": ray.put(job)},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig("nccl" if gpus else "gloo", timeout_s=math.ceil(config.deadlines.call_seconds)),
         run_config=RunConfig(name=stage, storage_path=str(run.path / ".ray_train")),
     )
     stop = threading.Event()

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.checkpoints import Checkpoints
-from actors.deadlines import CALL_SECONDS, START_SECONDS, wait_for
+from actors.deadlines import enter_process, limits, wait_for
 from actors.engines import EnginePool
 from actors.experience import (
     SampleOrder,
@@ -37,12 +37,15 @@ from actors.fit import fit_stage, forget_after
 from actors.learner import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
 from actors.messages import Group, Request, Sampling, WeightsHandle
+from actors.parity import make_probes
 from actors.pools import Failed
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery
 from actors.reward import JudgePool
 from hatch_ray.config import Config, ConfigError
+from hatch_ray.learning.health import Health
 from hatch_ray.model.base import model_source
+from hatch_ray.rewards.check import check_scores
 from hatch_ray.rewards.score import RewardTarget
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
 from hatch_ray.sample import Sample
@@ -101,9 +104,10 @@ class GrpoRun:
         self.steps = total_steps(config, len(self.samples))
         latest = Checkpoints(run.checkpoints(STAGE)).latest()
         self.first = 0 if latest is None else Checkpoints.step(latest)
-        self.source = str(model) if latest is None else str(latest / "model")
+        self.checkpoint = latest
         self.maker = PromptMaker(config, model, for_learner=True)
         self.maker.check_length(self.samples, config.grpo.max_new_tokens)
+        self.probes = make_probes(self.samples, self.maker)
         self.order = SampleOrder(len(self.samples), config.grpo.prompts_per_step, config.seed)
         self.schedule = Schedule(self.first, self.steps, config.grpo.max_staleness)
         self.sampling = Sampling(config.grpo.group_size, config.grpo.temperature, config.grpo.max_new_tokens)
@@ -111,22 +115,35 @@ class GrpoRun:
         self.ledger.restore(latest)
         forget_after(run, STAGE, self.first)
         forget_samples(run.samples(STAGE), self.first)
+        self.health = Health(config.grpo)
+        for row in read_jsonl(run.metrics_path):
+            if row["stage"] == STAGE:
+                self.health.add(row["step"], row)
         self._log_missing(latest)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = {"num_cpus": 0, "max_concurrency": 100, "scheduling_strategy": here}
         self.experience = ray.remote(ExperienceBoard).options(**board).remote()
         self.weights = ray.remote(WeightsBoard).options(**board).remote(self.first)
-        self.job = GrpoJob(config, run.path, str(model), self.steps, self.experience, self.weights)
+        boards = (self.experience, self.weights)
+        enter_process("driver", config.model_copy(update={"run_dir": run.path}), boards, first=True)
+        self.job = GrpoJob(config, run.path, str(model), self.steps, *boards, self.probes)
         self.pending: dict[int, list[dict[str, Any]]] = {}
         self.ready: dict[int, list[Request]] = {}
         self.learner = LearnerThread(self.job)
-        self.engines = EnginePool(self.source, config, self.first, recovery.actor_lost)
+        self.engines = EnginePool(model, config, 0, recovery.actor_lost)
         self.judges = JudgePool(config, recovery.actor_lost)
 
     def start(self) -> None:
-        """Start the learner beside engines and judges, and wait for the engines."""
+        """Start the learner beside engines and judges, and let the engines show that they compute what it computes.
+
+        Engines always start from the stage's first model, which stays: a checkpoint may be dropped in the meantime.
+        """
         self.learner.start()
         self.engines.ready()
+        if self.checkpoint is not None:
+            self.engines.load_folder(self.checkpoint / "model", self.first)
+        learner = self.experience.probes.remote()
+        self.engines.check(wait_for(learner, "grpo: the learner's probes", limits.start, self.learner.check))
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
@@ -172,13 +189,13 @@ class GrpoRun:
             metrics |= {"seconds_wait": waited, "seconds_sync": synced - start}
             self.pending[step] = rows
             shards = make_shards(step, groups, self.config.learner.workers, rows, metrics)
-            wait_for(self.experience.put.remote(shards), "grpo: handing over a batch", CALL_SECONDS, self.learner.check)
+            wait_for(self.experience.put.remote(shards), "grpo: handing over a batch", limits.call, self.learner.check)
             if not self.schedule.done:
                 self.ready = {step + 1: self.requests(step + 1)}  # while the learner is at work
             start = time.monotonic()
         self._wait_for_version(self.steps)
         self._log(report)
-        self.learner.join(timeout=START_SECONDS)
+        self.learner.join(timeout=limits.start)
         self.learner.check()
         if problems := self.ledger.problems(self.steps, self.config.grpo.prompts_per_step):
             raise RuntimeError(f"grpo: {self.ledger.path} is not whole: {'; '.join(problems[:10])}")
@@ -186,7 +203,7 @@ class GrpoRun:
     def _wait_for_version(self, version: int) -> tuple[int, WeightsHandle | None]:
         return wait_for(
             self.weights.wait_for.remote(version), f"grpo: step {version} of the learner",
-            CALL_SECONDS + START_SECONDS, self.learner.check,
+            limits.call + limits.start, self.learner.check,
         )  # fmt: skip
 
     def chosen(self, step: int) -> list[Sample]:
@@ -225,10 +242,17 @@ class GrpoRun:
         size = self.sampling.n
         judged: dict[int, list[dict[str, Any]]] = {}
         for number, place in enumerate(rollouts):
-            part = scores[number * size : (number + 1) * size]
-            failed = [score for score in part if isinstance(score, Failed)]
+            part: list[dict[str, Any]] = []
+            failed = ""
+            for score in scores[number * size : (number + 1) * size]:
+                if isinstance(score, Failed):
+                    failed = failed or score.reason
+                else:
+                    part.append(score)
             if failed:
-                self._set_aside(step, place, failed[0].reason)
+                self._set_aside(step, place, failed)
+            elif problems := check_scores(chosen[place].id, part, self.config.reward):
+                self._set_aside(step, place, "; ".join(problems))
             else:
                 judged[place] = part
         groups = make_groups(
@@ -250,14 +274,17 @@ class GrpoRun:
 
     def _log(self, report: Report) -> None:
         """Write the metrics of every step that the learner has finished since, and its groups into the ledger."""
-        reports = wait_for(self.experience.reports.remote(), "grpo: the learner's reports", CALL_SECONDS)
+        reports = wait_for(self.experience.reports.remote(), "grpo: the learner's reports", limits.call)
         for step, metrics in sorted(reports.items()):
             self.ledger.append(self.pending.pop(step))
             self._write(step, metrics | self.recovery.step_done(step))
             report(step + 1, self.steps)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log(STAGE, step + 1, metrics | {"tokens_per_s": metrics["tokens"] / metrics["seconds"]})
+        warnings = self.health.add(step + 1, metrics)
+        self.run.log(STAGE, step + 1, metrics | {"tokens_per_s": metrics["tokens"] / metrics["seconds"]}, warnings)
+        for text in warnings:
+            print(f"{STAGE}: step {step + 1}: {text}", flush=True)
 
     def _log_missing(self, checkpoint: Path | None) -> None:
         """A learner that died right after a checkpoint has not reported the last steps behind it: they lie in it."""

@@ -23,9 +23,10 @@ from transformers import get_scheduler
 
 from actors.bad_batches import BadBatch, write_bad_batch
 from actors.checkpoints import Checkpoints, CheckpointWriter
-from actors.deadlines import CALL_SECONDS, wait_for
+from actors.deadlines import collectives, enter_process, limits, wait_for
 from actors.ledger import LEDGER
-from actors.messages import Group, Reply, Shard, StoredImage
+from actors.messages import Group, Probe, ProbeScores, Reply, Request, Shard, StoredImage
+from actors.parity import score_probe
 from actors.weights import Publisher, learned_parts, only_learned
 from hatch_ray.config import Config
 from hatch_ray.learning.grpo import TokenLoss, grpo_loss
@@ -47,13 +48,16 @@ MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
 """Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
 REPORTS = "reports.jsonl"
 """In a checkpoint: the metrics of the steps since the checkpoint before, which the driver may not have seen."""
+BAD_IN_A_ROW = "bad_in_a_row"
+"""In a checkpoint's numbers: how many of the last steps were skipped."""
 SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
 """Metrics summed over tokens, then over workers, then divided by the step's tokens."""
 
 
 @dataclass(frozen=True)
 class GrpoJob:
-    """What a worker needs. `model` is the stage's first model and the reference of the KL term."""
+    """What a worker needs. `model` is the stage's first model and the reference of the KL term; probes: fewest images
+    first."""
 
     config: Config
     run: Path
@@ -61,6 +65,7 @@ class GrpoJob:
     steps: int
     experience: ray.actor.ActorHandle
     weights: ray.actor.ActorHandle
+    probes: tuple[Probe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -339,13 +344,21 @@ class Learner:
 
     def prompt(self, group: Group) -> Prompt:
         """The tokens and patches of a group's prompt; the driver has processed its images."""
-        prompt = tokenize_prompt(self.processor, group.request.prompt, [self._image(i) for i in group.request.images])
+        prompt = self._prompt(group.request)
         if len(prompt.token_ids) != group.rollout.prompt_tokens:
             raise RuntimeError(
                 f"grpo: the prompt of {group.request.id} has {len(prompt.token_ids)} tokens here and "
                 f"{group.rollout.prompt_tokens} in vLLM: their image processors differ"
             )
         return prompt
+
+    def score_probe(self, probe: Probe, version: int, with_blank: bool = False) -> ProbeScores:
+        """What an engine with the present weights must answer; `with_blank`: to grey images too."""
+        blank = self._prompt(probe.blank) if with_blank else None
+        return score_probe(self.scorer, probe, self._prompt(probe.request), blank, version, self.config.model.dtype)
+
+    def _prompt(self, request: Request) -> Prompt:
+        return tokenize_prompt(self.processor, request.prompt, [self._image(image) for image in request.images])
 
     def _image(self, image: StoredImage) -> ImagePatches:
         if image.patches is None:
@@ -390,11 +403,14 @@ class Learner:
 
     def state(self) -> TrainerState:
         """A copy of what a resumed run needs beside the step (the order of the data follows from it)."""
-        return take_state(self._learning_by_name(), self.optimizer, self.scheduler)
+        state = take_state(self._learning_by_name(), self.optimizer, self.scheduler)
+        state.numbers[BAD_IN_A_ROW] = self.bad_in_a_row
+        return state
 
     def restore(self, state: TrainerState) -> None:
         """Take over `state`."""
         restore_state(state, self._learning_by_name(), self.optimizer, self.scheduler)
+        self.bad_in_a_row = state.numbers[BAD_IN_A_ROW]
 
 
 def learner_loop(settings: dict[str, Any]) -> None:
@@ -402,6 +418,7 @@ def learner_loop(settings: dict[str, Any]) -> None:
     job: GrpoJob = ray.get(settings["job"], timeout=60)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    enter_process(f"learner rank {rank}", job.config.model_copy(update={"run_dir": job.run}), [job.experience])
     torch.set_num_threads(max(1, math.floor(job.config.learner.cpus)))
     torch.manual_seed(job.config.seed)
     learner = Learner(job.config, job.model, job.steps, get_device(), world, job.run)
@@ -416,16 +433,20 @@ def learner_loop(settings: dict[str, Any]) -> None:
         ledger = read_jsonl(latest / LEDGER)
     reports: list[dict[str, Any]] = []
     publisher = Publisher(job.weights)
+    if rank == 0:
+        scores = [learner.score_probe(probe, first, with_blank=True) for probe in job.probes]
+        wait_for(job.experience.put_probes.remote(scores), "grpo: handing over the learner's probes", limits.call)
     rewards: list[float] = []
     before = time.monotonic()
     with CheckpointWriter(checkpoints) as writer:
         for step in range(first, job.steps):
             taken = job.experience.take.remote(step, rank)
-            shard = wait_for(taken, f"grpo: shard of step {step}", CALL_SECONDS, publisher.check)
+            shard = wait_for(taken, f"grpo: shard of step {step}", limits.call, publisher.check)
             if shard is None:
                 return
             start = time.monotonic()
-            metrics = learner.update(shard)
+            with collectives(f"grpo: step {step}", rank):
+                metrics = learner.update(shard)
             metrics["seconds_learn"] = time.monotonic() - start
             metrics["seconds"] = time.monotonic() - before
             before = time.monotonic()
@@ -444,8 +465,9 @@ def learner_loop(settings: dict[str, Any]) -> None:
                 if done == job.steps:
                     writer.wait()
                     learner.save(run.stage_model("grpo"), job.model)
-                wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", CALL_SECONDS)
-                publisher.publish(learner.learned_weights(), done)
+                wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", limits.call)
+                probe = learner.score_probe(job.probes[-1], done) if job.probes else None
+                publisher.publish(learner.learned_weights(), done, probe)
         publisher.wait()
 
 

@@ -104,8 +104,81 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What learner and engines are both asked: how likely are certain tokens right after this prompt?
+
+    `blank` is the same prompt with grey images of the same sizes: only pixels tell the two apart.
+    """
+
+    request: Request
+    blank: Request
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """The learner's answer to a probe with the weights of `version`.
+
+    prompt_ids: the prompt, images widened; tokens: K ids, the likeliest first, the vision tokens (never sampled) last;
+    logprobs, blank_logprobs: (K,) float32 under `temperature` and ban, `blank_logprobs` None where only the prompt
+    itself was asked; banned: all ids that may never be sampled; bound: largest mean difference (nats) of an engine.
+    """
+
+    probe: Probe
+    version: int
+    prompt_ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logprobs: np.ndarray
+    blank_logprobs: np.ndarray | None
+    banned: tuple[int, ...]
+    temperature: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class ProbeAnswer:
+    """An engine's answer to one prompt of a probe: logprobs (K,) float32 of `ProbeScores.tokens`.
+
+    cached: tokens of the prompt that came from the prefix cache.
+    """
+
+    prompt_ids: tuple[int, ...]
+    logprobs: np.ndarray
+    cached: int
+
+
+@dataclass(frozen=True)
+class GateAnswer:
+    """An engine's answers to both prompts of a probe, and the ids that it never samples."""
+
+    version: int
+    real: ProbeAnswer
+    blank: ProbeAnswer
+    banned: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SyncAnswer:
+    """What an engine says after a weight update.
+
+    before, after: the probe's prompt with the old and the new weights; None when none was sent along. head: whether
+    `lm_head.weight` was among the weights if the token embeddings were.
+    """
+
+    version: int
+    checksum: str
+    head: bool
+    before: ProbeAnswer | None
+    after: ProbeAnswer | None
+
+
+@dataclass(frozen=True)
 class WeightsHandle:
-    """Where a version lies: a reference inside a record, so that Ray does not fetch it on the way."""
+    """Where a version lies: a reference inside a record, so that Ray does not fetch it on the way.
+
+    checksum: of the packed weights; probe: what an engine must answer with them. Both are empty in tests alone.
+    """
 
     version: int
     ref: ray.ObjectRef
+    checksum: str = ""
+    probe: ProbeScores | None = None

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from actors.deadlines import CALL_SECONDS, START_SECONDS, StageTimeoutError, wait_for_all
+from actors.deadlines import StageTimeoutError, limits, wait_for_all, who_is_where
 
 TRIES = 3
 """An item that was in work when this many actors failed is given up."""
@@ -68,14 +68,14 @@ class Pool:
         self._start, self._settle, self._on_loss = start, settle, on_loss
         self.actors = [start() for _ in range(count)]
 
-    def call_all(self, call: Callable[[Any], ray.ObjectRef], stage: str, seconds: float = CALL_SECONDS) -> list[Any]:
+    def call_all(self, call: Callable[[Any], ray.ObjectRef], stage: str) -> list[Any]:
         """The results of one call on every actor. One that dies is replaced and settled, and gives no result."""
         refs = {actor: call(actor) for actor in self.actors}
         results = []
         began = time.monotonic()
         for actor, ref in refs.items():
             try:
-                results += wait_for_all([ref], stage, max(0.0, began + seconds - time.monotonic()))
+                results += wait_for_all([ref], stage, max(0.0, began + limits.call - time.monotonic()))
             except ray.exceptions.RayActorError as error:
                 self._replace(actor, _reason(error), began, 0)
         return results
@@ -85,13 +85,15 @@ class Pool:
         items: Sequence[Any],
         call: Callable[[Any, list[Any]], ray.ObjectRef],
         chunk: int,
-        seconds: float = CALL_SECONDS,
+        seconds: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Any]:
         """`call(actor, part)` for parts of `chunk` items, which returns one result an item; all results in order.
 
-        An item that could not be worked on has `Failed` in its place. progress(done, total) counts items.
+        An actor that works longer than `seconds` (deadlines.call_seconds where None) on a part has failed. An item that
+        could not be worked on has `Failed` in its place. progress(done, total) counts items.
         """
+        seconds = limits.call if seconds is None else seconds
         results: list[Any] = [None] * len(items)
         places = range(len(items))
         queue = deque(
@@ -110,7 +112,9 @@ class Pool:
             ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, oldest + seconds - time.monotonic()))
             ref = ready[0] if ready else min(running, key=lambda ref: running[ref][1].started)
             actor, job = running.pop(ref)
-            answer = self._answer(ref, job) if ready else StageTimeoutError(f"no answer in {seconds:g} s")
+            answer = (
+                self._answer(ref, job) if ready else StageTimeoutError(f"no answer in {seconds:g} s{who_is_where()}")
+            )
             if isinstance(answer, Exception):
                 refused = isinstance(answer, ValueError)
                 for place in job.places:
@@ -152,7 +156,7 @@ class Pool:
         """A settled actor in the place of one that failed. Raises StageTimeoutError when none starts."""
         ray.kill(actor)
         fresh = self._start()
-        wait_for_all([fresh.ready.remote()], f"a new {self.role}", START_SECONDS)
+        wait_for_all([fresh.ready.remote()], f"a new {self.role}", limits.start)
         self._settle(fresh)
         self.actors[self.actors.index(actor)] = fresh
         self._on_loss(Loss(self.role, reason, time.monotonic() - started, items))

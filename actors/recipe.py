@@ -34,7 +34,7 @@ from hatch_ray.run_version import compare_with_run, write_version
 from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {
-    "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "eval", "serve",
+    "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "deadlines", "eval", "serve",
     "tensorboard",
 }  # fmt: skip
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""

@@ -16,8 +16,20 @@ import numpy as np
 import ray
 from PIL import Image
 
-from actors.deadlines import CALL_SECONDS
-from actors.messages import Reply, Request, Rollout, Sampling, StoredImage, WeightsHandle
+from actors.deadlines import enter_process, limits
+from actors.messages import (
+    GateAnswer,
+    ProbeAnswer,
+    ProbeScores,
+    Reply,
+    Request,
+    Rollout,
+    Sampling,
+    StoredImage,
+    SyncAnswer,
+    WeightsHandle,
+)
+from actors.parity import NEVER, ParityError
 from actors.weights import PackedWeights, unpack_weights
 from hatch_ray.config import Config
 
@@ -60,6 +72,7 @@ class RolloutEngine:
 
         from hatch_ray.model.base import BAN_BIAS, banned_token_ids, eos_token_ids, load_processor
 
+        enter_process("rollout engine", config)
         self.llm = LLM(**engine_arguments(model, config))
         processor = load_processor(model)
         self.tokenizer = processor.tokenizer
@@ -78,24 +91,27 @@ class RolloutEngine:
 
         Raises ValueError naming the request whose prompt does not fit.
         """
+        outputs = self._run(requests, [self._parameters(request, sampling) for request in requests])
+        return [
+            Rollout(tuple(self._reply(one) for one in output.outputs), self.version, len(output.prompt_token_ids))
+            for output in outputs
+        ]
+
+    def _run(self, requests: Sequence[Request], parameters: Sequence[Any]) -> list[Any]:
         from vllm.exceptions import VLLMValidationError
 
         prompts = [
             {"prompt": request.prompt, "multi_modal_data": {"image": [self._image(image) for image in request.images]}}
             for request in requests
         ]
-        parameters = [self._parameters(request, sampling) for request in requests]
         try:
-            outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
+            return list(self.llm.generate(prompts, list(parameters), use_tqdm=False))
         except (ValueError, VLLMValidationError) as error:
             names = ", ".join(request.id for request in requests)
             raise ValueError(f"vLLM refused a prompt among those of {names}: {error}") from None
-        return [
-            Rollout(tuple(self._reply(one) for one in output.outputs), self.version, len(output.prompt_token_ids))
-            for output in outputs
-        ]
 
-    def _parameters(self, request: Request, sampling: Sampling) -> Any:
+    def _parameters(self, request: Request, sampling: Sampling, asked: Sequence[int] = ()) -> Any:
+        """asked: ids whose log-probabilities are wanted in each place, instead of those of the sampled token."""
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -105,8 +121,9 @@ class RolloutEngine:
             seed=request.seed,
             stop_token_ids=self.eos_ids,
             logit_bias=self.logit_bias,
-            logprobs=0,
-            flat_logprobs=True,
+            logprobs=None if asked else 0,
+            logprob_token_ids=list(asked) or None,
+            flat_logprobs=not asked,
             detokenize=False,
         )
 
@@ -127,21 +144,56 @@ class RolloutEngine:
                 self._images.popitem(last=False)
         return self._images[image.hash]
 
-    def load(self, packed: PackedWeights) -> int:
-        """Take over a full state dict; returns the version now served.
+    def probe(self, scores: ProbeScores) -> GateAnswer:
+        """What this engine answers to both prompts of a probe. It leaves the caches empty."""
+        real, blank = self._ask(scores.probe.request, scores), self._ask(scores.probe.blank, scores)
+        bias = self._parameters(scores.probe.request, Sampling()).logit_bias or {}
+        self.reset_caches()
+        return GateAnswer(self.version, real, blank, tuple(sorted(t for t, value in bias.items() if value < NEVER)))
 
-        The caches are emptied: images were encoded, and prefixes computed, with the old weights.
-        """
+    def _ask(self, request: Request, scores: ProbeScores) -> ProbeAnswer:
+        parameters = self._parameters(request, Sampling(1, scores.temperature, 1), scores.tokens)
+        (output,) = self._run([request], [parameters])
+        found = output.outputs[0].logprobs[0]
+        logprobs = np.array([found[token].logprob for token in scores.tokens], dtype=np.float32)
+        return ProbeAnswer(tuple(output.prompt_token_ids), logprobs, output.num_cached_tokens or 0)
+
+    def load(self, packed: PackedWeights) -> int:
+        """Take over a full state dict; returns the version now served. The caches are emptied."""
         weights = unpack_weights(packed)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self.llm.llm_engine.reset_encoder_cache()
-        self.llm.reset_prefix_cache()
+        self.reset_caches()
         self.version = packed.version
         return self.version
 
-    def load_weights(self, handle: WeightsHandle) -> int:
-        """`load` of a published version."""
-        return self.load(ray.get(handle.ref, timeout=CALL_SECONDS))
+    def reset_caches(self) -> None:
+        """Forget encoded images and the keys and values of prefixes: they belong to the weights they were made with."""
+        self.llm.llm_engine.reset_encoder_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
+
+    def load_weights(self, handle: WeightsHandle) -> SyncAnswer:
+        """`load` of a published version, with the answer to its probe before and after.
+
+        The probe fills the caches first, so that one which is not emptied shows. It leaves them empty: the next replies
+        do not depend on whether a probe was asked.
+        """
+        packed: PackedWeights = ray.get(handle.ref, timeout=limits.call)
+        scores = handle.probe
+        before = after = None
+        if scores is not None:
+            before = self._ask(scores.probe.request, scores)
+        self.load(packed)
+        if scores is not None:
+            try:
+                after = self._ask(scores.probe.request, scores)
+            except RuntimeError as error:
+                if "Encoder cache miss" not in str(error):
+                    raise
+                raise ParityError(f"version {handle.version}: the encoder cache was not reset ({error})") from error
+            self.reset_caches()
+        head = "lm_head.weight" in packed.arrays or not any("embed_tokens" in name for name in packed.arrays)
+        return SyncAnswer(self.version, packed.checksum, head, before, after)
 
     def load_folder(self, model: str | Path, version: int = 0) -> int:
         """`load` of a saved model of the same architecture."""

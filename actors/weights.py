@@ -16,8 +16,8 @@ import numpy as np
 import ray
 import torch
 
-from actors.deadlines import CALL_SECONDS, wait_for
-from actors.messages import WeightsHandle
+from actors.deadlines import limits, wait_for
+from actors.messages import ProbeScores, WeightsHandle
 from hatch_ray.model.base import checksum
 
 
@@ -47,11 +47,16 @@ def pack_weights(state: Mapping[str, torch.Tensor], version: int) -> PackedWeigh
 def unpack_weights(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) pairs over the packed memory, which must not be written to.
 
-    Raises ValueError when the arrays are not those that were packed.
+    Raises ValueError at once, before the first pair, when the arrays are not those that were packed: vLLM does not
+    survive a reload that breaks off.
     """
     found = checksum(packed.arrays)
     if found != packed.checksum:
         raise ValueError(f"weights of version {packed.version} arrived with checksum {found}, not {packed.checksum}")
+    return _tensors(packed)
+
+
+def _tensors(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
     for name, array in packed.arrays.items():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -91,11 +96,14 @@ class Publisher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._last: Future[None] | None = None
 
-    def publish(self, state: Mapping[str, torch.Tensor], version: int) -> None:
-        """Take a copy and return. Raises what the version before failed with."""
+    def publish(self, state: Mapping[str, torch.Tensor], version: int, probe: ProbeScores | None = None) -> None:
+        """Take a copy and return. Raises what the version before failed with.
+
+        probe: what an engine must answer with these weights.
+        """
         copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self.wait()
-        self._last = self._thread.submit(self._send, copy, version)
+        self._last = self._thread.submit(self._send, copy, version, probe)
 
     def check(self) -> None:
         """Raise what the last version failed with, if it has."""
@@ -107,6 +115,7 @@ class Publisher:
         if self._last is not None:
             self._last.result()
 
-    def _send(self, state: Mapping[str, torch.Tensor], version: int) -> None:
-        handle = WeightsHandle(version, ray.put(pack_weights(state, version)))
-        wait_for(self.board.publish.remote(handle), "grpo: publishing weights", CALL_SECONDS)
+    def _send(self, state: Mapping[str, torch.Tensor], version: int, probe: ProbeScores | None) -> None:
+        packed = pack_weights(state, version)
+        handle = WeightsHandle(version, ray.put(packed), packed.checksum, probe)
+        wait_for(self.board.publish.remote(handle), "grpo: publishing weights", limits.call)

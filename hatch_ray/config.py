@@ -261,6 +261,14 @@ class CheckpointsConfig(Section):
     since the state before it."""
 
 
+class DeadlinesConfig(Section):
+    start_seconds: Rate = 600.0
+    """An engine or a learner may take this long to start, seconds."""
+    call_seconds: Rate = 1800.0
+    """The longest that one call may work, or one process wait for the others in a collective (a step's rollouts, an
+    update of the weights, a gradient), seconds. Then the run stops, naming who waits for what (RUN/stacks)."""
+
+
 class EvalConfig(Section):
     samples: Positive = 300
     """Held-out samples to answer (all when there are fewer)."""
@@ -304,6 +312,7 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
+    deadlines: DeadlinesConfig = DeadlinesConfig()
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     tensorboard: bool = True

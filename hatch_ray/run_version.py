@@ -43,10 +43,10 @@ def compare_with_run(config: Config, run: RunFolder, free: Collection[str]) -> s
     then, default, now = flat(tree), flat(Config().model_dump(mode="json")), flat(config.model_dump(mode="json"))
     changed = [k for k in now if k.split(".")[0] not in free and then.get(k, default[k]) != now[k]]
     if changed:
-        words = ", ".join(f"{key}: {then.get(key, default[key])!r} then, {now[key]!r} now" for key in changed)
+        differ = ", ".join(f"{key}: {then.get(key, default[key])!r} then, {now[key]!r} now" for key in changed)
         by = "" if version == f"hatch-ray {__version__}" else f" and by {version} (this is hatch-ray {__version__})"
         raise ConfigError(
-            f"{run.path} was made with another config ({words}){by}; choose another run_dir, or delete it"
+            f"{run.path} was made with another config ({differ}){by}; choose another run_dir, or delete it"
         )
     gone = [key for key in then if key not in now]
     words = [f"{key} is now {REPLACED[key]}={now[REPLACED[key]]!r}" for key in gone if key in REPLACED]

@@ -41,6 +41,23 @@ class ReplyScorer(nn.Module):
         self.register_buffer("bias", bias.to(next(model.parameters()).device), persistent=False)
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self._hidden(batch)
+        step = max(1, HEAD_CHUNK // len(self.bias))
+        if len(hidden) <= step:
+            return self._score(hidden, batch.target)
+        pieces = [
+            checkpoint(self._score, h, t, use_reentrant=False)
+            for h, t in zip(hidden.split(step), batch.target.split(step), strict=True)
+        ]
+        return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+
+    @torch.no_grad()
+    def distributions(self, batch: PackedBatch) -> torch.Tensor:
+        """(N, vocabulary) float32: the log-probabilities of every token in the place of each scored one."""
+        return self._logprobs(self._hidden(batch))
+
+    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """(N, d): what the head turns into the logits of each scored token."""
         core = self.model.model
         embedded = core.language_model.embed_tokens(batch.input_ids)
         if batch.images:
@@ -53,19 +70,13 @@ class ReplyScorer(nn.Module):
             attention_mask={"full_attention": batch.layout},
             use_cache=False,
         ).last_hidden_state
-        hidden = hidden[0, batch.predictor]
-        step = max(1, HEAD_CHUNK // len(self.bias))
-        if len(hidden) <= step:
-            return self._score(hidden, batch.target)
-        pieces = [
-            checkpoint(self._score, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(step), batch.target.split(step), strict=True)
-        ]
-        return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+        return hidden[0, batch.predictor]
+
+    def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:
+        return ((self.model.lm_head(hidden).float() + self.bias) / self.temperature).log_softmax(-1)
 
     def _score(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = (self.model.lm_head(hidden).float() + self.bias) / self.temperature
-        logprobs = logits.log_softmax(-1)
+        logprobs = self._logprobs(hidden)
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, target[:, None])[:, 0], entropy

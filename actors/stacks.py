@@ -1,0 +1,128 @@
+"""Where does every process of a run stand? Each has a file in RUN/stacks/ and dumps its threads into it on SIGUSR1."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ANSWER_SECONDS = 2.0
+"""A process that can run at all has written its stacks by then."""
+NODE_SECONDS = 15.0
+"""The same for processes of another node, where a task of Ray's must start."""
+FRAME = re.compile(r'  File ".*?/((?:actors|hatch_ray|serve|tests)/[^"]+)", line (\d+) in (\w+)')
+WAITING = ("actors/deadlines.py", "actors/stacks.py")
+"""Frames of the wait itself, which say nothing of what is waited for."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the run; `created` (seconds) tells it from a later one with the same pid."""
+
+    role: str
+    node: str
+    pid: int
+    created: float
+
+    def state(self) -> str:
+        """Running, sleeping, stopped, .. or gone. Works on its own node."""
+        try:
+            process = psutil.Process(self.pid)
+            state = str(process.status())
+            return "gone" if state == psutil.STATUS_ZOMBIE or process.create_time() != self.created else state
+        except psutil.NoSuchProcess:
+            return "gone"
+
+
+class Stacks:
+    """This process's file in the folder of all, and `dump` of all of them."""
+
+    def __init__(self, folder: Path, role: str, first: bool = False) -> None:
+        """first: drop the files of earlier processes."""
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        if first:
+            for old in folder.glob("*.txt"):
+                old.unlink()
+        self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        pid = os.getpid()
+        process = Process(role, self.node, pid, psutil.Process(pid).create_time())
+        name = "-".join([role.replace(" ", "-"), *([self.node[:6]] if self.node else []), str(pid)])
+        self._file = (folder / f"{name}.txt").open("w", encoding="utf-8")
+        self._file.write(json.dumps(asdict(process)) + "\n")
+        self._file.flush()
+        faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
+
+    def dump(self) -> list[str]:
+        """Signal every process of the run, wait for what they write; one line each: role, process, where it stands."""
+        files = sorted(self.folder.glob("*.txt"))
+        sizes = [path.stat().st_size for path in files]
+        processes = [read_process(path) for path in files]
+        states = self._signal(processes)
+        end = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < end and any(
+            path.stat().st_size == size
+            for path, size, state in zip(files, sizes, states, strict=True)
+            if state in ("running", "sleeping", "disk-sleep")
+        ):
+            time.sleep(0.05)
+        lines = []
+        for path, size, process, state in zip(files, sizes, processes, states, strict=True):
+            with path.open(encoding="utf-8") as file:
+                file.seek(size)
+                lines.append(f"{process.role} (process {process.pid}): {describe(state, file.read())}")
+        return lines
+
+    def _signal(self, processes: Sequence[Process]) -> list[str]:
+        """Their states by node: this one directly, others by a task there."""
+        nodes = {process.node for process in processes} - {self.node}
+        told = signal_all([p for p in processes if p.node == self.node])
+        asked = {
+            node: ray.remote(signal_all)
+            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+            .remote([p for p in processes if p.node == node])
+            for node in nodes
+        }
+        for node, answer in asked.items():
+            try:
+                told |= ray.get(answer, timeout=NODE_SECONDS)
+            except ray.exceptions.RayError as error:
+                told |= {p: f"its node does not answer ({type(error).__name__})" for p in processes if p.node == node}
+        return [told[process] for process in processes]
+
+
+def read_process(path: Path) -> Process:
+    """Whose file it is: its first line."""
+    with path.open(encoding="utf-8") as file:
+        return Process(**json.loads(file.readline()))
+
+
+def signal_all(processes: Sequence[Process]) -> dict[Process, str]:
+    """Ask processes of this node for their stacks; their states. One that is gone is not signalled."""
+    states = {process: process.state() for process in processes}
+    for process, state in states.items():
+        if state != "gone":
+            os.kill(process.pid, signal.SIGUSR1)
+    return states
+
+
+def describe(state: str, dump: str) -> str:
+    """Where a process stands: the innermost frame of the project's own code in each thread that has one."""
+    if not dump:
+        return state if state not in ("running", "sleeping") else f"{state}, did not write its stacks"
+    places = []
+    for thread in dump.split("\n\n"):
+        frames = [match for match in FRAME.finditer(thread) if not match[1].startswith(WAITING)]
+        if frames:
+            places.append(f"{frames[0][3]} ({frames[0][1]}:{frames[0][2]})")
+    return ", ".join(places) if places else "idle"
