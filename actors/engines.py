@@ -11,7 +11,7 @@ import ray
 from actors.deadlines import limits, wait_for, wait_for_all
 from actors.messages import ProbeScores, Request, Rollout, Sampling, SyncAnswer, WeightsHandle
 from actors.parity import ParityError, check_engines, check_sync
-from actors.pools import Failed, Loss, Pool
+from actors.pools import CallError, Failed, Loss, Pool
 from actors.rollout import RolloutEngine
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.run_folder import RunFolder
@@ -29,9 +29,10 @@ class EnginePool(Pool):
         config: Config,
         version: int = 0,
         on_loss: Callable[[Loss], None] = lambda loss: None,
+        engine: type[RolloutEngine] = RolloutEngine,
     ) -> None:
         config = config.model_copy(update={"run_dir": RunFolder(config.run_dir).path})  # an actor has its own directory
-        actor = ray.remote(RolloutEngine).options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus)
+        actor = ray.remote(engine).options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus)
         self._catch_up: Callable[[Any], None] = lambda engine: None
         super().__init__(
             "rollout engine", lambda: actor.remote(str(model), config, version), config.rollout.actors,
@@ -72,11 +73,10 @@ class EnginePool(Pool):
         )
         try:
             answers: list[SyncAnswer] = self.call_all(load, stage)
-        except (ValueError, ParityError) as error:
-            # Ray hands it over inside one whose text is the traceback.
-            raise ParityError(f"{stage}: {getattr(error, 'cause', error)}") from error
+        except CallError as error:
+            raise ParityError(str(error)) from error
         for number, answer in enumerate(answers):
-            check_sync(f"engine {number}", handle, answer)
+            check_sync(f"{stage}: {self.role} {number}", handle, answer)
 
     def load_folder(self, folder: str | Path, version: int = 0) -> None:
         """Every engine takes over a saved model of the same architecture."""

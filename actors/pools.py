@@ -42,6 +42,10 @@ class Loss:
     items: int
 
 
+class CallError(RuntimeError):
+    """What an actor raised in a call on all of its pool, with its number."""
+
+
 @dataclass
 class _Job:
     places: list[int]
@@ -69,15 +73,20 @@ class Pool:
         self.actors = [start() for _ in range(count)]
 
     def call_all(self, call: Callable[[Any], ray.ObjectRef], stage: str) -> list[Any]:
-        """The results of one call on every actor. One that dies is replaced and settled, and gives no result."""
+        """The results of one call on every actor. One that dies is replaced and settled, and gives no result.
+
+        Raises CallError naming the actor that raised, StageTimeoutError after deadlines.call_seconds.
+        """
         refs = {actor: call(actor) for actor in self.actors}
         results = []
         began = time.monotonic()
-        for actor, ref in refs.items():
+        for number, (actor, ref) in enumerate(refs.items()):
             try:
                 results += wait_for_all([ref], stage, max(0.0, began + limits.call - time.monotonic()))
             except ray.exceptions.RayActorError as error:
                 self._replace(actor, _reason(error), began, 0)
+            except ray.exceptions.RayTaskError as error:  # its text is a traceback
+                raise CallError(f"{stage}: {self.role} {number}: {error.cause}") from error
         return results
 
     def map(

@@ -231,7 +231,7 @@ def test_two_benchmarks_are_asked_stopped_resumed_and_scored_again(ray_cluster, 
     assert all({"official", "spld", "fixed"} == set(row["scores"]) for row in predictions)
 
     # Nothing is left to ask: the whole command needs no engine, and makes the tables.
-    monkeypatch.setattr(runner, "start_engines", None)
+    monkeypatch.setattr(runner, "EnginePool", None)
     evaluate_benchmarks(config, ["spar_mv", "cvbench"], roots, "spld", False, console)
     tables = (run.path / "benchmarks" / "tables.md").read_text()
     assert "6 of 8 rows asked" in tables and "## Table 1" in tables and "## Table 4" in tables

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from actors.engines import EnginePool
 from actors.experience import make_groups, make_shards
 from actors.learner import Learner
 from actors.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
 from actors.parity import BOUND, ParityError, check_engines, check_gate, check_sync, gap, make_probes
 from actors.prompts import PromptMaker
-from actors.rollout import stop_actors, sync_engines
 from actors.weights import pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.model.base import load_model, load_processor, save_model
@@ -64,7 +64,9 @@ class Pair:
 
     def __init__(self, ray, config, model, samples):
         self.ray, self.samples = ray, samples
-        self.engine = ray.remote(FaultyEngine).options(num_cpus=config.rollout.cpus).remote(str(model), config, 0)
+        self.engines = EnginePool(model, config, engine=FaultyEngine)
+        self.engines.ready()
+        (self.engine,) = self.engines.actors
         self.maker = PromptMaker(config, model, for_learner=True)
         self.probes = make_probes(samples, self.maker)
         self.learner = Learner(config, model, 10, torch.device("cpu"))
@@ -98,7 +100,7 @@ class Pair:
     def sync(self, fault="", **changes):
         self.ask("break_by", fault)
         try:
-            sync_engines([self.engine], self.handle(**changes))
+            self.engines.sync(self.handle(**changes))
         finally:
             self.ask("break_by", "")
 
@@ -107,7 +109,7 @@ class Pair:
 def started(ray_cluster, config, tied_model, samples):
     pair = Pair(ray_cluster, config, tied_model, samples)
     yield pair
-    stop_actors([pair.engine])
+    pair.engines.stop()
 
 
 @pytest.fixture
@@ -199,7 +201,7 @@ def test_one_update_is_far_above_the_bound_and_the_answer_far_below(pair):
 def test_a_bit_flipped_on_the_way_is_refused_before_it_is_loaded(pair):
     served = pair.ask("ready")
     pair.version += 1
-    with pytest.raises(ParityError, match=rf"engine 0: weights of version {pair.version} arrived with checksum"):
+    with pytest.raises(ParityError, match=rf"engine 0: weights of version {pair.version} arrived"):
         pair.sync(change=flip_bit)
     assert pair.ask("ready") == served
 
@@ -215,7 +217,7 @@ def test_a_bit_flipped_on_the_way_is_refused_before_it_is_loaded(pair):
 )
 def test_probe_names_the_fault_after_one_update(pair, fault, without, message):
     pair.update()
-    with pytest.raises(ParityError, match=rf"weight update: engine 0, version {pair.version}: .*{message}"):
+    with pytest.raises(ParityError, match=rf"rollout engine 0.* version {pair.version}: .*{message}"):
         pair.sync(fault, without=without)
 
 

@@ -118,8 +118,8 @@ def test_all_actors_dead_at_once(pool, ray_cluster):
 
 def test_a_call_on_all_replaces_the_dead(pool, ray_cluster):
     ray_cluster.kill(pool.actors[0])
-    assert pool.call_all(lambda actor: actor.ready.remote(), "a call", 60) == [True]
-    assert pool.call_all(lambda actor: actor.ready.remote(), "a call", 60) == [True, True]
+    assert pool.call_all(lambda actor: actor.ready.remote(), "a call") == [True]
+    assert pool.call_all(lambda actor: actor.ready.remote(), "a call") == [True, True]
 
 
 def test_the_run_can_stop_at_a_loss(pool):
