@@ -20,7 +20,7 @@ from hatch_ray.data.store import read_dataset
 from hatch_ray.report.run_report import write_report
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import Sample
-from serve.app import start_service, stop_service
+from serve.launch import start_service, stop_service
 
 ANSWER_TIMEOUT_S = 60.0
 

@@ -51,6 +51,7 @@ def engine_arguments(model: str | Path, config: Config) -> dict[str, Any]:
         "mm_processor_kwargs": {"size": pixel_size(load_processor(source, config.model.max_pixels))},
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
+        "load_format": "safetensors",
         "enable_prefix_caching": True,
         "use_tqdm_on_load": False,
         "disable_log_stats": True,

@@ -133,7 +133,7 @@ def serve(run: RunPath, overrides: Overrides = None) -> None:
     """Answer POST /reason with the run's model, until Ctrl-C."""
     config = _load_run(run, overrides)
     from hatch_ray.run_folder import RunFolder
-    from serve.app import start_service
+    from serve.launch import start_service
 
     start_service(config, RunFolder(run), port=config.serve.port, blocking=True)
 

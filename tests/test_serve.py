@@ -84,7 +84,7 @@ def test_usual_images_become_upright_rgb():
 def test_prompt_length_is_what_the_processor_makes_of_it(tiny_model):
     from hatch_ray.model.base import load_processor
     from hatch_ray.protocol.prompt import build_prompt
-    from serve.app import prompt_length
+    from serve.reason import prompt_length
 
     processor = load_processor(tiny_model)
     images = [photo(0), photo(1, 150, 97), photo(2, 60, 300)]
@@ -99,7 +99,7 @@ def test_prompt_length_is_what_the_processor_makes_of_it(tiny_model):
 
 @pytest.fixture(scope="module")
 def service(ray_cluster, tiny_model: Path, tmp_path_factory) -> Iterator[str]:
-    from serve.app import start_service, stop_service
+    from serve.launch import start_service, stop_service
 
     run = RunFolder(tmp_path_factory.mktemp("serve"))
     (run.path / "grpo").mkdir()
@@ -229,7 +229,7 @@ def test_many_at_once_all_get_their_own_answer(service):
 
 @pytest.mark.slow
 def test_a_second_service_is_told_what_is_in_the_way(service, tmp_path, tiny_model):
-    from serve.app import start_service
+    from serve.launch import start_service
 
     port = int(service.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match="no finished model"):

@@ -1,0 +1,143 @@
+"""Start and stop the service: on the cluster of this process, of RAY_ADDRESS, or one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from typing import Literal
+
+import httpx
+import ray
+from ray import serve as ray_serve
+from ray.serve.config import HTTPOptions
+
+from hatch_ray.config import Config, ConfigError
+from hatch_ray.environment import variables
+from hatch_ray.run_folder import RunFolder
+from serve.app import ReasonService
+from serve.settings import Settings
+
+APP_NAME = "hatch"
+START_DEADLINE_S = 600.0
+
+logger = logging.getLogger("ray.serve")
+
+_ray_of_ours: Literal["", "joined", "started"] = ""
+"""What `start_service` did to have a cluster: nothing, joined the one of RAY_ADDRESS, started one on this machine."""
+
+
+def start_service(config: Config, run: RunFolder, port: int | None = None, blocking: bool = False) -> str:
+    """Serve the run's model; returns the base URL once `/healthz` answers.
+
+    Uses the Ray cluster of this process, else the one that RAY_ADDRESS names, else starts one here. With `blocking` it
+    returns after Ctrl-C, the service stopped. Raises ConfigError when there is no model, the port is taken or CPUs or
+    GPUs are too few, and when the service is not up within START_DEADLINE_S.
+    """
+    global _ray_of_ours
+    serving = config.serve
+    port = serving.port if port is None else port
+    if not (run.model / "config.json").is_file():
+        raise ConfigError(f"{run.path} has no finished model to serve; finish a stage with `hatch train` first")
+    _check_port(serving.host, port)
+    settings = Settings.of(config, run)
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS", "local")
+        options = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, logging_level="warning", **options)
+        _ray_of_ours = "started" if address == "local" else "joined"
+    try:
+        _check_resources(config)
+        _deploy(config, settings, port)
+        url = f"http://{'127.0.0.1' if serving.host == '0.0.0.0' else serving.host}:{port}"
+        _wait_until_healthy(url)
+    except BaseException:
+        stop_service()
+        raise
+    if blocking:
+        _serve_until_interrupt(url, settings.version)
+    return url
+
+
+def stop_service() -> None:
+    """Stop Ray Serve; the cluster too when `start_service` started it, and leave it when it joined one."""
+    global _ray_of_ours
+    if _ray_of_ours != "started":
+        ray_serve.shutdown()
+    if _ray_of_ours:
+        ray.shutdown()
+    _ray_of_ours = ""
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); choose another serve.port") from None
+
+
+def _check_resources(config: Config) -> None:
+    serving, have = config.serve, ray.cluster_resources()
+    for name, each in (("CPU", serving.cpus), ("GPU", serving.gpus)):
+        needed = serving.replicas * each
+        if needed > have.get(name, 0):
+            raise ConfigError(
+                f"the service needs {needed:g} {name}s ({serving.replicas} replicas of {each:g}), the cluster has "
+                f"{have.get(name, 0):g}; lower serve.replicas or serve.{name.lower()}s"
+            )
+
+
+def _deploy(config: Config, settings: Settings, port: int) -> None:
+    serving = config.serve
+    logger.setLevel(logging.WARNING)
+    logs = {"log_level": "ERROR", "enable_access_log": False}
+    ray_serve.start(http_options=HTTPOptions(host=serving.host, port=port), logging_config=logs)
+    application = ReasonService.options(  # type: ignore[attr-defined]
+        num_replicas=serving.replicas,
+        ray_actor_options={
+            "num_cpus": serving.cpus,
+            "num_gpus": serving.gpus,
+            "runtime_env": {"env_vars": variables()},
+        },
+        logging_config=logs,
+    ).bind(settings)
+    target = ray_serve.RunTarget(target=application, name=APP_NAME, route_prefix="/")
+    ray_serve.run_many([target], wait_for_applications_running=False)
+
+
+def _wait_until_healthy(url: str) -> None:
+    """Until the replica runs and the proxy passes requests on to it."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline:
+        state = ray_serve.status().applications.get(APP_NAME)
+        if state is not None and state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [d.message for d in state.deployments.values() if d.message] or [state.message]
+            lines = [line.strip() for line in " ".join(reasons).splitlines() if line.strip()]
+            raise ConfigError(f"the service could not start: {lines[-1] if lines else 'Ray Serve gave no reason'}")
+        if state is not None and state.status == "RUNNING":
+            try:
+                if httpx.get(f"{url}/healthz", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                logger.debug("the proxy does not answer yet at %s", url)
+        time.sleep(0.2)
+    raise ConfigError(
+        f"the service was not ready at {url} within {START_DEADLINE_S:g} s; look for waiting replicas with "
+        "`serve status`, and for the reason in Ray's log folder"
+    )
+
+
+def _serve_until_interrupt(url: str, version: str) -> None:
+    """Until Ctrl-C or a SIGTERM (which Ray would answer with an abort); then stop in order."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    print(f"serving {version} at {url}: POST /reason, GET /healthz; Ctrl-C stops it", flush=True)
+    stopping.wait()
+    print("stopping", flush=True)
+    stop_service()
