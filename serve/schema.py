@@ -11,7 +11,6 @@ from hatch_ray.sample import AnswerForm
 MAX_IMAGE_CHARS = 28 * 2**20
 """Base64 characters of one image: a file of 21 MiB."""
 MAX_QUESTION_CHARS = 8000
-MAX_BODY_BYTES = 128 * 2**20
 
 CONVENTION = (
     "matrix is the pose of camera `to` in the frame of camera `from`: x_from = matrix @ x_to, metres; "
@@ -22,9 +21,12 @@ CONVENTION = (
 class Refusal(ValueError):
     """A request that cannot be served; becomes the body of a 422 (or another status)."""
 
-    def __init__(self, code: str, what: str, where: str, what_to_do: str, status: int = 422) -> None:
+    def __init__(
+        self, code: str, what: str, where: str, what_to_do: str, status: int = 422, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(what)
         self.status = status
+        self.retry_after_s = retry_after_s
         self.body = {"code": code, "what": what, "where": where, "what_to_do": what_to_do}
 
 
