@@ -64,7 +64,7 @@ class Nodes:
 
     def __init__(self, count: int) -> None:
         head = {"num_cpus": 1, "object_store_memory": 256 * MEBIBYTE, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head | {"_temp_dir": str(SCRATCH / "ray")})
+        self.cluster = Cluster(initialize_head=True, head_node_args=head | {"temp_dir": str(SCRATCH / "ray")})
         for _ in range(count - 1):
             self.add()
         self.address = self.cluster.address
