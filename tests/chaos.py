@@ -54,7 +54,7 @@ def words(run: Path, model: Path) -> list[str]:
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
         f"data.tasks=[{','.join(TASKS)}]", f"grpo.max_steps={STEPS}", "grpo.save_every=3", "grpo.lr=5e-4",
         "learner.workers=2", "learner.cpus=0.4",
-        "rollout.actors=2", "rollout.cpus=0.4", "rollout.kv_cache_mb=64", "reward_actors.actors=2",
+        "rollout.actors=2", "rollout.cpus=0.4", "rollout.kv_cache_mb=64", "reward_actors.actors=1",
         "reward_actors.cpus=0.1",
     ]  # fmt: skip
 
