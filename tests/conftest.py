@@ -6,6 +6,7 @@ import atexit
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,3 +82,33 @@ def ray_cluster() -> Iterator[Any]:
     )  # fmt: skip
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of one service with the tiny model, for every test that only asks it."""
+    from hatch_ray.config import make_config, save_config
+    from hatch_ray.run_folder import RunFolder
+    from serve.launch import start_service, stop_service
+
+    run = RunFolder(tmp_path_factory.mktemp("serve"))
+    (run.path / "grpo").mkdir()
+    run.stage_model("grpo").symlink_to(tiny_model)
+    run.link_model("grpo")
+    config = make_config(
+        {
+            "run_dir": str(run.path),
+            "model": {"template": "compact-v1", "max_images": 3, "max_length": 512, "max_pixels": 224 * 224},
+            "serve": {"max_new_tokens": 48},
+        }
+    )
+    save_config(config, run.config_path)
+    yield start_service(config, run, port=free_port())
+    stop_service()
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +15,7 @@ import pytest
 from pictures import photo
 from PIL import Image
 
-from hatch_ray.config import ConfigError, make_config, save_config
+from hatch_ray.config import ConfigError, make_config
 from hatch_ray.run_folder import RunFolder
 from serve.images import decode_image
 from serve.schema import Refusal
@@ -95,32 +92,6 @@ def test_prompt_length_is_what_the_processor_makes_of_it(tiny_model):
 
 
 # --- the whole service
-
-
-@pytest.fixture(scope="module")
-def service(ray_cluster, tiny_model: Path, tmp_path_factory) -> Iterator[str]:
-    from serve.launch import start_service, stop_service
-
-    run = RunFolder(tmp_path_factory.mktemp("serve"))
-    (run.path / "grpo").mkdir()
-    run.stage_model("grpo").symlink_to(tiny_model)
-    run.link_model("grpo")
-    config = make_config(
-        {
-            "run_dir": str(run.path),
-            "model": {"template": "compact-v1", "max_images": 3, "max_length": 512, "max_pixels": 224 * 224},
-            "serve": {"max_new_tokens": 48},
-        }
-    )
-    save_config(config, run.config_path)
-    yield start_service(config, run, port=free_port())
-    stop_service()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(service: str, **fields: Any) -> httpx.Response:
