@@ -173,7 +173,8 @@ def _error_of(response: httpx.Response) -> ReasonError:
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
     """(event, data) of server-sent events; comments are left out."""
-    name, data = "", []
+    name = ""
+    data: list[str] = []
     for line in lines:
         if not line:
             if data:

@@ -16,6 +16,8 @@ from pictures import photo
 from typer.testing import CliRunner
 
 from hatch_ray.cli import app
+from hatch_ray.config import make_config, save_config
+from hatch_ray.run_folder import RunFolder
 from serve.client import Reasoner, ReasonError, Text
 from serve.schema import ReasonReply
 
@@ -167,3 +169,16 @@ def test_hatch_ask_says_what_is_wrong(service, pictures, words, reason):
     told = CliRunner().invoke(app, ["ask", service, *[str(pictures[0]) if word == "IMAGE" else word for word in words]])
     assert isinstance(told.exception, (ValueError, FileNotFoundError))
     assert reason in str(told.exception)
+
+
+@pytest.mark.slow
+def test_hatch_ask_finds_the_service_of_a_run(service, pictures, tiny_model, tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "grpo").mkdir()
+    run.stage_model("grpo").symlink_to(tiny_model)
+    run.link_model("grpo")
+    port = int(service.rsplit(":", 1)[1])
+    save_config(make_config({"run_dir": str(tmp_path), "serve": {"port": port}}), run.config_path)
+    told = CliRunner().invoke(app, ["ask", str(tmp_path), str(pictures[0]), "How far?"])
+    assert told.exit_code == 0, told.output
+    assert f"asking the service that runs at {service}" in told.output

@@ -8,10 +8,12 @@ import json
 import threading
 import time
 from collections import Counter
+from itertools import permutations
 from typing import Any
 
 import httpx
 import jsonschema
+import numpy as np
 import openai
 import pytest
 import schemathesis
@@ -286,7 +288,22 @@ def test_errors_and_silence_within_a_stream():
     assert closed[0] is not closed[1]
 
 
-# --- roles and images stay the template's
+# --- the prompt: options as in training; roles and images stay the template's
+
+
+def test_options_stand_in_the_prompt_as_training_writes_them():
+    from hatch_ray.data.questions.choices import as_choice
+    from hatch_ray.data.questions.registry import Question
+    from serve.prepare import asked_question
+
+    question = Question("Where is the lamp?", "left", {}, wrong=("right", "behind", "above"))
+    trained = as_choice(question, "text", np.random.default_rng(3))
+    rendered = {
+        asked_question(ReasonRequest(images=[A], question="Where is the lamp?", options=list(order))): order
+        for order in permutations(("left", "right", "behind", "above"))
+    }
+    assert len(rendered) == 24
+    assert rendered[trained.text]["ABCD".index(trained.answer)] == "left"
 
 
 @pytest.fixture(scope="module")
@@ -345,9 +362,9 @@ def test_no_question_changes_roles_or_images(processor, text, as_option):
         prompt = rendered("?", ["a", text]) if as_option else rendered(text, ["a", "b"])
     except (Refusal, ValidationError):
         return
-    assert special_tokens(processor, prompt) == special_tokens(processor, plain)
-    name = processor.tokenizer.convert_ids_to_tokens
-    counted = Counter(name(special_tokens(processor, prompt)))
+    ids = [processor.tokenizer(one).input_ids for one in (prompt, plain)]
+    assert special_tokens(processor, ids[0]) == special_tokens(processor, ids[1])
+    counted = Counter(processor.tokenizer.convert_ids_to_tokens(ids[0]))
     assert (counted["<|image_pad|>"], counted["<|im_start|>"], counted["<|im_end|>"]) == (2, 3, 2)
 
 
