@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from prometheus_client.metrics_core import Metric
 from ray import serve as ray_serve
 from starlette.exceptions import HTTPException
@@ -162,7 +162,7 @@ def build_api(service: Service) -> FastAPI:
             raise Refusal("not_ready", what, "server", "try again in some seconds", status=503)
         return await healthz()
 
-    @api.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 503))
+    @api.get("/metrics", responses=errors(401, 503))
     async def metrics() -> Response:
         """Prometheus text of all replicas."""
         return Response(exposition(await service.gather()), media_type=CONTENT_TYPE)

@@ -29,6 +29,9 @@ def document(api: FastAPI) -> dict[str, Any]:
     for path, example in (("/reason", REPLY), ("/v1/chat/completions", COMPLETION)):
         # FastAPI leaves out what is null.
         described["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["example"] = example
+    described["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {
+        "text/plain": {"schema": {"type": "string"}}
+    }
     return described
 
 
