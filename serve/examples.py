@@ -7,8 +7,8 @@ from typing import Any
 from serve.errors import OpenAIError, openai_error
 from serve.schema import CONVENTION, ErrorBody, Refusal
 
-IMAGE = "iVBORw0KGgo...="
-"""Stands for a file's base64 in the examples."""
+IMAGE = "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAFElEQVR42mNowAMYRiVHJUclYQAA14+IELSdtnwAAAAASUVORK5CYII="
+"""A grey PNG of 28 x 28 pixels, the smallest that is taken: the examples can be sent as they are."""
 
 QUESTION = {
     "images": [IMAGE, IMAGE],

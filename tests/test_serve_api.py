@@ -23,6 +23,7 @@ from pictures import photo
 from PIL import Image
 from pydantic import ValidationError
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serve.examples import QUESTION as QUESTION_EXAMPLE
 from serve.schema import ReasonReply, ReasonRequest, Refusal
@@ -488,7 +489,7 @@ def test_the_examples_of_the_description_are_true(service, description):
         body = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         for example in body["examples"].values():
             jsonschema.validate(example["value"], root | body["schema"])
-    asked = QUESTION_EXAMPLE | {"images": [A, B], "max_tokens": 8}
+    asked = QUESTION_EXAMPLE | {"max_tokens": 8}
     assert httpx.post(f"{service}/reason", json=asked, timeout=60).status_code == 200
 
 
@@ -499,7 +500,10 @@ EXAMPLES = 12
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_whatever_is_sent_the_description_holds(service, description, mode):
-    """Schemathesis: no 5xx, and no status, type or body that the description lacks, for right and wrong requests."""
+    """Schemathesis: no 5xx, and no status, type or body that the description lacks, for right and wrong requests.
+
+    That a text is an image in base64 no schema can say, so requests that fit it may be refused.
+    """
     schema = schemathesis.openapi.from_dict(description)
     start, sent = time.process_time(), Counter()
 
@@ -509,7 +513,7 @@ def test_whatever_is_sent_the_description_holds(service, description, mode):
         @given(operation.as_strategy(generation_mode=mode))
         def one(case: Any) -> None:
             if time.process_time() - start < BUDGET_S / 2:
-                case.call_and_validate(base_url=service, timeout=30)
+                case.call_and_validate(base_url=service, timeout=30, excluded_checks=[positive_data_acceptance])
                 sent[operation.path] += 1
 
         one()
