@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load, on the first shape")
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each engine: the service's has one CPU
     ray.init(include_dashboard=False, logging_level="warning", log_to_driver=False,
              runtime_env={"env_vars": variables()})  # fmt: skip
     figures: dict[str, Any] = {"command": vars(options), "models": {}}

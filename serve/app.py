@@ -114,7 +114,6 @@ def build_api(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.engine.start()
         following = asyncio.create_task(service.follow())
         yield
         following.cancel()

@@ -34,7 +34,7 @@ class ReasonEngine:
         self.settings = settings
         self.processor = load_processor(settings.model, settings.max_pixels)
         arguments = engine_arguments(settings.model, settings.config, gpu=settings.config.serve.gpus > 0)
-        arguments["worker_extension_cls"] = "serve.weights.FolderLoader"
+        arguments["worker_extension_cls"] = "serve.worker.FolderLoader"
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[RequestTimes])
         self.eos_ids = eos_token_ids(settings.model, self.processor)
         vocabulary = self.engine.model_config.get_vocab_size()
@@ -122,10 +122,6 @@ class ReasonEngine:
                 raise RuntimeError("vLLM did not reset its prefix cache")
             self._broken = False
             self.settings = settings
-
-    async def start(self) -> None:
-        """What the engine's process is told once: to end with this one, so that a kill leaves no engine behind."""
-        await self.engine.collective_rpc("end_with_parent")
 
     def close(self) -> None:
         """End the engine's process."""

@@ -28,6 +28,8 @@ START_DEADLINE_S = 600.0
 EDGE = "serve.guard.middlewares"
 EDGE_MARGIN_S = 5.0
 """Seconds that Ray Serve waits longer than a replica's own deadline."""
+STOP_MARGIN_S = 30.0
+"""Seconds beyond the requests' deadline in which a replica must have ended."""
 SPARE_PLACES = 64
 """Requests beyond those that run and wait which a replica takes in, to refuse them, or to tell its health."""
 
@@ -35,6 +37,9 @@ logger = logging.getLogger("ray.serve")
 
 _ray_of_ours: Literal["", "joined", "started"] = ""
 """What `start_service` did to have a cluster: nothing, joined the one of RAY_ADDRESS, started one on this machine."""
+
+_grace_s: dict[str, float] = {}
+"""How long a stop of an application waits for what runs, seconds."""
 
 
 def start_service(
@@ -80,15 +85,19 @@ def start_service(
 def stop_service(name: str = APP_NAME) -> None:
     """Stop the service once the requests that run are answered; new ones are refused meanwhile.
 
-    Ray Serve is left to another application's name. The cluster stops too when `start_service` started it, and is left
-    when it joined one.
+    With another name than APP_NAME nothing else stops. Else Ray Serve does, and the cluster when `start_service`
+    started it; one that it joined is left.
     """
     global _ray_of_ours
     if name in ray_serve.status().applications:
-        ray_serve.delete(name)
+        ray_serve.delete(name, _blocking=False)  # which would wait for a minute at most
+        deadline = time.monotonic() + _grace_s.pop(name, 0.0) + STOP_MARGIN_S
+        while name in ray_serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.1)
     if name != APP_NAME:
         return
-    ray_serve.shutdown()
+    if _ray_of_ours != "started":
+        ray_serve.shutdown()
     if _ray_of_ours:
         ray.shutdown()
     _ray_of_ours = ""
@@ -158,6 +167,7 @@ def _deploy(config: Config, settings: Settings, port: int, name: str) -> None:
     ).bind(settings)
     prefix = "/" if name == APP_NAME else f"/{name}"
     target = ray_serve.RunTarget(target=application, name=name, route_prefix=prefix)
+    _grace_s[name] = serving.deadline_seconds
     ray_serve.run_many([target], wait_for_applications_running=False)
 
 

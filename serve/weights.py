@@ -1,40 +1,13 @@
-"""What runs inside vLLM for the service: weights of a folder into a running engine, and the times of a request."""
+"""Whether a model's weights fit into a running engine; and the times of a request, which vLLM gives with a logger."""
 
 from __future__ import annotations
 
-import ctypes
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file
 from vllm.v1.metrics.loggers import StatLoggerBase
-
-HEAD = "lm_head.weight"
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
-
-
-class FolderLoader:
-    """vLLM's worker with two more methods (its `worker_extension_cls`)."""
-
-    model_runner: Any
-
-    def end_with_parent(self) -> None:
-        """Let Linux kill the engine's process when the one that started it dies, however that came to die."""
-        if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-            raise OSError("prctl(PR_SET_PDEATHSIG) failed")
-
-    def load_folder(self, folder: str) -> None:
-        """Replace every weight by those of a Hugging Face folder, read whole before the first is replaced."""
-        weights: dict[str, Any] = {}
-        for path in _files(Path(folder)):
-            weights |= load_file(path)
-        if HEAD not in weights:  # a head that is tied to the embedding would keep its former packed copy on CPU
-            weights[HEAD] = weights[next(name for name in weights if name.endswith("embed_tokens.weight"))]
-        self.model_runner.reload_weights(weights_iterator=iter(weights.items()))
 
 
 class RequestTimes(StatLoggerBase):
@@ -60,15 +33,11 @@ def check_fit(before: Mapping[str, tuple[int, ...]], folder: Path) -> None:
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a folder, from the files' headers."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in _files(folder):
-        with safe_open(path, "pt") as file:
-            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return found
-
-
-def _files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} has no safetensors files")
-    return files
+    found: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return found

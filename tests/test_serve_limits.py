@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -245,3 +249,26 @@ def test_metrics_of_replicas_are_one_text_each_family_once():
 def test_fewer_replicas_at_most_than_at_least_is_a_mistake():
     with pytest.raises(ConfigError, match=r"serve\.max_replicas=1 is below serve\.replicas=2"):
         make_config({"serve": {"replicas": 2, "max_replicas": 1}})
+
+
+PARENT = """
+import multiprocessing, os, time
+def engine():
+    import serve.worker
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=engine).start()
+"""
+
+
+def test_a_process_of_the_engine_ends_when_its_replica_is_killed(tmp_path, repository):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    psutil.wait_procs([child], timeout=20)
+    assert not child.is_running()
