@@ -61,7 +61,7 @@ class ReasonRequest(BaseModel):
     """Base64 of PNG, JPEG, WebP or still GIF files; a data URI prefix is allowed."""
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS)]
     """Text without chat-template tokens and control characters."""
-    answer_form: AnswerForm | Literal["free"] | None = None
+    answer_form: Literal[AnswerForm, "free"] | None = None
     """What the answer must look like; it is part of the prompt, as in training. Left out: letter where there are
     options, else text; free is another word for text."""
     options: Annotated[
@@ -85,9 +85,9 @@ class ReasonRequest(BaseModel):
     @property
     def form(self) -> AnswerForm:
         """The form that the prompt asks for."""
-        if self.answer_form in (None, "free"):
+        if self.answer_form is None or self.answer_form == "free":
             return "letter" if self.options else "text"
-        return self.answer_form  # type: ignore[return-value]
+        return self.answer_form
 
 
 class Plan(BaseModel):
