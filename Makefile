@@ -3,9 +3,10 @@ BACKEND ?= cpu
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_AUDIT := 2.10.1
 STAMP := $(VENV)/.installed-$(BACKEND)
 
-.PHONY: demo test bench bench-serve chaos lint format install lock doctor clean help
+.PHONY: demo test bench bench-serve chaos audit lint format install lock doctor clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## the whole loop on rendered rooms, without GPU, weights or data
@@ -27,6 +28,11 @@ lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(STAMP)  ## known vulnerabilities of what the lock files pin (asks the OSV database)
+	for lock in cpu gpu; do \
+	  $(BIN)/uv tool run pip-audit@$(PIP_AUDIT) --requirement requirements/$$lock.lock --no-deps --disable-pip \
+	    --vulnerability-service osv || exit 1; done
 
 format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

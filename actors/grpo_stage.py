@@ -40,7 +40,7 @@ from actors.messages import Group, Request, Sampling, WeightsHandle
 from actors.parity import make_probes
 from actors.pools import Failed
 from actors.prompts import PromptMaker
-from actors.recovery import RESTARTABLE, Recovery
+from actors.recovery import RESTARTABLE, Recovery, lost_part
 from actors.reward import JudgePool
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
@@ -348,6 +348,6 @@ def run_grpo(
             return stage.summary()
         except RESTARTABLE as error:
             groups, seconds = stage.lost()
-            recovery.stage_lost("learner worker", str(error), seconds, groups)
+            recovery.stage_lost(*lost_part(error), seconds, groups)
         finally:
             stage.stop()

@@ -94,10 +94,9 @@ class ReasonEngine:
 
     async def probe(self) -> bool:
         """Whether the engine writes a token."""
-        sampling = self.sampling(temperature=0.0, max_tokens=1)
         try:
             async with asyncio.timeout(PROBE_SECONDS), self._changing:
-                output = await self.complete("ready?", [], sampling)
+                output = await self.complete("ready?", [], self.sampling(temperature=0.0, max_tokens=1))
         except Exception:  # noqa: BLE001 - whatever it fails with, the engine is not ready
             return False
         return bool(output.outputs[0].token_ids)

@@ -174,12 +174,13 @@ def test_a_cancelled_request_ends_its_generation(replica):
 
 
 def test_ready_means_that_the_engine_wrote_a_token(replica, monkeypatch):
+    monkeypatch.setattr("serve.app.READY_SECONDS", 60.0)
     ready = replica.do(replica.client.get("/readyz"))
     assert ready.status_code == 200
     assert ready.json()["model_version"] == replica.service.engine.settings.version
     asked = []
     monkeypatch.setattr(replica.service.engine, "sampling", lambda **_: asked.append(1) or 1 / 0)
-    assert replica.do(replica.client.get("/readyz")).status_code == 200, "the answer holds for a second"
+    assert replica.do(replica.client.get("/readyz")).status_code == 200, "the answer holds for a while"
     assert not asked
     monkeypatch.setattr(replica.service, "_ready", (-1e9, True))
     response = replica.do(replica.client.get("/readyz"))
@@ -291,10 +292,12 @@ def test_a_slow_client_holds_no_place_and_is_told(service):
 
 def test_metrics_tell_of_all_replicas(two_replicas):
     with ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(lambda _: httpx.post(f"{two_replicas}/reason", json=body(seed=0)), range(8)))
+        responses = list(
+            pool.map(lambda _: httpx.post(f"{two_replicas}/reason", json=body(seed=0), timeout=90), range(8))
+        )
     assert {response.status_code for response in responses} == {200}
     assert httpx.post(f"{two_replicas}/reason", json={}).status_code == 422
-    text = httpx.get(f"{two_replicas}/metrics").text
+    text = httpx.get(f"{two_replicas}/metrics", timeout=30).text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     answered = [s for s in families["hatch_requests"].samples if s.labels["path"] == "/reason"]
     assert len({s.labels["replica"] for s in answered}) == 2
@@ -350,7 +353,7 @@ def test_a_killed_replica_costs_its_requests_a_503_and_no_more(two_replicas):
     lost = next(response for response in responses if response.status_code == 503)
     assert lost.json()["code"] == "replica_lost"
     until(lambda: not any(engine.is_running() for engine in engines))
-    until(lambda: len(processes("load")) == 2 and len(httpx.get(f"{two_replicas}/metrics").text) > 0)
+    until(lambda: len(processes("load")) == 2 and httpx.get(f"{two_replicas}/readyz", timeout=60).is_success)
 
 
 def test_a_service_that_stops_answers_what_runs_first(two_replicas):
