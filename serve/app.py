@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client.metrics_core import Metric
 from ray import serve as ray_serve
@@ -23,12 +22,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serve.engine import ReasonEngine
+from serve.examples import errors
 from serve.follow import Follower
 from serve.guard import Guard, internal_error
 from serve.limits import MIB, Admission, refusal_response
 from serve.metrics import CONTENT_TYPE, Metrics, exposition
-from serve.reason import prepare, read
-from serve.schema import Health, ReasonReply, ReasonRequest, Refusal, refusal_of
+from serve.routes import add_routes
+from serve.schema import Health, ReasonReply, Refusal
 from serve.settings import Settings
 
 DEPLOYMENT = "ReasonService"
@@ -98,24 +98,11 @@ class Service:
                 self._ready = (time.monotonic(), ready)
         return ready
 
-    async def reason(self, request: ReasonRequest) -> ReasonReply:
-        """The reply to one question, by one model."""
-        async with self.admission.admit() as ticket:
-            settings, clock = ticket.settings, ticket.clock
-            start = time.monotonic()
-            prompt, images = await asyncio.to_thread(prepare, request, settings, self.engine.processor)
-            clock["decode"] = time.monotonic() - start
-            sampling = self.engine.sampling(
-                temperature=request.temperature, seed=request.seed, max_tokens=settings.max_new_tokens
-            )
-            start = time.monotonic()
-            output = await self.engine.complete(prompt, images, sampling)
-            clock["generate"] = time.monotonic() - start
-            clock["first_token"] = output.metrics.first_token_ts - start
-            completion = output.outputs[0]
-            self.metrics.tokens(len(output.prompt_token_ids), len(completion.token_ids))
-            seconds = time.monotonic() - ticket.arrived
-            return read(self.engine.text(completion), len(images), settings, seconds)
+    def answered(self, reply: ReasonReply) -> None:
+        """Count what a reply took."""
+        self.metrics.tokens(reply.tokens.prompt, reply.tokens.reply)
+        if reply.consistency is not None:
+            self.metrics.consistency(reply.consistency.metres, reply.consistency.degrees)
 
     async def _own_metrics(self) -> list[list[Metric]]:
         return [self.metrics.families()]
@@ -131,44 +118,42 @@ def build_api(service: Service) -> FastAPI:
         yield
         following.cancel()
 
-    api = FastAPI(title="hatch-ray", docs_url=None, redoc_url=None, lifespan=lifespan)
+    api = FastAPI(title="hatch-ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
-    def refuse(refusal: Refusal) -> JSONResponse:
+    def refuse(request: Request, refusal: Refusal) -> JSONResponse:
         service.metrics.refused(refusal.body["code"])
-        return refusal_response(refusal)
+        return refusal_response(refusal, request.url.path)
 
     @api.exception_handler(Refusal)
-    async def refused(_: Request, refusal: Refusal) -> JSONResponse:
-        return refuse(refusal)
-
-    @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return refuse(refusal_of(error.errors()[0]))
+    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
+        return refuse(request, refusal)
 
     @api.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "no_such_path", 405: "wrong_method"}.get(error.status_code, "wrong_request")
         what = f"{request.method} {request.url.path}: {error.detail}"
-        response = refuse(Refusal(code, what, "path", "see docs/serving.md or /openapi.json", error.status_code))
+        response = refuse(
+            request, Refusal(code, what, "path", "see docs/serving.md or /openapi.json", error.status_code)
+        )
         response.headers.update(error.headers or {})
         return response
 
     @api.exception_handler(EngineDeadError)
-    async def engine_stopped(_: Request, __: Exception) -> JSONResponse:
+    async def engine_stopped(request: Request, _: Exception) -> JSONResponse:
         what = "the model's engine has stopped and is being started anew"
-        return refuse(Refusal("engine_stopped", what, "server", "try again in a minute", status=503))
+        return refuse(request, Refusal("engine_stopped", what, "server", "try again in a minute", status=503))
 
     @api.exception_handler(Exception)  # `Guard` logs it
-    async def failed(_: Request, __: Exception) -> JSONResponse:
-        return refuse(internal_error())
+    async def failed(request: Request, _: Exception) -> JSONResponse:
+        return refuse(request, internal_error())
 
-    @api.get("/healthz")
+    @api.get("/healthz", responses=errors(503))
     async def healthz() -> Health:
         """Whether the process lives."""
         s = service.engine.settings
         return Health(status="ok", model_version=s.version, template=s.template, max_images=s.max_images)
 
-    @api.get("/readyz")
+    @api.get("/readyz", responses=errors(503))
     async def readyz() -> Health:
         """Whether the engine writes tokens."""
         if not await service.ready():
@@ -176,16 +161,12 @@ def build_api(service: Service) -> FastAPI:
             raise Refusal("not_ready", what, "server", "try again in some seconds", status=503)
         return await healthz()
 
-    @api.get("/metrics")
+    @api.get("/metrics", responses=errors(401, 503))
     async def metrics() -> Response:
         """Prometheus text of all replicas."""
         return Response(exposition(await service.gather()), media_type=CONTENT_TYPE)
 
-    @api.post("/reason")
-    async def reason(request: ReasonRequest) -> ReasonReply:
-        """A question over images: the answer, the camera's actions between the images, and the poses they give."""
-        return await service.reason(request)
-
+    add_routes(api, lambda: service.engine, lambda: service.engine.settings, service.admission.admit, service.answered)
     return api
 
 

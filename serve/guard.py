@@ -63,14 +63,14 @@ class Guard:
             await self.app(scope, _Replay(body, receive), sent)
         except Refusal as refusal:
             self.metrics.refused(refusal.body["code"])
-            await refusal_response(refusal)(scope, receive, sent)
+            await refusal_response(refusal, scope["path"])(scope, receive, sent)
         except asyncio.CancelledError:
             self.metrics.abandoned()
             raise
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if not sent.status:
-                await refusal_response(internal_error())(scope, receive, sent)
+                await refusal_response(internal_error(), scope["path"])(scope, receive, sent)
         route = scope.get("route")
         self.metrics.request(route.path if route else "other", sent.status)
         if self.log_requests:
@@ -139,7 +139,7 @@ class Edge:
                 body = read
         except Refusal as refusal:
             # The rest of the body is still on its way: the connection can carry no other request.
-            response = refusal_response(refusal)
+            response = refusal_response(refusal, scope["path"])
             response.headers["connection"] = "close"
             await response(scope, receive, send)
             return
@@ -169,7 +169,7 @@ class _Answer:
     async def instead(self, refusal: Refusal) -> None:
         """Send this refusal, and nothing of what comes after it."""
         self.started = self.replaced = True
-        await refusal_response(refusal)(self.scope, self.receive, self.send)
+        await refusal_response(refusal, self.scope["path"])(self.scope, self.receive, self.send)
 
 
 def of_serve(status: int, retry_after: str | None) -> Refusal:

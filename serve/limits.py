@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from serve.errors import error_of
 from serve.metrics import Metrics
 from serve.schema import Refusal
 from serve.settings import Settings
@@ -143,12 +144,13 @@ class Admission:
                 place.set_result(None)
 
 
-def refusal_response(refusal: Refusal) -> JSONResponse:
-    """The one form of every error."""
+def refusal_response(refusal: Refusal, path: str) -> JSONResponse:
+    """The one form of every error; below /v1 OpenAI's."""
+    status, body = error_of(refusal, path)
     headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(refusal.body, status_code=refusal.status, headers=headers)
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def check_key(headers: Mapping[str, str], path: str, key: str) -> None:

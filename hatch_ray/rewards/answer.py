@@ -134,7 +134,7 @@ def score_view_change(prediction: str, gold: str) -> Scored:
     return reward, "" if reward else "all_dimensions_wrong"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Lower case, without parentheses and their content, spaces collapsed."""
     return " ".join(re.sub(r"\([^()]*\)", " ", text.lower()).split()).strip(" .")
 
@@ -152,7 +152,7 @@ def score_text(prediction: str, gold: str) -> Scored:
     A gold that holds a box, "the second image, [x1,y1,x2,y2] (red chair)", asks for the same image (where it names
     one) and a box with an IoU of 0.5 at least: the text of a box is never met exactly.
     """
-    text, wanted = _plain(prediction), _plain(gold)
+    text, wanted = plain_text(prediction), plain_text(gold)
     if not text:
         return 0.0, "empty_answer"
     if text == wanted:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -32,8 +33,12 @@ Distractors = Callable[[Question, np.random.Generator], list[str]]
 def lettered(options: list[str], rng: np.random.Generator) -> tuple[str, str]:
     """("A. left B. right", letter of options[0]): the options in random order, so that every letter is as likely."""
     order = rng.permutation(len(options))
-    listed = " ".join(f"{LETTERS[place]}. {options[index]}" for place, index in enumerate(order))
-    return listed, LETTERS[int(np.flatnonzero(order == 0)[0])]
+    return listed([options[index] for index in order]), LETTERS[int(np.flatnonzero(order == 0)[0])]
+
+
+def listed(options: Sequence[str]) -> str:
+    """["left", "right"] -> "A. left B. right", which stands after the question and a space; at most 26 options."""
+    return " ".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
 def as_choice(question: Question, form: AnswerForm, rng: np.random.Generator) -> Question:
@@ -44,10 +49,10 @@ def as_choice(question: Question, form: AnswerForm, rng: np.random.Generator) ->
     wrong = DISTRACTORS[form](question, rng)
     if not wrong:
         raise Refused("no_wrong_option")
-    listed, letter = lettered([question.answer, *wrong], rng)
+    options, letter = lettered([question.answer, *wrong], rng)
     return replace(
         question,
-        text=f"{question.text.replace(question.hint, '')} {listed}",
+        text=f"{question.text.replace(question.hint, '')} {options}",
         answer=letter,
         gold=question.gold | {"answer": question.answer},
         wrong=tuple(wrong),
