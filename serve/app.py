@@ -16,6 +16,7 @@ from PIL import Image
 from ray import serve as ray_serve
 
 from serve.engine import ReasonEngine
+from serve.pages import pages
 from serve.reason import prepare, read
 from serve.schema import MAX_BODY_BYTES, Health, ReasonReply, ReasonRequest, Refusal, refusal_of
 from serve.settings import Settings
@@ -24,6 +25,7 @@ REPLY_DEADLINE_S = 120.0
 STOP = "</answer>"
 
 api = FastAPI(title="hatch-ray", docs_url=None, redoc_url=None)
+api.include_router(pages)
 
 
 @api.exception_handler(Refusal)
