@@ -19,9 +19,7 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 """What is served; a file of another kind (licences, notes) is not."""
-FILES = {
-    path.relative_to(FOLDER).as_posix(): path for path in sorted(FOLDER.rglob("*")) if path.suffix in MEDIA_TYPES
-}
+FILES = {path.relative_to(FOLDER).as_posix(): path for path in sorted(FOLDER.rglob("*")) if path.suffix in MEDIA_TYPES}
 """By the name under `/page/`. A name that is not here is not looked for on disk."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "

@@ -38,8 +38,8 @@ OPTION = re.compile(r" ([A-D])\. ")
 def make_sample(task: str, views: int, seed: int, folder: Path) -> Sample:
     """The task's first question about a room that no run trains on."""
     rooms = {"train_scenes": 1, "heldout_scenes": 1, "views_per_scene": 8, "image_size": SIDE, "fov_deg": FOV_DEG}
-    data = {"samples": 1, "heldout_samples": 1, "tasks": [task], "max_views": views, "formats": ["fill"], "rooms": rooms}
-    config = make_config({"data": data})
+    asked = {"tasks": [task], "max_views": views, "formats": ["fill"]}
+    config = make_config({"data": {"samples": 1, "heldout_samples": 1, "rooms": rooms} | asked})
     build_dataset(config.data, seed, "heldout", folder / task)
     return read_dataset(folder / task)[0]
 
