@@ -36,7 +36,7 @@ class ReasonEngine:
                 limit_mm_per_prompt={"image": settings.max_images, "video": 0},
                 enforce_eager=not settings.gpu,
                 seed=settings.seed,
-                disable_log_stats=True,
+                disable_log_stats=False,
                 load_format="safetensors",
                 **memory,
             )
@@ -44,6 +44,7 @@ class ReasonEngine:
         hf_config = self.engine.model_config.hf_config
         eos = eos_token_ids(settings.model, self.processor)
         banned = banned_token_ids(self.processor, hf_config.get_text_config().vocab_size, eos)
+        self.eos_ids = eos
         self.bias = dict.fromkeys(banned, BAN_BIAS)
 
     @property
@@ -55,7 +56,15 @@ class ReasonEngine:
         """vLLM's SamplingParams, with the special vision tokens banned."""
         from vllm import SamplingParams
 
-        return SamplingParams(logit_bias=self.bias, **parameters)
+        return SamplingParams(
+            stop_token_ids=self.eos_ids, logit_bias=self.bias, skip_special_tokens=False, **parameters
+        )
+
+    def text(self, completion: Any) -> str:
+        """The words of one finished completion, as a rollout gives them: all tokens but the end token."""
+        tokens = list(completion.token_ids)
+        ended = tokens and tokens[-1] in self.eos_ids
+        return str(self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False))
 
     async def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Any) -> AsyncIterator[Any]:
         """vLLM's RequestOutput as it grows. Leaving the loop early, or being cancelled, ends the generation."""

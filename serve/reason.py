@@ -1,71 +1,149 @@
-"""A question over images: its prompt as training renders it, and the model's text as a reply."""
+"""A request's way through the engine: its prompt in, its text as it grows, its reply out."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
 
-from hatch_ray.data.images import shrink
-from hatch_ray.geometry.actions import compose
-from hatch_ray.model.prompt_tokens import image_tokens_by_size
-from hatch_ray.protocol.prompt import build_prompt
-from hatch_ray.protocol.response import parse_response
-from serve.images import decode_image
-from serve.schema import Plan, Pose, ReasonReply, ReasonRequest, Refusal
+from hatch_ray.protocol.grammar import reply_grammar
+from serve.prepare import image_length, prepare, prompt_length
+from serve.reply import Clock, Written, read, seconds_of
+from serve.schema import ReasonReply, ReasonRequest, Refusal
 from serve.settings import Settings
 
-
-def prompt_length(processor: Any, prompt: str, images: list[Image.Image]) -> int:
-    """Tokens of a rendered prompt as the engine counts them: an image's placeholder becomes its merged patches."""
-    tokens = sum(image_tokens_by_size(processor, image.width, image.height) for image in images)
-    return len(processor.tokenizer(prompt).input_ids) - len(images) + tokens
+Images = Sequence[Image.Image]
 
 
-def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple[str, list[Image.Image]]:
-    """The rendered prompt and the images as the model sees them; Refusal for everything that cannot be asked."""
-    if len(request.images) > settings.max_images:
-        raise Refusal(
-            "too_many_images",
-            f"{len(request.images)} images, this model takes at most {settings.max_images}",
-            "images",
-            "send fewer images, or serve a model that was trained with more (model.max_images)",
-        )
-    if not request.question.strip():
-        raise Refusal("empty_question", "the question is empty", "question", "write a question")
-    images = [decode_image(text, index) for index, text in enumerate(request.images)]
-    images = [shrink(image, settings.max_pixels) for image in images]
-    try:
-        messages = build_prompt(request.question, len(images), request.answer_form, settings.mode, settings.template)
-    except ValueError as error:
-        raise Refusal("reserved_token", str(error), "question", "remove the token") from None
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    length = prompt_length(processor, prompt, images)
-    if length >= settings.max_length:
-        raise Refusal(
-            "prompt_too_long",
-            f"the prompt has {length} tokens, images included; the context has {settings.max_length}",
-            "question, images",
-            "shorten the question, or send fewer or smaller images",
-        )
-    return prompt, images
+@dataclass(frozen=True)
+class Delta:
+    """New text of one sample."""
+
+    sample: int
+    text: str
 
 
-def read(text: str, n_views: int, settings: Settings, seconds: float) -> ReasonReply:
-    """The reply's answer, actions and poses, by the parser that training rewards."""
-    response = parse_response(text, n_views, settings.mode)
-    actions, poses = [], []
-    for (source, target), atoms in sorted(response.plans.items()):
-        actions.append(Plan(source=source, to=target, action=[{name: value} for name, value in atoms]))
-        matrix = compose(atoms, None).as_matrix().round(6).tolist()
-        poses.append(Pose(source=source, to=target, matrix=matrix))
-    return ReasonReply(
-        answer=response.answer,
-        actions=actions,
-        poses=poses,
-        text=text,
-        format_ok=response.format_ok,
-        problems=list(response.problems),
-        model_version=settings.version,
-        seconds=round(seconds, 4),
+def sampling_of(engine: Any, request: ReasonRequest, settings: Settings, prompt: str, images: Images) -> Any:
+    """vLLM's parameters: deltas for a stream, else the end alone, which costs the event loop less.
+
+    Raises Refusal when a constrained reply cannot fit.
+    """
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    max_tokens = request.max_tokens or settings.max_new_tokens
+    grammar = None
+    if request.constrained:
+        room = min(max_tokens, settings.max_length - prompt_length(engine.processor, prompt, images))
+        grammar = StructuredOutputsParams(grammar=_grammar(engine.processor.tokenizer, request, settings, room))
+    return engine.sampling(
+        n=request.samples,
+        temperature=request.temperature,
+        seed=request.seed,
+        max_tokens=max_tokens,
+        output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+        structured_outputs=grammar,
     )
+
+
+def _grammar(tokenizer: Any, request: ReasonRequest, settings: Settings, room: int) -> str:
+    try:
+        return reply_grammar(
+            len(request.images),
+            request.form,
+            settings.mode,
+            len(request.options),
+            fits=lambda text: len(tokenizer(text).input_ids) <= room,
+        )
+    except ValueError as error:
+        what_to_do = "raise max_tokens, send fewer images, or leave constrained out"
+        raise Refusal("reply_does_not_fit", f"{error} ({room} tokens)", "max_tokens", what_to_do) from None
+
+
+async def write(
+    engine: Any, prompt: str, images: Images, sampling: Any, clock: Clock
+) -> AsyncGenerator[Delta | Written, None]:
+    """A Delta for each piece of text, where `sampling` asks for deltas, then one Written.
+
+    Raises Refusal (503) when the engine dies. Leaving early ends the generation.
+    """
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    tokens: list[list[int]] = [[] for _ in range(sampling.n)]
+    written = Written([""] * sampling.n, [0] * sampling.n, [""] * sampling.n)
+    start = time.perf_counter()
+    try:
+        async with aclosing(engine.generate(prompt, images, sampling)) as outputs:
+            async for output in outputs:
+                written.prompt_tokens = len(output.prompt_token_ids or ())
+                if output.metrics is not None and output.metrics.first_token_latency > 0:
+                    clock["first_token"] = output.metrics.first_token_latency
+                for piece in output.outputs:
+                    tokens[piece.index] += piece.token_ids
+                    written.ends[piece.index] = piece.finish_reason or ""
+                    if piece.text and sampling.output_kind is RequestOutputKind.DELTA:
+                        clock.setdefault("first_token", time.perf_counter() - start)
+                        yield Delta(piece.index, piece.text)
+    except (EngineDeadError, EngineGenerateError):
+        what = "the model's engine has stopped and is being started anew"
+        raise Refusal("engine_stopped", what, "server", "try again in a minute", status=503) from None
+    written.texts = [engine.text(SimpleNamespace(token_ids=ids)) for ids in tokens]
+    written.lengths = [len(ids) for ids in tokens]
+    clock["generate"] = time.perf_counter() - start
+    yield written
+
+
+async def written_for(
+    engine: Any, settings: Settings, request: ReasonRequest, clock: Clock
+) -> AsyncGenerator[Delta | Written, None]:
+    """`write` for a request, its prompt and parameters made in a thread ("decode")."""
+    start = time.perf_counter()
+
+    def ready() -> tuple[str, list[Image.Image], Any]:
+        prompt, images = prepare(request, settings, engine.processor)
+        return prompt, images, sampling_of(engine, request, settings, prompt, images)
+
+    prompt, images, sampling = await asyncio.to_thread(ready)
+    clock["decode"] = time.perf_counter() - start
+    async with aclosing(write(engine, prompt, images, sampling, clock)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Written):
+                piece.image_tokens = image_length(engine.processor, images)
+            yield piece
+
+
+async def respond(
+    engine: Any, settings: Settings, request: ReasonRequest, clock: Clock
+) -> AsyncGenerator[Delta | ReasonReply, None]:
+    """A Delta for each piece of text, where the request asks for a stream, then the ReasonReply.
+
+    clock: what is known of the seconds by phase ("queue"); the rest is written into it.
+    """
+    start = time.perf_counter()
+    async with aclosing(written_for(engine, settings, request, clock)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Delta):
+                if request.stream:
+                    yield piece
+                continue
+            reading = time.perf_counter()
+            reply = read(piece, request, settings)
+            clock["read"] = time.perf_counter() - reading
+            clock["total"] = clock.get("queue", 0.0) + time.perf_counter() - start
+            reply.seconds = seconds_of(clock)
+            yield reply
+
+
+async def answer(engine: Any, settings: Settings, request: ReasonRequest, clock: Clock) -> ReasonReply:
+    """The whole reply. Raises Refusal for what cannot be asked and when the engine dies."""
+    async with aclosing(respond(engine, settings, request, clock)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, ReasonReply):
+                return piece
+    raise AssertionError("respond ends with a reply")

@@ -8,82 +8,223 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hatch_ray.sample import AnswerForm
 
+MAX_IMAGES = 16
+MAX_SAMPLES = 16
 MAX_IMAGE_CHARS = 28 * 2**20
 """Base64 characters of one image: a file of 21 MiB."""
 MAX_QUESTION_CHARS = 8000
+MAX_OPTION_CHARS = 1000
+MAX_OPTIONS = 26
 MAX_BODY_BYTES = 128 * 2**20
+GREEDY_BELOW = 1e-5
+"""vLLM takes a temperature below this for 0."""
 
 CONVENTION = (
     "matrix is the pose of camera `to` in the frame of camera `from`: x_from = matrix @ x_to, metres; "
     "axes x right, y down, z forward; composed in the camera's own frame (gravity is not known)"
 )
 
+Value = str | float | list[float] | dict[str, float]
+"""A typed answer: letter or text, number, box [x1, y1, x2, y2], or the named numbers of a motion or view change."""
+
 
 class Refusal(ValueError):
     """A request that cannot be served; becomes the body of a 422 (or another status)."""
 
-    def __init__(self, code: str, what: str, where: str, what_to_do: str, status: int = 422) -> None:
+    def __init__(
+        self, code: str, what: str, where: str, what_to_do: str, status: int = 422, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(what)
         self.status = status
+        self.retry_after_s = retry_after_s
         self.body = {"code": code, "what": what, "where": where, "what_to_do": what_to_do}
+
+
+class ErrorBody(BaseModel):
+    """Every error has this form."""
+
+    code: str
+    """A stable name, for programs."""
+    what: str
+    where: str
+    """The field, as in `images.1`, or the part of the service."""
+    what_to_do: str
 
 
 class ReasonRequest(BaseModel):
     """A question over images of one place, in order."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    images: Annotated[list[Annotated[str, Field(max_length=MAX_IMAGE_CHARS)]], Field(min_length=1)]
+    images: Annotated[
+        list[Annotated[str, Field(max_length=MAX_IMAGE_CHARS)]], Field(min_length=1, max_length=MAX_IMAGES)
+    ]
     """Base64 of PNG, JPEG, WebP or still GIF files; a data URI prefix is allowed."""
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS)]
-    answer_form: AnswerForm = "text"
-    """What the answer must look like; it is part of the prompt, as in training."""
+    """Text without chat-template tokens and control characters."""
+    answer_form: AnswerForm | Literal["free"] | None = None
+    """What the answer must look like; it is part of the prompt, as in training. Left out: letter where there are
+    options, else text; free is another word for text."""
+    options: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_OPTION_CHARS)]],
+        Field(max_length=MAX_OPTIONS),
+    ] = []
+    """Choices, which get the letters A, B, ... below the question as in training; the answer is a letter."""
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
     """0 is greedy."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Makes sampling at temperature > 0 repeatable."""
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
+    """Replies to draw and vote over; more than one needs a temperature."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longest reply; at most the service's own bound (serve.max_new_tokens), which is the default."""
+    stream: bool = False
+    """Send the text as it grows, as server-sent events."""
+    constrained: bool = False
+    """Let the model write nothing but the form of a reply, so that actions always parse."""
+
+    @property
+    def form(self) -> AnswerForm:
+        """The form that the prompt asks for."""
+        if self.answer_form in (None, "free"):
+            return "letter" if self.options else "text"
+        return self.answer_form  # type: ignore[return-value]
 
 
 class Plan(BaseModel):
     """The steps that take the camera of image `from` to that of image `to`."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, use_attribute_docstrings=True)
 
     source: Annotated[int, Field(alias="from")]
     to: int
     action: list[dict[str, float]]
+    words: str
+    """The steps in plain English."""
 
 
 class Pose(BaseModel):
-    """Where a plan ends (see CONVENTION)."""
+    """Where a plan ends (see `convention`)."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, use_attribute_docstrings=True)
 
     source: Annotated[int, Field(alias="from")]
     to: int
     matrix: list[list[float]]
     """4 x 4, rows."""
+    translation_m: list[float]
+    """The last column of the matrix: x right, y down, z forward."""
+    rotation_deg: float
+    """Angle of the whole rotation, 0 to 180."""
+    axis: list[float]
+    """Unit vector of the rotation's axis (right-handed); zeros where there is no rotation."""
+
+
+class TripleFigure(BaseModel):
+    """One triple of views (`hatch_ray.geometry.consistency`)."""
+
+    views: list[int]
+    metres: float
+    degrees: float
+
+
+class Consistency(BaseModel):
+    """How far composing the plans i to j and j to k is from the plan i to k; the largest over all triples."""
+
+    triples: list[TripleFigure]
+    metres: float
+    degrees: float
+
+
+class VotedReply(BaseModel):
+    """One of several replies."""
+
+    answer: str | None
+    text: str
+    weight: float
+    consistency: Consistency | None
+
+
+class Votes(BaseModel):
+    """The vote over several replies, weighted by consistency."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    samples: int
+    counts: dict[str, float]
+    """Weight of each distinct value; replies without a readable value are left out."""
+    agreement: float
+    """0 to 1: the mean score that all replies would get, by weight, if the winner were the gold answer."""
+    spread: float | None
+    """Numbers only: the interquartile range, by weight."""
+    replies: list[VotedReply]
+
+
+class Tokens(BaseModel):
+    """Token counts."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    prompt: int
+    """The whole prompt, images included."""
+    images: int
+    reply: int
+    """Of all samples together."""
+
+
+class Seconds(BaseModel):
+    """Seconds by phase."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    total: float
+    decode: float
+    """Images decoded, the prompt rendered and counted."""
+    queue: float
+    """Waited for a place in the service's queue."""
+    first_token: float | None
+    """From the engine's start on the request to its first token; null when the engine keeps no times."""
+    generate: float
+    """From the engine's start to its last token."""
+    read: float
+    """The reply parsed, composed and voted on."""
 
 
 class ReasonReply(BaseModel):
     """The reply, read by the parser that training rewards."""
 
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
+
     answer: str | None
-    """None when the model wrote no single answer block."""
+    """Null when the model wrote no single answer block."""
+    value: Value | None
+    """The answer by its form: letter or text, number, box [x1, y1, x2, y2], {"x", "y", "depth"} of a camera motion,
+    {"move_right", "move_up", "move_forward", "rotate_up", "rotate_right"} of a view change; null when the answer cannot
+    be read as one (`problems` says why)."""
     actions: list[Plan]
     """One a readable pair; none for a single image."""
     poses: list[Pose]
     convention: str = CONVENTION
+    consistency: Consistency | None
+    """Null when there is no triple of views with its three plans."""
+    consistency_why: str | None
+    """Why there is no consistency figure."""
     text: str
     """The model's words as they came."""
     format_ok: bool
+    """Whether the text has the blocks and pairs that were asked for."""
     problems: list[str]
-    """Names of what is wrong with the text (`hatch_ray.protocol.response`)."""
+    """Names of what is wrong with the text (`hatch_ray.protocol.response`) or with the answer's value."""
+    votes: Votes | None
+    """Null for a single sample."""
+    tokens: Tokens
     model_version: str
-    seconds: float
+    seconds: Seconds
 
 
 class Health(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
     status: Literal["ok"]
     model_version: str
     template: str
@@ -96,6 +237,7 @@ PYDANTIC_CODES = {
     "json_invalid": ("not_json", "send a JSON object as the body"),
     "literal_error": ("unknown_answer_form", "use one of the listed values"),
     "string_too_long": ("too_long", "send less"),
+    "too_long": ("too_many", "send fewer"),
 }
 
 
@@ -104,6 +246,8 @@ def refusal_of(mistake: dict[str, Any]) -> Refusal:
     where = ".".join(str(part) for part in mistake["loc"] if part != "body") or "body"
     if where == "images" and mistake["type"] == "too_short":
         return Refusal("no_images", "the list of images is empty", where, "send at least one image as base64")
+    if where == "images" and mistake["type"] == "too_long":
+        return Refusal("too_many_images", f"more than {MAX_IMAGES} images", where, "send fewer images")
     default = ("wrong_value", "correct the value; see docs/serving.md")
     code, what_to_do = PYDANTIC_CODES.get(mistake["type"], default)
     return Refusal(code, mistake["msg"], where, what_to_do)

@@ -1,0 +1,119 @@
+"""A question over images as a prompt: checked, rendered as training renders it, and counted."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from hatch_ray.data.images import shrink
+from hatch_ray.data.questions.choices import listed
+from hatch_ray.model.prompt_tokens import image_tokens_by_size
+from hatch_ray.protocol.prompt import Mode, Template, build_prompt, check_text
+from hatch_ray.sample import AnswerForm
+from serve.images import decode_image
+from serve.schema import GREEDY_BELOW, ReasonRequest, Refusal
+from serve.settings import Settings
+
+
+def prompt_length(processor: Any, prompt: str, images: Sequence[Image.Image]) -> int:
+    """Tokens of a rendered prompt as the engine counts them: an image's placeholder becomes its merged patches."""
+    return len(processor.tokenizer(prompt).input_ids) - len(images) + image_length(processor, images)
+
+
+def image_length(processor: Any, images: Sequence[Image.Image]) -> int:
+    """Tokens of the images alone."""
+    return sum(image_tokens_by_size(processor, image.width, image.height) for image in images)
+
+
+def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple[str, list[Image.Image]]:
+    """The rendered prompt and the images as the model sees them; Refusal for everything that cannot be asked."""
+    if len(request.images) > settings.max_images:
+        raise Refusal(
+            "too_many_images",
+            f"{len(request.images)} images, this model takes at most {settings.max_images}",
+            "images",
+            "send fewer images, or serve a model that was trained with more (model.max_images)",
+        )
+    _check_sampling(request, settings)
+    question = _question(request)
+    images = [decode_image(text, index) for index, text in enumerate(request.images)]
+    images = [shrink(image, settings.max_pixels) for image in images]
+    prompt = _render(processor, question, len(images), request.form, settings.mode, settings.template)
+    _check_tokens(processor, prompt, len(images), request.form, settings)
+    length = prompt_length(processor, prompt, images)
+    if length >= settings.max_length:
+        raise Refusal(
+            "prompt_too_long",
+            f"the prompt has {length} tokens, images included; the context has {settings.max_length}",
+            "question, images",
+            "shorten the question, or send fewer or smaller images",
+        )
+    return prompt, images
+
+
+def _check_sampling(request: ReasonRequest, settings: Settings) -> None:
+    if request.samples > 1 and request.temperature < GREEDY_BELOW:
+        what = f"{request.samples} samples at temperature {request.temperature:g} would all be the same"
+        raise Refusal("needs_temperature", what, "temperature", "set a temperature such as 0.7, or samples to 1")
+    if request.max_tokens is not None and request.max_tokens > settings.max_new_tokens:
+        what = f"max_tokens is {request.max_tokens}, this service writes at most {settings.max_new_tokens}"
+        raise Refusal("too_many_tokens", what, "max_tokens", "ask for fewer, or serve with a higher max_new_tokens")
+
+
+def _question(request: ReasonRequest) -> str:
+    """The question with its options, as a select question of training has them."""
+    if not request.question.strip():
+        raise Refusal("empty_question", "the question is empty", "question", "write a question")
+    _check_words(request.question, "question", "\n\r\t")
+    if not request.options:
+        return request.question
+    if request.form != "letter":
+        what = f"with options the answer is a letter, not a {request.form}"
+        raise Refusal("options_need_letter", what, "answer_form", "set answer_form to letter, or leave it out")
+    if len(request.options) == 1:
+        raise Refusal("one_option", "there is one option only", "options", "give two options at least, or none")
+    for index, option in enumerate(request.options):
+        _check_words(option, f"options.{index}", "")
+    question = f"{request.question} {listed(request.options)}"
+    _check_words(question, "question, options", "\n\r\t")
+    return question
+
+
+def _check_words(text: str, where: str, allowed: str) -> None:
+    found = next((letter for letter in text if unicodedata.category(letter) == "Cc" and letter not in allowed), None)
+    if found is not None:
+        what = f"the text holds the control character U+{ord(found):04X}"
+        raise Refusal("control_character", what, where, "remove it")
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise Refusal("reserved_token", str(error), where, "remove the token") from None
+
+
+def _render(processor: Any, question: str, n_views: int, form: AnswerForm, mode: Mode, template: Template) -> str:
+    messages = build_prompt(question, n_views, form, mode, template)
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def _check_tokens(processor: Any, prompt: str, n_views: int, form: AnswerForm, settings: Settings) -> None:
+    """Refuse whatever else would add or take a special token: roles and images are the template's alone."""
+    plain = _render(processor, "?", n_views, form, settings.mode, settings.template)
+    if special_tokens(processor, prompt) != special_tokens(processor, plain):
+        what = "the question changes the chat template's own tokens"
+        raise Refusal("reserved_token", what, "question", "remove what looks like a token of the chat template")
+
+
+def special_tokens(processor: Any, prompt: str) -> list[int]:
+    """The ids of the chat template's tokens in a rendered prompt, in order: roles, ends, image placeholders."""
+    special = _special_ids(processor.tokenizer)
+    return [token for token in processor.tokenizer(prompt).input_ids if token in special]
+
+
+@lru_cache(maxsize=8)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder
+    return frozenset(token for token, entry in added.items() if entry.special or entry.content.startswith("<|"))

@@ -1,0 +1,163 @@
+"""The model's text as a reply: parsed by the parser that training rewards, composed, and voted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from hatch_ray.geometry.actions import Motion, motion
+from hatch_ray.geometry.consistency import triples
+from hatch_ray.protocol.prompt import Mode, reply_mode
+from hatch_ray.protocol.response import Response, parse_response
+from hatch_ray.report.words import atoms_in_words
+from serve.schema import (
+    Consistency,
+    Plan,
+    Pose,
+    ReasonReply,
+    ReasonRequest,
+    Seconds,
+    Tokens,
+    TripleFigure,
+    VotedReply,
+    Votes,
+)
+from serve.settings import Settings
+from serve.values import typed_value
+from serve.votes import Ballot, elect, weight_of
+
+Clock = dict[str, float]
+"""Seconds by phase, filled as the request goes on: queue, decode, first_token, generate, read, total."""
+
+
+@dataclass
+class Written:
+    """What the engine wrote: by sample the text, its tokens and why it ended ("stop" or "length")."""
+
+    texts: list[str]
+    lengths: list[int]
+    ends: list[str]
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+
+
+@dataclass
+class _Read:
+    """One sample's text, read."""
+
+    text: str
+    response: Response
+    motions: dict[tuple[int, int], Motion] = field(default_factory=dict)
+    consistency: Consistency | None = None
+
+
+def read(written: Written, request: ReasonRequest, settings: Settings) -> ReasonReply:
+    """The reply of one sample, or the one that several samples elect; `seconds` are left at 0."""
+    n_views, form = len(request.images), request.form
+    owed = reply_mode(settings.mode, n_views) == "actions" and n_views > 2
+    samples = [_read_one(text, n_views, settings.mode) for text in written.texts]
+    values = [typed_value(sample.response.answer, form, len(request.options)) for sample in samples]
+    ballots = [
+        Ballot(sample.response.answer, value, weight_of(sample.consistency, owed))
+        for sample, (value, _) in zip(samples, values, strict=True)
+    ]
+    votes, winner = None, 0
+    if request.samples > 1:
+        election = elect(ballots, form)
+        winner = election.winner
+        votes = Votes(
+            samples=len(samples),
+            counts=election.counts,
+            agreement=election.agreement,
+            spread=election.spread,
+            replies=[
+                VotedReply(
+                    answer=sample.response.answer,
+                    text=sample.text,
+                    weight=round(ballot.weight, 6),
+                    consistency=sample.consistency,
+                )
+                for sample, ballot in zip(samples, ballots, strict=True)
+            ],
+        )
+    chosen, (value, problem) = samples[winner], values[winner]
+    # Without an answer the parser has named the problem already.
+    problems = [*chosen.response.problems, *([problem] if problem and chosen.response.answer else [])]
+    return ReasonReply(
+        answer=chosen.response.answer,
+        value=value,
+        actions=[
+            Plan(
+                source=source,
+                to=target,
+                action=[{name: size} for name, size in atoms],
+                words=", then ".join(atoms_in_words(atoms)),
+            )
+            for (source, target), atoms in sorted(chosen.response.plans.items())
+        ],
+        poses=[_pose(pair, chosen.motions[pair]) for pair in sorted(chosen.motions)],
+        consistency=chosen.consistency,
+        consistency_why=None if chosen.consistency else _why_none(n_views, settings.mode),
+        text=chosen.text,
+        format_ok=chosen.response.format_ok,
+        problems=problems,
+        votes=votes,
+        tokens=Tokens(prompt=written.prompt_tokens, images=written.image_tokens, reply=sum(written.lengths)),
+        model_version=settings.version,
+        seconds=seconds_of({}),
+    )
+
+
+def _read_one(text: str, n_views: int, mode: Mode) -> _Read:
+    response = parse_response(text, n_views, mode)
+    motions = {pair: motion(atoms, None) for pair, atoms in response.plans.items()}
+    return _Read(text, response, motions, consistency_of(motions))
+
+
+def consistency_of(motions: dict[tuple[int, int], Motion]) -> Consistency | None:
+    """The figures of all triples with their largest; None without a triple."""
+    found = [
+        TripleFigure(views=list(triple.views), metres=round(triple.metres, 4), degrees=round(triple.degrees, 3))
+        for triple in triples(motions)
+    ]
+    if not found:
+        return None
+    return Consistency(
+        triples=found,
+        metres=max(figure.metres for figure in found),
+        degrees=max(figure.degrees for figure in found),
+    )
+
+
+def _why_none(n_views: int, mode: Mode) -> str:
+    if n_views < 3:
+        return "it takes three images"
+    if reply_mode(mode, n_views) != "actions":
+        return "this model writes no actions"
+    return "no three images have all three of their plans written and readable"
+
+
+def _pose(pair: tuple[int, int], step: Motion) -> Pose:
+    rotation, place = step
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation, place
+    turn = Rotation.from_matrix(rotation).as_rotvec()
+    angle = float(np.linalg.norm(turn))
+    axis = turn / angle if angle > 1e-9 else np.zeros(3)
+    return Pose(
+        source=pair[0],
+        to=pair[1],
+        matrix=matrix.round(6).tolist(),
+        translation_m=place.round(6).tolist(),
+        rotation_deg=round(float(np.degrees(angle)), 4),
+        axis=axis.round(6).tolist(),
+    )
+
+
+def seconds_of(clock: Clock) -> Seconds:
+    """The clock as the reply shows it."""
+    shown = {name: round(clock.get(name, 0.0), 4) for name in ("total", "decode", "queue", "generate", "read")}
+    first = clock.get("first_token")
+    return Seconds(**shown, first_token=None if first is None else round(first, 4))
