@@ -4,14 +4,16 @@ import { el, say } from './dom.js'
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`
 const python = (value) => JSON.stringify(value).replace(/^null$/, 'None').replace(/^true$/, 'True').replace(/^false$/, 'False')
 
+const DEFAULTS = { samples: 1, temperature: 0, constrained: false }
+
 /** Fields of a request that differ from the service's defaults, images left out. */
 function fields({ images, ...body }) {
-  return Object.entries(body).filter(([, value]) => value !== null && value !== false && !(Array.isArray(value) && !value.length))
+  return Object.entries(body).filter(([name, value]) => value !== null && value !== DEFAULTS[name] && value.length !== 0)
 }
 
 export function asCurl(origin, names, body) {
   const parts = [
-    ...names.map((name) => `-F images=@${quoted(name)}`),
+    ...names.map((name) => `-F ${quoted(`images=@${name}`)}`),
     ...fields(body).flatMap(([name, value]) => [value].flat().map((item) => `-F ${quoted(`${name}=${item}`)}`)),
   ]
   return [`curl -s ${origin}/reason`, ...parts].join(' \\\n  ')

@@ -73,9 +73,12 @@ export function answerWords(reply, form, options) {
 
 const share = (thousandths) => `${Math.round(thousandths / 10)} %`
 
+const OPPOSITE = { right: 'left', up: 'down', forward: 'back' }
+
 function viewChange(value) {
   const parts = Object.entries(value).filter(([, amount]) => Math.abs(amount) > 0.005).map(([name, amount]) => {
-    const [verb, way] = name.split('_')
+    const [verb, plus] = name.split('_')
+    const way = amount > 0 ? plus : OPPOSITE[plus]
     return verb === 'rotate' ? `turn ${way} ${angle(amount)}` : `${length(Math.abs(amount))} ${way}`
   })
   return parts.length ? listed(parts) : 'no motion'
