@@ -139,6 +139,53 @@ def serve(run: RunPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def ask(
+    target: Annotated[str, typer.Argument(help="a run's folder, or the URL of a service", metavar="RUN|URL")],
+    words: Annotated[
+        list[str], typer.Argument(help="image files in order, then the question", metavar="IMAGE... QUESTION")
+    ],
+    form: Annotated[
+        str, typer.Option(help="letter, number, box, camera_motion, view_change or text (the default)")
+    ] = "",
+    option: Annotated[list[str] | None, typer.Option(help="a choice; repeat it for each")] = None,
+    samples: Annotated[int, typer.Option(min=1, max=16, help="replies to draw and vote over")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="default: 0, and 0.7 for several samples")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the draws")] = 0,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="let the model write well-formed replies only")
+    ] = False,
+    key: Annotated[str, typer.Option(envvar="HATCH_API_KEY", help="the service's API key")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole reply as JSON")] = False,
+) -> None:
+    """Ask a question over images: of a running service, or of a run's model, which is started for it."""
+    from serve.ask import ask_service, is_url, service_of
+
+    *files, question = words
+    if not files:
+        raise ValueError("name at least one image file before the question")
+    images = [Path(file) for file in files]
+    for image in images:
+        if not image.is_file():
+            raise FileNotFoundError(f"image {image} does not exist; the question comes last, in quotes")
+    fields = {
+        "answer_form": form or None,
+        "options": option or [],
+        "samples": samples,
+        "temperature": (0.7 if samples > 1 else 0.0) if temperature is None else temperature,
+        "seed": seed,
+        "constrained": constrained,
+    }
+    talk = Console(stderr=True, highlight=False, soft_wrap=True) if as_json else console
+    if is_url(target):
+        ask_service(target, key, images, question, fields, as_json, talk)
+        return
+    with service_of(_load_run(Path(target)), talk) as url:
+        ask_service(url, key, images, question, fields, as_json, talk)
+
+
+@app.command()
 def demo(
     run_dir: Annotated[Path, typer.Option(help="where the run is written")] = Path("runs/demo"),
     config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),

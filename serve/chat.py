@@ -234,7 +234,7 @@ def chat_event(item: dict[str, Any] | str | Refusal) -> str:
     if isinstance(item, str):
         return item
     body = openai_error(item)[1] if isinstance(item, Refusal) else item
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
 
 
 def _name() -> str:

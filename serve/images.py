@@ -8,12 +8,13 @@ import io
 import re
 import warnings
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from hatch_ray.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE
 from serve.schema import Refusal
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""Told by the bytes, whatever the file is called."""
 DATA_URI = re.compile(r"^data:image/[a-z+.-]+;base64,", re.IGNORECASE)
 
 # Our own limit is lower than the size at which Pillow warns.
@@ -28,7 +29,7 @@ def decode_image(text: str, index: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise _too_large(where) from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Exception:  # noqa: BLE001 - Pillow's readers raise whatever their parsing of odd bytes runs into
         raise Refusal(
             "not_an_image", "the bytes are no image of a known format", where, f"send one of {', '.join(FORMATS)}"
         ) from None
@@ -36,7 +37,7 @@ def decode_image(text: str, index: int) -> Image.Image:
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         raise Refusal("corrupt_image", f"the image cannot be decoded: {error}", where, "send the file again") from None
     return upright if upright.mode == "RGB" else upright.convert("RGB")
 
@@ -71,7 +72,8 @@ def _check(image: Image.Image, where: str) -> None:
             f"send one with sides of at least {MIN_SIDE} pixels and a ratio of at most {MAX_ASPECT}:1",
         )
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    # A phone's JPEG can hold a second picture (MPO), a preview or a depth map; the first is the photo.
+    if frames > 1 and image.format != "MPO":
         raise Refusal("animated_image", f"the image has {frames} frames", where, "send each frame as one image")
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         raise Refusal(

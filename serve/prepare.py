@@ -39,12 +39,16 @@ def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple
             "send fewer images, or serve a model that was trained with more (model.max_images)",
         )
     _check_sampling(request, settings)
-    question = _question(request)
+    question = asked_question(request)
     images = [decode_image(text, index) for index, text in enumerate(request.images)]
     images = [shrink(image, settings.max_pixels) for image in images]
-    prompt = _render(processor, question, len(images), request.form, settings.mode, settings.template)
-    _check_tokens(processor, prompt, len(images), request.form, settings)
-    length = prompt_length(processor, prompt, images)
+    asked = (len(images), request.form, settings.mode, settings.template)
+    prompt = _render(processor, question, *asked)
+    token_ids = processor.tokenizer(prompt).input_ids
+    if special_tokens(processor, token_ids) != _own_tokens(processor, *asked):
+        what = "the question changes the chat template's own tokens"
+        raise Refusal("reserved_token", what, "question", "remove what looks like a token of the chat template")
+    length = len(token_ids) - len(images) + image_length(processor, images)
     if length >= settings.max_length:
         raise Refusal(
             "prompt_too_long",
@@ -64,8 +68,8 @@ def _check_sampling(request: ReasonRequest, settings: Settings) -> None:
         raise Refusal("too_many_tokens", what, "max_tokens", "ask for fewer, or serve with a higher max_new_tokens")
 
 
-def _question(request: ReasonRequest) -> str:
-    """The question with its options, as a select question of training has them."""
+def asked_question(request: ReasonRequest) -> str:
+    """The question with its options, as a select question of training has them. Raises Refusal."""
     if not request.question.strip():
         raise Refusal("empty_question", "the question is empty", "question", "write a question")
     _check_words(request.question, "question", "\n\r\t")
@@ -99,18 +103,18 @@ def _render(processor: Any, question: str, n_views: int, form: AnswerForm, mode:
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def _check_tokens(processor: Any, prompt: str, n_views: int, form: AnswerForm, settings: Settings) -> None:
-    """Refuse whatever else would add or take a special token: roles and images are the template's alone."""
-    plain = _render(processor, "?", n_views, form, settings.mode, settings.template)
-    if special_tokens(processor, prompt) != special_tokens(processor, plain):
-        what = "the question changes the chat template's own tokens"
-        raise Refusal("reserved_token", what, "question", "remove what looks like a token of the chat template")
+@lru_cache(maxsize=256)
+def _own_tokens(processor: Any, n_views: int, form: AnswerForm, mode: Mode, template: Template) -> list[int]:
+    """The special tokens of a prompt with a plain question: roles and images are the template's alone."""
+    return special_tokens(
+        processor, processor.tokenizer(_render(processor, "?", n_views, form, mode, template)).input_ids
+    )
 
 
-def special_tokens(processor: Any, prompt: str) -> list[int]:
-    """The ids of the chat template's tokens in a rendered prompt, in order: roles, ends, image placeholders."""
+def special_tokens(processor: Any, token_ids: Sequence[int]) -> list[int]:
+    """The ids of the chat template's tokens among those of a prompt, in order: roles, ends, image placeholders."""
     special = _special_ids(processor.tokenizer)
-    return [token for token in processor.tokenizer(prompt).input_ids if token in special]
+    return [token for token in token_ids if token in special]
 
 
 @lru_cache(maxsize=8)

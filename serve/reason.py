@@ -133,7 +133,7 @@ async def respond(
                     yield piece
                 continue
             reading = time.perf_counter()
-            reply = read(piece, request, settings)
+            reply = await asyncio.to_thread(read, piece, request, settings)
             clock["read"] = time.perf_counter() - reading
             clock["total"] = clock.get("queue", 0.0) + time.perf_counter() - start
             reply.seconds = seconds_of(clock)

@@ -24,8 +24,8 @@ END = object()
 
 
 def event(name: str, data: Any) -> str:
-    """One server-sent event with JSON data; JSON has no line breaks, so one `data:` line holds it."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    """One server-sent event. ASCII JSON has nothing that a reader takes for a line break: one `data:` line holds it."""
+    text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
     return f"event: {name}\ndata: {text}\n\n"
 
 
@@ -34,7 +34,7 @@ def reason_event(item: Delta | ReasonReply | Refusal) -> str:
     if isinstance(item, Delta):
         return event("text", {"text": item.text, "sample": item.sample})
     if isinstance(item, ReasonReply):
-        return event("reply", item.model_dump_json(by_alias=True))
+        return event("reply", item.model_dump_json(by_alias=True, ensure_ascii=True))
     return event("error", item.body)
 
 

@@ -98,8 +98,8 @@ def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPat
     config = make_config(
         {
             "run_dir": str(run.path),
-            "model": {"template": "compact-v1", "max_images": 3, "max_length": 512, "max_pixels": 224 * 224},
-            "serve": {"max_new_tokens": 48},
+            "model": {"template": "compact-v1", "max_images": 3, "max_length": 768, "max_pixels": 224 * 224},
+            "serve": {"max_new_tokens": 400},
         }
     )
     save_config(config, run.config_path)
