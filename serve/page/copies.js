@@ -32,7 +32,7 @@ export function asPython(origin, names, body) {
 
 /** A disclosure with a text and a button that copies it. */
 export function copyable(title, text) {
-  const code = el('pre', { tabindex: '0', 'aria-label': title }, text)
+  const code = el('pre', { tabindex: '0', role: 'group', 'aria-label': title }, text)
   const button = el('button', { type: 'button', class: 'small' }, 'Copy')
   button.addEventListener('click', async () => {
     try {

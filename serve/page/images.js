@@ -2,11 +2,12 @@
 import { el, say } from './dom.js'
 
 export class ImageList {
-  /** list: the <ol>; drop: the element that takes dropped files; changed: called after every change. */
+  /** list: the <ol>; drop: the frame that files are dropped on; changed: called after every change. */
   constructor(list, drop, changed) {
     Object.assign(this, { list, drop, changed, most: 16, items: [], dragged: null })
+    // The whole page takes files: one that is dropped beside the frame would otherwise replace the page.
     for (const type of ['dragover', 'drop', 'dragleave']) {
-      drop.addEventListener(type, (event) => this.#dragged(event, type))
+      document.addEventListener(type, (event) => this.#dragged(event, type))
     }
     document.addEventListener('paste', (event) => {
       const files = [...(event.clipboardData?.files ?? [])]
@@ -94,7 +95,7 @@ export class ImageList {
   }
 
   #dragged(event, type) {
-    if (this.dragged !== null) return
+    if (this.dragged !== null || !event.dataTransfer.types.includes('Files')) return
     event.preventDefault()
     this.drop.classList.toggle('over', type === 'dragover')
     if (type !== 'drop') return

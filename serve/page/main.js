@@ -19,6 +19,7 @@ const images = new ImageList(byId('thumbs'), byId('drop'), (text) => {
 })
 let example = null
 let running = null
+let shown = []
 
 function imagesNote(text) {
   byId('images-note').textContent = text || `Up to ${images.most}, in the order in which they were taken.`
@@ -75,37 +76,52 @@ async function send(event) {
   if (running) return
   running = new AbortController()
   images.mark(null)
-  byId('send').disabled = true
-  byId('cancel').hidden = false
+  busy(true)
   show('progress')
   say('Asking.')
   const written = progress(Number(byId('samples').value))
   try {
     const body = await request()
-    const asked = { body, example, images: images.items.map(({ name, url }) => ({ name, url })) }
+    const asked = { body, example, files: images.items.map(({ file, name }) => ({ file, name })) }
     const reply = await ask(body, { signal: running.signal, key: byId('key').value, onText: written.onText })
-    written.stop()
-    byId('reply').replaceChildren(...await resultOf(reply, asked))
-    show('reply')
-    const { large, below } = answerWords(reply, body.answer_form, body.options)
-    say(`Answer: ${large}. ${below}`)
-    byId('result').scrollIntoView({ block: 'nearest' })
+    await answered(reply, asked)
   } catch (error) {
     if (error.name === 'AbortError') cancelled()
     else failed(error)
   } finally {
     written.stop()
     running = null
-    byId('send').disabled = false
-    byId('cancel').hidden = true
+    busy(false)
   }
+}
+
+/** Ask gives way to Cancel and comes back; the focus goes with it. */
+function busy(now) {
+  const [gone, there] = now ? ['send', 'cancel'] : ['cancel', 'send']
+  const focused = document.activeElement === byId(gone)
+  byId(there).hidden = false
+  if (focused) byId(there).focus()
+  byId(gone).hidden = true
+}
+
+async function answered(reply, { body, example, files }) {
+  shown.forEach(({ url }) => URL.revokeObjectURL(url))
+  // Addresses of their own: the photos of the form may be taken away while the answer is looked at.
+  shown = files.map(({ file, name }) => ({ name, url: URL.createObjectURL(file) }))
+  byId('reply').replaceChildren(...await resultOf(reply, { body, example, images: shown }))
+  show('reply')
+  const { large, below } = answerWords(reply, body.answer_form, body.options)
+  say(`Answer: ${large}. ${below}`)
+  byId('version').textContent = `Model ${reply.model_version}`
+  const result = byId('result')
+  result.focus({ preventScroll: true })
+  const { top } = result.getBoundingClientRect()
+  if (top < 0 || top > innerHeight / 2) result.scrollIntoView()
 }
 
 function cancelled() {
   show('intro')
   say('Cancelled.')
-  byId('send').disabled = false
-  byId('send').focus()
 }
 
 /** A refusal in words; the field that it names is marked, and has the focus where it can be mended. */
@@ -117,12 +133,12 @@ function failed(error) {
   if (image) images.mark(Number(image[1]))
   byId('problem').replaceChildren(
     el('h2', {}, sentence(image ? `Image ${image[1]}: ${what}` : what)),
-    el('p', {}, sentence(todo)))
+    el('p', {}, sentence(code === 'bad_key' ? 'write the key of this service below More, then ask again' : todo)))
   show('problem')
-  if (code === 'bad_key') {
-    byId('more').open = true
-    byId('key').focus()
-  } else if (where === 'question') byId('question').focus()
+  const field = code === 'bad_key' ? byId('key') : byId(where)
+  if (!field || !form.contains(field)) return
+  byId('more').open ||= byId('more').contains(field)
+  field.focus()
 }
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1).replace(/\.?$/, '.')

@@ -22,7 +22,8 @@ export async function resultOf(reply, asked) {
   ].filter(Boolean)
 }
 
-function answerBox(reply, { body, images, example }) {
+function answerBox(reply, asked) {
+  const { body, example } = asked
   const { large, below } = answerWords(reply, body.answer_form, body.options)
   const drawn = marked(reply, asked)
   return el('section', { class: 'box answer', 'aria-labelledby': 'answer-heading' },
@@ -117,14 +118,15 @@ function detailsBox(reply, body, images) {
   const phases = Object.entries(seconds).filter(([name, value]) => name !== 'total' && value !== null)
     .map(([name, value]) => `${name.replaceAll('_', ' ')} ${value.toFixed(2)}`).join(', ')
   const names = images.map(({ name }) => name)
+  const text = (name, content) => el('pre', { tabindex: '0', role: 'group', 'aria-label': name }, content)
   const fact = (name, text) => [el('dt', {}, name), el('dd', {}, text)]
   return el('section', { class: 'box details' },
     el('dl', { class: 'facts' },
       fact('Time', `${seconds.total.toFixed(2)} s (${phases})`),
       fact('Tokens', `${tokens.prompt} read, ${tokens.images} of them images; ${tokens.reply} written`),
       fact('Model', reply.model_version)),
-    el('details', {}, el('summary', {}, 'The model’s own words'), el('pre', { tabindex: '0' }, reply.text)),
-    el('details', {}, el('summary', {}, 'The reply as JSON'), el('pre', { tabindex: '0' }, JSON.stringify(reply, null, 1))),
+    el('details', {}, el('summary', {}, 'The model’s own words'), text('Its words', reply.text)),
+    el('details', {}, el('summary', {}, 'The reply as JSON'), text('The reply', JSON.stringify(reply, null, 1))),
     copyable('This request as curl', asCurl(location.origin, names, body)),
     copyable('This request as Python', asPython(location.origin, names, body)))
 }
