@@ -15,22 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import xxhash
 
 from hatch_ray import __version__
 from hatch_ray.config import CheckpointsConfig
 from hatch_ray.disk import replace_folder, when_there_is_room
+from hatch_ray.manifest import MANIFEST, contents, problem, read_manifest, remember
 from hatch_ray.run_folder import write_atomic
 
-MANIFEST = "manifest.json"
-BLOCK = 8 * 2**20
-"""Bytes hashed at a time."""
-
 log = logging.getLogger("hatch_ray.checkpoints")
-_good: set[tuple[Path, int, int]] = set()
-"""States that this process has verified or written: path, and inode and time of the manifest."""
 
 
 class Checkpoints:
@@ -91,12 +83,12 @@ class Checkpoints:
 
     def adopt(self, written: Path, step: int, score: float | None = None) -> None:
         """Make a folder that is completely written the state of `step`, then drop those that need not stay."""
-        files = {name: {"bytes": size, "xxh3": digest} for name, (size, digest) in _contents(written).items()}
+        files = {name: {"bytes": size, "xxh3": digest} for name, (size, digest) in contents(written).items()}
         manifest = {"step": step, "hatch_ray": __version__, "score": score, "files": files}
         write_atomic(written / MANIFEST, json.dumps(manifest, indent=1))
         target = self.folder / f"step-{step:06d}"
         when_there_is_room(target, lambda: replace_folder(written, target))
-        _good.add(_identity(target))
+        remember(target)
         stay = self._to_keep()
         for old in self.all():
             if old not in stay:
@@ -109,33 +101,6 @@ class Checkpoints:
         if self.keep.keep_best and scores:
             stay.add(max(scores, key=lambda path: (scores[path], self.step(path))))
         return stay
-
-
-def problem(path: Path) -> str | None:
-    """What is wrong with which file of a state, in one clause; None for a good one."""
-    if not (path / MANIFEST).is_file():
-        return f"it has no {MANIFEST}, so it is half-written, or was made by a hatch-ray older than its manifests"
-    identity = _identity(path)
-    if identity in _good:
-        return None
-    try:
-        files = _manifest(path)["files"]
-        expected = {name: (int(entry["bytes"]), str(entry["xxh3"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"its {MANIFEST} is damaged"
-    sizes = {name: (path / name).stat().st_size for name in _names(path)}
-    for name, (size, _) in expected.items():
-        if name not in sizes:
-            return f"{name} is missing"
-        if sizes[name] != size:
-            return f"{name} has {sizes[name]} bytes where {size} were written"
-    for name in sizes:
-        if name not in expected:
-            return f"{name} is not in its {MANIFEST}"
-        if _hash(path / name) != expected[name][1]:
-            return f"{name} does not hold what was written (its checksum differs)"
-    _good.add(identity)
-    return None
 
 
 def _set_aside(path: Path) -> Path | None:
@@ -151,46 +116,13 @@ def _set_aside(path: Path) -> Path | None:
     return target
 
 
-def _identity(path: Path) -> tuple[Path, int, int]:
-    stat = (path / MANIFEST).stat()
-    return path.resolve(), stat.st_ino, stat.st_mtime_ns
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return manifest
-
-
 def _score(path: Path) -> float | None:
     """A state's score; None where it has none or cannot be read."""
     try:
-        score = _manifest(path)["score"]
+        score = read_manifest(path)["score"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return score if isinstance(score, float) else None
-
-
-def _names(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(name for file in files if (name := file.relative_to(folder).as_posix()) != MANIFEST)
-
-
-def _contents(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and hash of every file, which is on the disk when this returns."""
-    contents = {}
-    for name in _names(folder):
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-        contents[name] = ((folder / name).stat().st_size, _hash(folder / name))
-    return contents
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class CheckpointWriter:

@@ -37,34 +37,6 @@ IMAGE_CACHE = 512
 """Decoded images that an engine keeps."""
 
 
-def engine_arguments(model: str | Path, config: Config) -> dict[str, Any]:
-    """Keyword arguments of `vllm.LLM`, for CPU or GPU engines by `rollout.gpus`."""
-    from hatch_ray.model.base import load_processor, model_source, pixel_size
-
-    source = model_source(model)
-    arguments: dict[str, Any] = {
-        "model": source,
-        "dtype": config.model.dtype,
-        "seed": config.seed,
-        "max_model_len": config.model.max_length,
-        "limit_mm_per_prompt": {"image": config.model.max_images, "video": 0},
-        "mm_processor_kwargs": {"size": pixel_size(load_processor(source, config.model.max_pixels))},
-        "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",
-        "load_format": "safetensors",
-        "enable_prefix_caching": True,
-        "use_tqdm_on_load": False,
-        "disable_log_stats": True,
-    }
-    if config.rollout.gpus:
-        return arguments | {"gpu_memory_utilization": config.rollout.gpu_memory_utilization}
-    return arguments | {
-        "enforce_eager": True,
-        "block_size": 32,
-        "kv_cache_memory_bytes": config.rollout.kv_cache_mb * 2**20,
-    }
-
-
 class RolloutEngine:
     """A vLLM engine with the policy's weights of one version. `RolloutActor` is this class as a Ray actor."""
 
@@ -72,9 +44,10 @@ class RolloutEngine:
         from vllm import LLM
 
         from hatch_ray.model.base import BAN_BIAS, banned_token_ids, eos_token_ids, load_processor
+        from hatch_ray.model.vllm_arguments import engine_arguments
 
         enter_process("rollout engine", config)
-        self.llm = LLM(**engine_arguments(model, config))
+        self.llm = LLM(**engine_arguments(model, config, gpu=config.rollout.gpus > 0))
         processor = load_processor(model)
         self.tokenizer = processor.tokenizer
         self.eos_ids = eos_token_ids(model, processor)

@@ -132,12 +132,38 @@ def verifiers(found: dict[str, Any]) -> str:
     )
 
 
+def serve(found: dict[str, Any]) -> str:
+    """The service against its bare engine, and a long mixed load."""
+    load, command = found.get("load"), found["command"]
+    rows = []
+    for shape, figures in found["models"].items():
+        times, speeds = figures["milliseconds"], figures["requests_per_s"]
+        rows.append([shape, f"{times['bare']:.1f}", f"{times['served']:.1f}", f"{times['added']:.1f}",
+                     f"{speeds['bare']:.1f}", f"{speeds['served']:.1f}", f"{figures['share']:.1%}"])  # fmt: skip
+    headings = ["model", "bare engine, ms", "service, ms", "added, ms", "bare, requests/s", "service", "of bare"]
+    text = (
+        f"Two images a request, {command['tokens']} new tokens. Medians of {command['rounds']} requests one at a time; "
+        f"requests a second of {command['clients']} clients.\n\n{table(headings, rows)}"
+    )
+    if load is None:
+        return text + "\nThe long load is not measured yet.\n"
+    statuses = ", ".join(f"{count} x {status}" for status, count in load["statuses"].items())
+    times, memory = load["milliseconds"], load["memory_mb"]
+    return text + (
+        f"\n{load['minutes']:g} minutes of {load['clients']} clients, good and bad requests mixed: {statuses} (left: "
+        f"the client went away). Good ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), "
+        f"{times['p99']:.0f} (p99). Memory of replica, engine and proxy: {memory[0]:.0f} MB at the start, "
+        f"{memory[-1]:.0f} MB at the end.\n"
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
     "step": ("A whole GRPO step", step),
     "growth": ("How a step grows", growth),
     "rollouts": ("Rollouts and weight sync", rollouts),
+    "serve": ("The service", serve),
     "verifiers": ("Rewards and overlap", verifiers),
 }
 

@@ -129,9 +129,13 @@ def replay(
 
 
 @app.command()
-def serve(run: RunPath, overrides: Overrides = None) -> None:
+def serve(
+    run: RunPath,
+    overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--follow", help="take over newer models of the run while serving")] = False,
+) -> None:
     """Answer POST /reason with the run's model, until Ctrl-C."""
-    config = _load_run(run, overrides)
+    config = _load_run(run, [*(overrides or []), *(["serve.follow=true"] if follow else [])])
     from hatch_ray.run_folder import RunFolder
     from serve.launch import start_service
 

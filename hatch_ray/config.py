@@ -284,13 +284,44 @@ class ServeConfig(Section):
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000
     """Port of POST /reason."""
     replicas: Positive = 1
-    """Ray Serve replicas, one vLLM engine each."""
+    """Ray Serve replicas, one vLLM engine each; the fewest where max_replicas is larger."""
+    max_replicas: Annotated[int, Field(ge=0)] = 0
+    """Most replicas that Ray Serve starts under load; 0 keeps their number at `replicas`."""
+    target_ongoing_requests: Rate = 16.0
+    """Requests in flight per replica above which another one is started."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each replica."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of each replica."""
     max_new_tokens: Positive = 1024
     """Longest completion."""
+    max_running: Positive = 64
+    """Requests that a replica works on at once."""
+    max_waiting: Annotated[int, Field(ge=0)] = 128
+    """Requests that wait for a place of a replica; more get 429 at once."""
+    deadline_seconds: Rate = 120.0
+    """A request that has no reply after this long, waiting included, gets 504, and its generation ends. A stop waits
+    this long for what runs."""
+    max_body_mb: Positive = 64
+    """Largest request body, MiB; base64 makes an image a third larger."""
+    body_seconds: Rate = 30.0
+    """A body must have arrived within this time."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the API key; empty: all who reach the service may ask."""
+    cors_origins: list[str] = []
+    """Origins whose pages may call the service from a browser, such as https://example.org; none by default."""
+    log_requests: bool = False
+    """Log a line for each request (path, status, seconds, bytes); never what it holds."""
+    follow: bool = False
+    """Take over newer models of the run while serving (`hatch serve --follow`)."""
+    follow_seconds: Rate = 5.0
+    """Seconds between two looks for a newer model."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ServeConfig:
+        if 0 < self.max_replicas < self.replicas:
+            raise ValueError(f"serve.max_replicas={self.max_replicas} is below serve.replicas={self.replicas}")
+        return self
 
 
 class Config(Section):

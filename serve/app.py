@@ -1,84 +1,203 @@
-"""The service: `POST /reason` and `GET /healthz` on Ray Serve, one vLLM engine a replica (docs/serving.md).
+"""The service: `POST /reason`, `GET /healthz`, `/readyz` and `/metrics` on Ray Serve, one vLLM engine a replica.
 
-Prompts are built and replies are read by the code that training uses, with the template of the run's config.
+Prompts are built and replies are read by the code that training uses, with the template of the run's config
+(docs/serving.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client.metrics_core import Metric
 from ray import serve as ray_serve
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from serve.engine import ReasonEngine
-from serve.errors import error_of
 from serve.examples import errors
+from serve.follow import Follower
+from serve.guard import Guard, internal_error
+from serve.limits import MIB, Admission, refusal_response
+from serve.metrics import CONTENT_TYPE, Metrics, exposition
 from serve.pages import pages
 from serve.routes import add_routes
-from serve.schema import MAX_BODY_BYTES, Health, Refusal
+from serve.schema import Health, ReasonReply, Refusal
 from serve.settings import Settings
 
 DEPLOYMENT = "ReasonService"
-REPLY_DEADLINE_S = 120.0
+READY_SECONDS = 1.0
+"""How long an answer of /readyz holds."""
+GATHER_SECONDS = 5.0
+
+log = logging.getLogger("hatch_ray.serve")
 
 
-def build_api(engine: Any, settings: Settings) -> FastAPI:
+class Service:
+    """A replica's engine, places and figures, and the routes over them."""
+
+    def __init__(self, settings: Settings, replica: str = "0") -> None:
+        serving = settings.config.serve
+        self.follower = Follower(settings) if serving.follow else None
+        if self.follower is not None:
+            settings = self.follower.first(settings)
+        self.serving = serving
+        self.metrics = Metrics(replica)
+        self.engine = ReasonEngine(settings)
+        self.admission = Admission(lambda: self.engine.settings, self.metrics)
+        self.metrics.model(settings.version)
+        self.metrics.watch("running", lambda: self.admission.running)
+        self.metrics.watch("waiting", lambda: self.admission.waiting)
+        self.metrics.watch("unfinished", lambda: self.engine.unfinished)
+        self.gather: Callable[[], Awaitable[list[list[Metric]]]] = self._own_metrics
+        self._ready = (-READY_SECONDS, False)
+        self._probing = asyncio.Lock()
+
+    def app(self) -> Any:
+        """The ASGI application."""
+        serving = self.serving
+        app = Guard(
+            build_api(self),
+            metrics=self.metrics,
+            max_body=serving.max_body_mb * MIB,
+            body_seconds=serving.body_seconds,
+            key=os.environ[serving.api_key_env] if serving.api_key_env else "",
+            log_requests=serving.log_requests,
+        )
+        if not serving.cors_origins:
+            return app
+        headers = ["authorization", "content-type", "x-api-key"]
+        return CORSMiddleware(
+            app, allow_origins=serving.cors_origins, allow_methods=["GET", "POST"], allow_headers=headers
+        )
+
+    async def follow(self) -> None:
+        """Take over newer models, where serve.follow asks for it."""
+        if self.follower is not None:
+            await self.follower.follow(lambda: self.engine.settings, self.take_over)
+
+    async def take_over(self, settings: Settings) -> None:
+        """Serve another model: requests that run are answered by the former one, all later ones by this."""
+        async with self.admission.alone():
+            await self.engine.load(settings)
+        self.metrics.model(settings.version)
+        self.metrics.taken_over()
+
+    async def ready(self) -> bool:
+        """Whether the engine wrote a token within the last READY_SECONDS, or writes one now."""
+        async with self._probing:
+            checked, ready = self._ready
+            if time.monotonic() - checked > READY_SECONDS:
+                ready = not self.engine.errored and await self.engine.probe()
+                self._ready = (time.monotonic(), ready)
+        return ready
+
+    def answered(self, reply: ReasonReply) -> None:
+        """Count what a reply took."""
+        self.metrics.tokens(reply.tokens.prompt, reply.tokens.reply)
+        if reply.consistency is not None:
+            self.metrics.consistency(reply.consistency.metres, reply.consistency.degrees)
+
+    async def _own_metrics(self) -> list[list[Metric]]:
+        return [self.metrics.families()]
+
+
+def build_api(service: Service) -> FastAPI:
     """The routes, and the one form of every error."""
-    api = FastAPI(title="hatch-ray", docs_url=None, redoc_url=None, openapi_url=None)
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.engine.start()
+        following = asyncio.create_task(service.follow())
+        yield
+        following.cancel()
+
+    api = FastAPI(title="hatch-ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     api.include_router(pages)
+
+    def refuse(request: Request, refusal: Refusal) -> JSONResponse:
+        service.metrics.refused(refusal.body["code"])
+        return refusal_response(refusal, request.url.path)
 
     @api.exception_handler(Refusal)
     async def refused(request: Request, refusal: Refusal) -> JSONResponse:
-        status, body = error_of(refusal, request.url.path)
-        return JSONResponse(body, status_code=status)
+        return refuse(request, refusal)
 
-    @api.middleware("http")
-    async def limit_body(request: Request, call_next: Any) -> Any:
-        """Refuse a body that is too large before it is read into memory."""
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            what = f"the body has {length} bytes, at most {MAX_BODY_BYTES} are read"
-            return await refused(request, Refusal("body_too_large", what, "body", "send smaller images", status=413))
-        return await call_next(request)
+    @api.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "no_such_path", 405: "wrong_method"}.get(error.status_code, "wrong_request")
+        what = f"{request.method} {request.url.path}: {error.detail}"
+        response = refuse(
+            request, Refusal(code, what, "path", "see docs/serving.md or /openapi.json", error.status_code)
+        )
+        response.headers.update(error.headers or {})
+        return response
 
-    @asynccontextmanager
-    async def admit() -> AsyncIterator[Any]:
-        try:
-            async with asyncio.timeout(REPLY_DEADLINE_S):
-                yield SimpleNamespace(settings=settings, clock={"queue": 0.0}, arrived=time.monotonic())
-        except TimeoutError:
-            what = f"no reply within {REPLY_DEADLINE_S:g} s"
-            raise Refusal("too_slow", what, "server", "try again later, or serve more replicas", status=504) from None
+    @api.exception_handler(EngineDeadError)
+    async def engine_stopped(request: Request, _: Exception) -> JSONResponse:
+        what = "the model's engine has stopped and is being started anew"
+        return refuse(request, Refusal("engine_stopped", what, "server", "try again in a minute", status=503))
 
-    @api.get("/healthz", responses=errors(401))
+    @api.exception_handler(Exception)  # `Guard` logs it
+    async def failed(request: Request, _: Exception) -> JSONResponse:
+        return refuse(request, internal_error())
+
+    @api.get("/healthz", responses=errors(503))
     async def healthz() -> Health:
         """Whether the process lives."""
-        s = settings
+        s = service.engine.settings
         return Health(status="ok", model_version=s.version, template=s.template, max_images=s.max_images)
 
-    add_routes(api, lambda: engine, lambda: settings, admit, lambda reply: None)
+    @api.get("/readyz", responses=errors(503))
+    async def readyz() -> Health:
+        """Whether the engine writes tokens."""
+        if not await service.ready():
+            what = "the engine does not answer a probe of one token"
+            raise Refusal("not_ready", what, "server", "try again in some seconds", status=503)
+        return await healthz()
+
+    @api.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 503))
+    async def metrics() -> Response:
+        """Prometheus text of all replicas."""
+        return Response(exposition(await service.gather()), media_type=CONTENT_TYPE)
+
+    add_routes(api, lambda: service.engine, lambda: service.engine.settings, service.admission.admit, service.answered)
     return api
 
 
-@ray_serve.deployment(name=DEPLOYMENT, max_ongoing_requests=256, health_check_period_s=5, graceful_shutdown_timeout_s=5)
+@ray_serve.deployment(name=DEPLOYMENT, health_check_period_s=5)
 @ray_serve.ingress()
 class ReasonService:
-    """One replica: a vLLM engine and the routes."""
+    """`Service` as a Ray Serve replica."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.engine = ReasonEngine(settings)
+        context = ray_serve.get_replica_context()
+        self.service = Service(settings, context.replica_tag)
+        self.service.gather = self._all_metrics
+        self._app_name = context.app_name
 
     def __serve_build_asgi_app__(self) -> Any:
-        return build_api(self.engine, self.settings)
+        return self.service.app()
 
     def check_health(self) -> None:
         """Serve asks; an engine that died makes it start the replica anew."""
-        if self.engine.errored:
+        if self.service.engine.errored:
             raise RuntimeError("the vLLM engine has stopped")
+
+    async def metric_families(self) -> list[Metric]:
+        """The figures of this replica."""
+        return self.service.metrics.families()
+
+    async def _all_metrics(self) -> list[list[Metric]]:
+        """The figures of every replica that answers in time; of those that do not, none."""
+        handle = ray_serve.get_deployment_handle(DEPLOYMENT, self._app_name)
+        answers = handle.broadcast("metric_families").results_async(timeout_s=GATHER_SECONDS, return_exceptions=True)
+        return [answer for answer in await answers if not isinstance(answer, BaseException)]

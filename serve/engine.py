@@ -1,64 +1,90 @@
-"""The vLLM engine of a replica."""
+"""The vLLM engine of a replica: the rollouts' engine, asked one request at a time and answering many together."""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from serve.settings import Settings
 
-BLOCK_SIZE = 32
-"""Tokens of a key-value block on CPU: the default of 128 finds no shared prefix in short prompts."""
+PROBE_SECONDS = 20.0
+"""One token of a short prompt takes milliseconds; an engine that needs this long is not ready."""
 
 
 class ReasonEngine:
-    """vLLM's asynchronous engine with the model of `settings`, and the processor that counts and renders prompts."""
+    """vLLM's asynchronous engine with the model of `settings`, and the processor that counts and renders prompts.
+
+    `settings` names the model that is served now; `load` replaces both.
+    """
 
     def __init__(self, settings: Settings) -> None:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from hatch_ray.model.base import BAN_BIAS, banned_token_ids, eos_token_ids, load_processor
+        from hatch_ray.model.vllm_arguments import engine_arguments
+        from serve.weights import RequestTimes, shapes
 
         self.settings = settings
-        self.processor = load_processor(settings.model)
-        memory: dict[str, Any] = {"kv_cache_memory_bytes": settings.kv_cache_mb * 2**20, "block_size": BLOCK_SIZE}
-        if settings.gpu:
-            memory = {"gpu_memory_utilization": settings.gpu_memory_utilization}
-        self.engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=settings.model,
-                dtype=settings.dtype,
-                max_model_len=settings.max_length,
-                limit_mm_per_prompt={"image": settings.max_images, "video": 0},
-                enforce_eager=not settings.gpu,
-                seed=settings.seed,
-                disable_log_stats=False,
-                load_format="safetensors",
-                **memory,
-            )
-        )
-        hf_config = self.engine.model_config.hf_config
-        eos = eos_token_ids(settings.model, self.processor)
-        banned = banned_token_ids(self.processor, hf_config.get_text_config().vocab_size, eos)
-        self.eos_ids = eos
-        self.bias = dict.fromkeys(banned, BAN_BIAS)
+        self.processor = load_processor(settings.model, settings.max_pixels)
+        arguments = engine_arguments(settings.model, settings.config, gpu=settings.config.serve.gpus > 0)
+        arguments["worker_extension_cls"] = "serve.weights.FolderLoader"
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[RequestTimes])
+        self.eos_ids = eos_token_ids(settings.model, self.processor)
+        vocabulary = self.engine.model_config.get_vocab_size()
+        self.bias = dict.fromkeys(banned_token_ids(self.processor, vocabulary, self.eos_ids), BAN_BIAS)
+        self._shapes = shapes(Path(settings.model))
+        self._broken = False
+        self._changing = asyncio.Lock()
 
     @property
     def errored(self) -> bool:
-        """Whether the engine has died."""
-        return bool(self.engine.errored)
+        """Whether the engine has died, or half of a model's weights was loaded."""
+        return self._broken or bool(self.engine.errored)
+
+    @property
+    def unfinished(self) -> int:
+        """Generations that the engine has begun and not ended."""
+        return int(self.engine.get_num_unfinished_requests())
 
     def sampling(self, **parameters: Any) -> Any:
-        """vLLM's SamplingParams, with the special vision tokens banned."""
+        """vLLM's SamplingParams, ending where rollouts end, with the special vision tokens banned as there."""
         from vllm import SamplingParams
 
         return SamplingParams(
             stop_token_ids=self.eos_ids, logit_bias=self.bias, skip_special_tokens=False, **parameters
         )
+
+    async def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Any) -> AsyncGenerator[Any]:
+        """vLLM's RequestOutput as it grows. Leaving the loop early, or being cancelled, ends the generation.
+
+        Raises vLLM's EngineDeadError when the engine has died, or has half of a model's weights.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self._broken:
+            raise EngineDeadError()
+        inputs: Any = {"prompt": prompt, "multi_modal_data": {"image": list(images)}}
+        async with aclosing(self.engine.generate(inputs, sampling, uuid.uuid4().hex)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def complete(self, prompt: str, images: Sequence[Image.Image], sampling: Any) -> Any:
+        """The finished RequestOutput alone, which costs less than every step of it. Its `metrics` have the times."""
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling.output_kind = RequestOutputKind.FINAL_ONLY
+        last = None
+        async with aclosing(self.generate(prompt, images, sampling)) as outputs:
+            async for output in outputs:
+                last = output
+        return last
 
     def text(self, completion: Any) -> str:
         """The words of one finished completion, as a rollout gives them: all tokens but the end token."""
@@ -66,8 +92,41 @@ class ReasonEngine:
         ended = tokens and tokens[-1] in self.eos_ids
         return str(self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False))
 
-    async def generate(self, prompt: str, images: Sequence[Image.Image], sampling: Any) -> AsyncIterator[Any]:
-        """vLLM's RequestOutput as it grows. Leaving the loop early, or being cancelled, ends the generation."""
-        inputs: Any = {"prompt": prompt, "multi_modal_data": {"image": list(images)}}
-        async for output in self.engine.generate(inputs, sampling, uuid.uuid4().hex):
-            yield output
+    async def probe(self) -> bool:
+        """Whether the engine writes a token."""
+        sampling = self.sampling(temperature=0.0, max_tokens=1)
+        try:
+            async with asyncio.timeout(PROBE_SECONDS), self._changing:
+                output = await self.complete("ready?", [], sampling)
+        except Exception:  # noqa: BLE001 - whatever it fails with, the engine is not ready
+            return False
+        return bool(output.outputs[0].token_ids)
+
+    async def load(self, settings: Settings) -> None:
+        """Serve the model of `settings`, of the same architecture. No generation may be unfinished.
+
+        Raises ValueError when its weights do not fit, which leaves the engine as it was, and OSError when they cannot
+        be read. An engine that fails while it loads is `errored`.
+        """
+        from serve.weights import check_fit
+
+        await asyncio.to_thread(check_fit, self._shapes, Path(settings.model))
+        async with self._changing:
+            if self.unfinished:
+                raise RuntimeError(f"{self.unfinished} generations are unfinished")
+            self._broken = True
+            await self.engine.collective_rpc("load_folder", args=(settings.model,))
+            await self.engine.reset_mm_cache()
+            await self.engine.reset_encoder_cache()
+            if not await self.engine.reset_prefix_cache():
+                raise RuntimeError("vLLM did not reset its prefix cache")
+            self._broken = False
+            self.settings = settings
+
+    async def start(self) -> None:
+        """What the engine's process is told once: to end with this one, so that a kill leaves no engine behind."""
+        await self.engine.collective_rpc("end_with_parent")
+
+    def close(self) -> None:
+        """End the engine's process."""
+        self.engine.shutdown()

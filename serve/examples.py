@@ -85,7 +85,7 @@ REASON_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The reply; with `stream` server-sent events: `text` as it grows, then `reply` or `error`.",
         "content": {
-            "application/json": {"example": REPLY},
+            "application/json": {},
             "text/event-stream": {"schema": {"type": "string"}, "example": EVENTS},
         },
     }
@@ -131,7 +131,7 @@ CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The completion; with `stream` OpenAI's chunks as server-sent events.",
         "content": {
-            "application/json": {"example": COMPLETION},
+            "application/json": {},
             "text/event-stream": {
                 "schema": {"type": "string"},
                 "example": 'data: {"choices":[...]}\n\ndata: [DONE]\n\n',

@@ -8,21 +8,28 @@ import signal
 import socket
 import threading
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import ray
 from ray import serve as ray_serve
-from ray.serve.config import HTTPOptions
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.environment import variables
 from hatch_ray.run_folder import RunFolder
 from serve.app import ReasonService
+from serve.guard import EdgeLimits
+from serve.limits import MIB
 from serve.settings import Settings
 
 APP_NAME = "hatch"
 START_DEADLINE_S = 600.0
+EDGE = "serve.guard.middlewares"
+EDGE_MARGIN_S = 5.0
+"""Seconds that Ray Serve waits longer than a replica's own deadline."""
+SPARE_PLACES = 64
+"""Requests beyond those that run and wait which a replica takes in, to refuse them, or to tell its health."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -30,8 +37,13 @@ _ray_of_ours: Literal["", "joined", "started"] = ""
 """What `start_service` did to have a cluster: nothing, joined the one of RAY_ADDRESS, started one on this machine."""
 
 
-def start_service(config: Config, run: RunFolder, port: int | None = None, blocking: bool = False) -> str:
+def start_service(
+    config: Config, run: RunFolder, port: int | None = None, blocking: bool = False, name: str = APP_NAME
+) -> str:
     """Serve the run's model; returns the base URL once `/healthz` answers.
+
+    name: of the Ray Serve application. Another one than APP_NAME is served below /name of the port that Ray Serve
+    listens on already.
 
     Uses the Ray cluster of this process, else the one that RAY_ADDRESS names, else starts one here. With `blocking` it
     returns after Ctrl-C, the service stopped. Raises ConfigError when there is no model, the port is taken or CPUs or
@@ -42,7 +54,10 @@ def start_service(config: Config, run: RunFolder, port: int | None = None, block
     port = serving.port if port is None else port
     if not (run.model / "config.json").is_file():
         raise ConfigError(f"{run.path} has no finished model to serve; finish a stage with `hatch train` first")
-    _check_port(serving.host, port)
+    prefix = "" if name == APP_NAME else f"/{name}"
+    if not prefix:
+        _check_port(serving.host, port)
+    _check_key(serving.api_key_env)
     settings = Settings.of(config, run)
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
@@ -51,25 +66,37 @@ def start_service(config: Config, run: RunFolder, port: int | None = None, block
         _ray_of_ours = "started" if address == "local" else "joined"
     try:
         _check_resources(config)
-        _deploy(config, settings, port)
-        url = f"http://{'127.0.0.1' if serving.host == '0.0.0.0' else serving.host}:{port}"
-        _wait_until_healthy(url)
+        _deploy(config, settings, port, name)
+        url = f"http://{'127.0.0.1' if serving.host == '0.0.0.0' else serving.host}:{port}{prefix}"
+        _wait_until_healthy(url, name)
     except BaseException:
-        stop_service()
+        stop_service(name)
         raise
     if blocking:
         _serve_until_interrupt(url, settings.version)
     return url
 
 
-def stop_service() -> None:
-    """Stop Ray Serve; the cluster too when `start_service` started it, and leave it when it joined one."""
+def stop_service(name: str = APP_NAME) -> None:
+    """Stop the service once the requests that run are answered; new ones are refused meanwhile.
+
+    Ray Serve is left to another application's name. The cluster stops too when `start_service` started it, and is left
+    when it joined one.
+    """
     global _ray_of_ours
-    if _ray_of_ours != "started":
-        ray_serve.shutdown()
+    if name in ray_serve.status().applications:
+        ray_serve.delete(name)
+    if name != APP_NAME:
+        return
+    ray_serve.shutdown()
     if _ray_of_ours:
         ray.shutdown()
     _ray_of_ours = ""
+
+
+def _check_key(variable: str) -> None:
+    if variable and not os.environ.get(variable):
+        raise ConfigError(f"serve.api_key_env names {variable}, which is not set; export it with the key, or clear it")
 
 
 def _check_port(host: str, port: int) -> None:
@@ -92,29 +119,53 @@ def _check_resources(config: Config) -> None:
             )
 
 
-def _deploy(config: Config, settings: Settings, port: int) -> None:
+def _deploy(config: Config, settings: Settings, port: int, name: str) -> None:
     serving = config.serve
     logger.setLevel(logging.WARNING)
     logs = {"log_level": "ERROR", "enable_access_log": False}
-    ray_serve.start(http_options=HTTPOptions(host=serving.host, port=port), logging_config=logs)
+    edge = EdgeLimits(serving.max_body_mb * MIB, serving.body_seconds).variable()
+    ray_serve.start(
+        http_options=HTTPOptions(
+            host=serving.host, port=port, request_timeout_s=serving.deadline_seconds + EDGE_MARGIN_S
+        ),
+        logging_config=logs,
+        controller_options={"runtime_env": {"env_vars": edge | {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": EDGE}}},
+    )
+    key = {serving.api_key_env: os.environ[serving.api_key_env]} if serving.api_key_env else {}
+    places = serving.max_running + serving.max_waiting
+    scaling: dict[str, Any] = {"num_replicas": serving.replicas}
+    if serving.max_replicas > serving.replicas:
+        autoscaling = AutoscalingConfig(
+            min_replicas=serving.replicas,
+            max_replicas=serving.max_replicas,
+            target_ongoing_requests=serving.target_ongoing_requests,
+        )
+        scaling = {"autoscaling_config": autoscaling}
     application = ReasonService.options(  # type: ignore[attr-defined]
-        num_replicas=serving.replicas,
+        **scaling,
+        # Serve's own limits lie above ours, so that a replica itself says that it is full, and still answers /healthz.
+        max_ongoing_requests=places + SPARE_PLACES,
+        max_queued_requests=places,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=serving.deadline_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={
             "num_cpus": serving.cpus,
             "num_gpus": serving.gpus,
-            "runtime_env": {"env_vars": variables()},
+            "runtime_env": {"env_vars": variables() | key},
         },
         logging_config=logs,
     ).bind(settings)
-    target = ray_serve.RunTarget(target=application, name=APP_NAME, route_prefix="/")
+    prefix = "/" if name == APP_NAME else f"/{name}"
+    target = ray_serve.RunTarget(target=application, name=name, route_prefix=prefix)
     ray_serve.run_many([target], wait_for_applications_running=False)
 
 
-def _wait_until_healthy(url: str) -> None:
+def _wait_until_healthy(url: str, name: str) -> None:
     """Until the replica runs and the proxy passes requests on to it."""
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
-        state = ray_serve.status().applications.get(APP_NAME)
+        state = ray_serve.status().applications.get(name)
         if state is not None and state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [d.message for d in state.deployments.values() if d.message] or [state.message]
             lines = [line.strip() for line in " ".join(reasons).splitlines() if line.strip()]
@@ -137,7 +188,7 @@ def _serve_until_interrupt(url: str, version: str) -> None:
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    print(f"serving {version} at {url}: POST /reason, GET /healthz; Ctrl-C stops it", flush=True)
+    print(f"serving {version} at {url}: POST /reason, GET /healthz, /readyz, /metrics; Ctrl-C stops it", flush=True)
     stopping.wait()
     print("stopping", flush=True)
     stop_service()

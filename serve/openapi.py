@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 import hatch_ray
 from serve.chat import ChatRequest
+from serve.examples import COMPLETION, REPLY
 from serve.schema import ReasonRequest
 
 REF = "#/components/schemas/{model}"
@@ -25,6 +26,9 @@ def document(api: FastAPI) -> dict[str, Any]:
     schemas["ReasonForm"] = _form(schemas["ReasonRequest"])
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    for path, example in (("/reason", REPLY), ("/v1/chat/completions", COMPLETION)):
+        # FastAPI leaves out what is null.
+        described["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["example"] = example
     return described
 
 

@@ -15,7 +15,6 @@ MAX_IMAGE_CHARS = 28 * 2**20
 MAX_QUESTION_CHARS = 8000
 MAX_OPTION_CHARS = 1000
 MAX_OPTIONS = 26
-MAX_BODY_BYTES = 128 * 2**20
 GREEDY_BELOW = 1e-5
 """vLLM takes a temperature below this for 0."""
 
@@ -235,7 +234,7 @@ PYDANTIC_CODES = {
     "missing": ("missing_field", "add the field"),
     "extra_forbidden": ("unknown_field", "remove it; the fields are " + ", ".join(ReasonRequest.model_fields)),
     "json_invalid": ("not_json", "send a JSON object as the body"),
-    "literal_error": ("unknown_answer_form", "use one of the listed values"),
+    "literal_error": ("wrong_value", "use one of the listed values"),
     "string_too_long": ("too_long", "send less"),
     "too_long": ("too_many", "send fewer"),
 }
@@ -248,6 +247,8 @@ def refusal_of(mistake: dict[str, Any]) -> Refusal:
         return Refusal("no_images", "the list of images is empty", where, "send at least one image as base64")
     if where == "images" and mistake["type"] == "too_long":
         return Refusal("too_many_images", f"more than {MAX_IMAGES} images", where, "send fewer images")
+    if where == "answer_form":
+        return Refusal("unknown_answer_form", mistake["msg"], where, "use one of the listed values")
     default = ("wrong_value", "correct the value; see docs/serving.md")
     code, what_to_do = PYDANTIC_CODES.get(mistake["type"], default)
     return Refusal(code, mistake["msg"], where, what_to_do)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hatch_ray.config import Config
@@ -19,15 +19,12 @@ class Settings:
     version: str
     mode: Mode
     template: Template
-    dtype: str
     max_images: int
     max_pixels: int
     max_length: int
     max_new_tokens: int
-    gpu: bool
-    kv_cache_mb: int
-    gpu_memory_utilization: float
-    seed: int
+    run: str
+    config: Config
 
     @classmethod
     def of(cls, config: Config, run: RunFolder) -> Settings:
@@ -35,18 +32,26 @@ class Settings:
         return cls(
             model=str(folder),
             version=model_version(folder),
-            mode=stage_mode(folder.parent.name, config.model.reasoning),
+            mode=stage_mode(stage_of(folder), config.model.reasoning),
             template=config.model.template,
-            dtype=config.model.dtype,
             max_images=config.model.max_images,
             max_pixels=config.model.max_pixels,
             max_length=config.model.max_length,
             max_new_tokens=config.serve.max_new_tokens,
-            gpu=config.serve.gpus > 0,
-            kv_cache_mb=config.rollout.kv_cache_mb,
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization,
-            seed=config.seed,
+            run=str(run.path),
+            config=config,
         )
+
+    def with_model(self, folder: Path) -> Settings:
+        """These settings with another model of the run."""
+        mode = stage_mode(stage_of(folder), self.config.model.reasoning)
+        return replace(self, model=str(folder), version=model_version(folder), mode=mode)
+
+
+def stage_of(folder: Path) -> str:
+    """The stage that made a model: RUN/grpo/model and RUN/grpo/checkpoints/step-000050/model are of grpo."""
+    parent = folder.parent
+    return parent.parent.parent.name if parent.name.startswith("step-") else parent.name
 
 
 def model_version(folder: Path) -> str:
@@ -55,4 +60,4 @@ def model_version(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"{folder.parent.name}-{digest.hexdigest()[:12]}"
+    return f"{stage_of(folder)}-{digest.hexdigest()[:12]}"

@@ -99,7 +99,7 @@ def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPat
         {
             "run_dir": str(run.path),
             "model": {"template": "compact-v1", "max_images": 3, "max_length": 768, "max_pixels": 224 * 224},
-            "serve": {"max_new_tokens": 400},
+            "serve": {"max_new_tokens": 400, "max_body_mb": 16, "body_seconds": 3, "cpus": 0.5},
         }
     )
     save_config(config, run.config_path)

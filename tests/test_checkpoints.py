@@ -76,10 +76,10 @@ DAMAGES = [
 @pytest.fixture(autouse=True)
 def another_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """What a process remembers of verified states is its own; calling this forgets it, as a restart does."""
-    import actors.checkpoints
+    import hatch_ray.manifest
 
     def forget() -> None:
-        monkeypatch.setattr(actors.checkpoints, "_good", set())
+        monkeypatch.setattr(hatch_ray.manifest, "_good", set())
 
     forget()
     return forget
@@ -142,11 +142,11 @@ def test_any_flipped_bit_of_any_file_is_seen(tmp_path_factory: pytest.TempPathFa
 def test_states_are_read_once_in_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_process: Callable[[], None]
 ) -> None:
-    import actors.checkpoints
+    import hatch_ray.manifest
 
     hashed: list[Path] = []
-    original = actors.checkpoints._hash
-    monkeypatch.setattr(actors.checkpoints, "_hash", lambda path: hashed.append(path) or original(path))
+    original = hatch_ray.manifest._hash
+    monkeypatch.setattr(hatch_ray.manifest, "_hash", lambda path: hashed.append(path) or original(path))
     checkpoints = written(tmp_path, 5)
     assert len(hashed) == 2
     checkpoints.latest()

@@ -1,0 +1,264 @@
+"""The service against its own engine: added time of a request, throughput, and a long mixed load.
+
+    python -m bench.serve                 # added time and throughput, hatch-tiny's size and 30 M
+    python -m bench.serve --minutes 10    # and that long of good and bad requests
+
+Added time: one request after the other, in turn to the service and to a bare AsyncLLM with the service's arguments.
+The bare engine gets rendered prompts and decoded images, so what is added is base64, images, prompt, HTTP, Ray Serve
+and the reply's reading. Throughput: clients that each ask one request after the other, in turn the bare engine and the
+service. Both write the same words (greedy), which is checked; random weights hardly ever end a reply early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import collections
+import io
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import ray
+
+from bench.measure import write_results
+from bench.shapes import SMALL, picture
+from hatch_ray.config import Config, make_config, save_config
+from hatch_ray.environment import variables
+from hatch_ray.model.tiny import TinyConfig, make_tiny
+from hatch_ray.run_folder import RunFolder
+from serve.engine import ReasonEngine
+from serve.launch import start_service, stop_service
+from serve.reason import prepare
+from serve.schema import ReasonRequest
+from serve.settings import Settings
+
+SHAPES = {"tiny": TinyConfig(), "30m": SMALL["30m"]}
+PORT = 8123
+IMAGES = 2
+
+
+def encoded(number: int) -> str:
+    buffer = io.BytesIO()
+    picture(number, 112).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def questions(count: int) -> list[dict[str, Any]]:
+    """Requests over pictures of their own."""
+    return [
+        {"images": [encoded(number * IMAGES + view) for view in range(IMAGES)],
+         "question": f"How far is the red chair from table {number}, in metres?", "answer_form": "number"}
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def settings(model: Path, run: Path, tokens: int) -> tuple[Config, RunFolder]:
+    """A run folder whose model is the one to serve, on all cores."""
+    folder = RunFolder(run)
+    (folder.path / "grpo").mkdir(parents=True)
+    folder.stage_model("grpo").symlink_to(model)
+    folder.link_model("grpo")
+    config = make_config({
+        "run_dir": str(run),
+        "model": {"template": "compact-v1", "max_images": IMAGES, "max_length": 512, "max_pixels": 12544},
+        "rollout": {"kv_cache_mb": 128},
+        "serve": {"port": PORT, "max_new_tokens": tokens, "cpus": 1, "deadline_seconds": 60, "max_waiting": 64},
+    })  # fmt: skip
+    save_config(config, folder.config_path)
+    return config, folder
+
+
+class Bare:
+    """The service's engine without the service: prompts are rendered and images decoded beforehand."""
+
+    def __init__(self, config: Config, run: RunFolder, asked: list[dict[str, Any]]) -> None:
+        self.engine = ReasonEngine(Settings.of(config, run))
+        self.tokens = config.serve.max_new_tokens
+        self.prompts = [prepare(ReasonRequest(**one), self.engine.settings, self.engine.processor) for one in asked]
+
+    async def ask(self, index: int) -> str:
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt, images = self.prompts[index]
+        sampling = self.engine.sampling(temperature=0.0, max_tokens=self.tokens)
+        sampling.output_kind = RequestOutputKind.FINAL_ONLY
+        inputs: Any = {"prompt": prompt, "multi_modal_data": {"image": images}}
+        outputs = [output async for output in self.engine.engine.generate(inputs, sampling, os.urandom(8).hex())]
+        return self.engine.text(outputs[-1].outputs[0])
+
+
+class Served:
+    """The same requests over HTTP."""
+
+    def __init__(self, url: str, asked: list[dict[str, Any]]) -> None:
+        self.client = httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=64))
+        self.bodies = [json.dumps(one).encode() for one in asked]
+
+    async def ask(self, index: int) -> str:
+        response = await self.client.post(
+            "/reason", content=self.bodies[index], headers={"content-type": "application/json"}
+        )
+        response.raise_for_status()
+        return str(response.json()["text"])
+
+
+async def added_time(bare: Bare, served: Served, rounds: int) -> dict[str, Any]:
+    """Milliseconds of one request at a time, both ways in turn, and of the difference."""
+    count = len(bare.prompts)
+    for index in range(min(4, count)):
+        assert await bare.ask(index) == await served.ask(index), "the service writes what its engine writes"
+    times: dict[str, list[float]] = {"bare": [], "served": []}
+    for number in range(rounds):
+        for name, way in (("bare", bare), ("served", served)):
+            start = time.perf_counter()
+            await way.ask(number % count)
+            times[name].append(1000 * (time.perf_counter() - start))
+    added = [there - here for here, there in zip(times["bare"], times["served"], strict=True)]
+    return {name: statistics.median(values) for name, values in times.items()} | {"added": statistics.median(added)}
+
+
+async def throughput(way: Bare | Served, clients: int, requests: int) -> float:
+    """Requests a second of so many clients, after one round that warms up."""
+    count = len(way.prompts if isinstance(way, Bare) else way.bodies)
+
+    async def client(own: list[int]) -> None:
+        for index in own:
+            await way.ask(index % count)
+
+    for total in (clients, requests):
+        start = time.perf_counter()
+        await asyncio.gather(*(client(list(range(first, total, clients))) for first in range(clients)))
+    return requests / (time.perf_counter() - start)
+
+
+async def measure(config: Config, run: RunFolder, url: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Added time and throughput of one model."""
+    asked = questions(options.clients)
+    bare, served = Bare(config, run, asked), Served(url, asked)
+    try:
+        found: dict[str, Any] = {"milliseconds": await added_time(bare, served, options.rounds)}
+        speeds: dict[str, list[float]] = {"bare": [], "served": []}
+        for _ in range(options.turns):
+            for name, way in (("bare", bare), ("served", served)):
+                speeds[name].append(await throughput(way, options.clients, options.requests))
+        found["requests_per_s"] = {name: statistics.median(values) for name, values in speeds.items()}
+        found["share"] = found["requests_per_s"]["served"] / found["requests_per_s"]["bare"]
+    finally:
+        bare.engine.close()
+        await served.client.aclose()
+    return found
+
+
+BAD: list[tuple[str, Any]] = [
+    ("no images", lambda one: one | {"images": []}),
+    ("no image", lambda one: one | {"images": [base64.b64encode(b"no image" * 99).decode()]}),
+    ("broken image", lambda one: one | {"images": [one["images"][0][:400]]}),
+    ("no base64", lambda one: one | {"images": ["%%%"]}),
+    ("long question", lambda one: one | {"question": "how far? " * 2**17}),
+    ("prompt token", lambda one: one | {"question": "<|im_start|>system"}),
+    ("unknown field", lambda one: one | {"top_p": 1}),
+    ("temperature", lambda one: one | {"temperature": 9}),
+]
+"""What a tenth of the mixed load asks."""
+
+
+async def mixed_load(url: str, minutes: float, clients: int) -> dict[str, Any]:
+    """Good requests, one in ten bad and one in fifty left before its answer; statuses, milliseconds, memory."""
+    asked = questions(clients * 2)
+    statuses: collections.Counter[str] = collections.Counter()
+    times: list[float] = []
+    memory = [service_memory()]
+    end = time.monotonic() + 60 * minutes
+
+    async def client(number: int, http: httpx.AsyncClient) -> None:
+        chance = random.Random(number)
+        while time.monotonic() < end:
+            one, draw = chance.choice(asked), chance.random()
+            if draw < 0.1:
+                one = chance.choice(BAD)[1](one)
+            start = time.perf_counter()
+            try:
+                timeout = 0.02 if draw > 0.98 else 120
+                response = await http.post("/reason", json=one | {"temperature": one.get("temperature", 1.0)},
+                                           timeout=timeout)  # fmt: skip
+            except httpx.TimeoutException:
+                statuses["left"] += 1
+                continue
+            statuses[str(response.status_code)] += 1
+            if response.status_code == 200:
+                times.append(1000 * (time.perf_counter() - start))
+
+    async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=2 * clients)) as http:
+        working = [asyncio.create_task(client(number, http)) for number in range(clients)]
+        while time.monotonic() < end:
+            await asyncio.sleep(min(30.0, max(0.0, end - time.monotonic())))
+            memory.append(service_memory())
+        await asyncio.gather(*working)
+    cuts = statistics.quantiles(times, n=100)
+    return {
+        "minutes": minutes,
+        "clients": clients,
+        "statuses": dict(sorted(statuses.items())),
+        "milliseconds": {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]},
+        "memory_mb": [round(value, 1) for value in memory],
+    }
+
+
+def service_memory() -> float:
+    """MB (PSS) of the replicas with their engines, and of the proxy."""
+    total = 0
+    for process in psutil.process_iter():
+        try:
+            command = (process.cmdline() or [""])[0]
+            if command.startswith(("ray::ServeReplica:hatch:", "ray::ProxyActor")):
+                for one in (process, *process.children(recursive=True)):
+                    total += one.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=list(SHAPES))
+    parser.add_argument("--tokens", type=int, default=64, help="of a reply")
+    parser.add_argument("--rounds", type=int, default=60, help="requests one at a time, each way")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=320, help="of one turn of the throughput, each way")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load, on the first shape")
+    options = parser.parse_args()
+    ray.init(include_dashboard=False, logging_level="warning", log_to_driver=False,
+             runtime_env={"env_vars": variables()})  # fmt: skip
+    figures: dict[str, Any] = {"command": vars(options), "models": {}}
+    with tempfile.TemporaryDirectory() as name:
+        for shape in options.shapes:
+            model = make_tiny(Path(name) / f"{shape}-model", 0, SHAPES[shape])
+            config, run = settings(model, Path(name) / shape, options.tokens)
+            url = start_service(config, run)
+            try:
+                found = asyncio.run(measure(config, run, url, options))
+                figures["models"][shape] = found
+                times, speeds = found["milliseconds"], found["requests_per_s"]
+                print(f"{shape}: {times['added']:.1f} ms added to {times['bare']:.1f} ms; {speeds['served']:.1f} "
+                      f"requests/s of {speeds['bare']:.1f} ({found['share']:.1%})", flush=True)  # fmt: skip
+                if options.minutes and shape == options.shapes[0]:
+                    figures["load"] = load = asyncio.run(mixed_load(url, options.minutes, options.clients))
+                    print(f"{load['minutes']:g} minutes: {load['statuses']}, {load['milliseconds']}, memory "
+                          f"{load['memory_mb'][0]:.0f} to {load['memory_mb'][-1]:.0f} MB", flush=True)  # fmt: skip
+            finally:
+                stop_service()
+    print(f"written: {write_results('serve', figures)}")
+
+
+if __name__ == "__main__":
+    main()
