@@ -26,7 +26,7 @@ from serve.schema import Refusal
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 ROOM, BOX, THREE = 0, 1, 2
 """Places of the examples."""
 

@@ -44,16 +44,14 @@ export async function cameraFigure({ poses, images, truth = [], fov }) {
 }
 
 async function view(shown) {
+  if (!document.createElement('canvas').getContext('webgl2')) {
+    return el('div', {}, planFromAbove(shown), el('p', { class: 'note', id: 'flat' },
+      'This browser cannot draw in 3D (it has no WebGL 2), so the cameras are drawn flat, from above.'))
+  }
   const canvas = el('canvas', { tabindex: '0', role: 'img', 'aria-label': shown.title, 'aria-describedby': 'view-keys' })
   const stage = el('div', { class: 'stage' }, canvas)
-  try {
-    const { CameraView } = await import('./view3d.js')
-    current = new CameraView(canvas)
-  } catch (error) {
-    console.info('No 3D view:', error.message)
-    return el('div', {}, planFromAbove(shown), el('p', { class: 'note', id: 'flat' },
-      'This browser cannot draw in 3D (it has no WebGL), so the cameras are drawn flat, from above.'))
-  }
+  const { CameraView } = await import('./view3d.js')
+  current = new CameraView(canvas)
   await current.show({ ...shown, images: await Promise.all(shown.images.map(texture)) })
   canvas.addEventListener('keydown', (event) => {
     const act = event.ctrlKey || event.metaKey || event.altKey ? null : KEYS[event.key]
