@@ -52,6 +52,7 @@ async function request() {
 
 function show(id) {
   for (const part of ['intro', 'progress', 'problem', 'reply']) byId(part).hidden = part !== id
+  if (id === 'progress' || id === 'problem') byId(id).scrollIntoView({ block: 'nearest' })
 }
 
 function progress(samples) {
