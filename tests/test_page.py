@@ -293,12 +293,14 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(service, browser):
     page.locator("canvas").wait_for()
     for summary in page.locator("#reply details > summary").all():
         summary.click()
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    beyond = """[...document.querySelectorAll('main *')].filter((e) => e.getClientRects().length &&
-        !e.closest('.hidden') && e.getBoundingClientRect().right > 360.5).map((e) => e.outerHTML.slice(0, 80))"""
+    width = page.evaluate("document.documentElement.clientWidth")
+    assert width <= 360
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    beyond = """[...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() && !e.closest('.hidden') &&
+        e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5).map((e) => e.outerHTML.slice(0, 80))"""
     assert page.evaluate(beyond) == []
     small = """[...document.querySelectorAll('button, summary, .chips label')].filter((e) =>
-        e.getClientRects().length && e.getBoundingClientRect().height < 24).map((e) => e.outerHTML.slice(0, 80))"""
+        e.checkVisibility() && e.getBoundingClientRect().height < 24).map((e) => e.outerHTML.slice(0, 80))"""
     assert page.evaluate(small) == []
     assert "light dark" in page.evaluate("getComputedStyle(document.documentElement).colorScheme")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(23, 21, 17)"
@@ -325,12 +327,12 @@ def test_everything_to_use_has_a_name_and_text_stands_out(watched):
     watched.example(ROOM)
     watched.ask()
     named = """[...document.querySelectorAll('button, input, textarea, canvas, summary, a, [tabindex], img, svg[role]')]
-        .filter((e) => e.getClientRects().length && !e.closest('[aria-hidden=true]')).filter((e) => !(
+        .filter((e) => e.checkVisibility() && !e.closest('[aria-hidden=true]')).filter((e) => !(
           e.ariaLabel || e.innerText?.trim() || e.alt !== undefined && e.hasAttribute('alt') ||
           [...(e.labels ?? [])].some((label) => label.innerText.trim()))).map((e) => e.outerHTML.slice(0, 90))"""
     assert page.evaluate(named) == []
     headings = page.evaluate("""[...document.querySelectorAll('h1, h2, h3')]
-        .filter((e) => e.getClientRects().length).map((e) => +e.tagName[1])""")
+        .filter((e) => e.checkVisibility()).map((e) => +e.tagName[1])""")
     assert headings[0] == 1
     assert all(below - above <= 1 for above, below in pairwise(headings))
     twice = """(ids => ids.filter((id, k) => ids.indexOf(id) !== k))(

@@ -47,8 +47,9 @@ export class ImageList {
     this.draw()
     say(`Image ${index} is now image ${to}.`)
     this.changed('')
-    const tools = this.list.children[to].querySelectorAll('.tools button:not([disabled])')
-    tools[to < index ? 0 : Math.min(1, tools.length - 1)].focus()
+    const [front, back] = this.list.children[to].querySelectorAll('.move')
+    const [same, other] = to < index ? [front, back] : [back, front]
+    ;(same.disabled ? other : same).focus()
   }
 
   /** Mark the photo that the service refused; null takes the mark away. */
