@@ -296,8 +296,8 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(service, browser):
     width = page.evaluate("document.documentElement.clientWidth")
     assert width <= 360
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    beyond = """[...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() && !e.closest('.hidden') &&
-        e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5).map((e) => e.outerHTML.slice(0, 80))"""
+    beyond = """[...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() && !e.closest('.hidden')
+        && e.getBoundingClientRect().right > document.body.clientWidth + 1).map((e) => e.outerHTML.slice(0, 80))"""
     assert page.evaluate(beyond) == []
     small = """[...document.querySelectorAll('button, summary, .chips label')].filter((e) =>
         e.checkVisibility() && e.getBoundingClientRect().height < 24).map((e) => e.outerHTML.slice(0, 80))"""
