@@ -144,6 +144,10 @@ class Watched:
         self.page.get_by_role("button", name="Ask", exact=True).click()
         self.page.locator("#answer").wait_for()
 
+    def reply(self) -> dict[str, Any]:
+        """The reply that is shown, from its disclosure."""
+        return json.loads(self.page.locator(".details pre").nth(1).text_content())
+
     def said(self) -> str:
         return self.page.locator("#live").inner_text()
 
@@ -173,7 +177,7 @@ def test_a_question_becomes_an_answer_and_cameras(watched):
     with page.expect_response("**/reason") as asked:
         watched.ask()
     assert asked.value.headers["content-type"].startswith("text/event-stream")
-    reply = json.loads(re.search(r"event: reply\ndata: (.*)", asked.value.text())[1])
+    reply = watched.reply()
     assert page.locator("#answer").inner_text() == reply["answer"]
     assert page.locator(".answer .question").inner_text() == example["question"]
     assert example["truth"]["answer"] in page.locator(".answer .true").inner_text()
@@ -241,7 +245,7 @@ def test_keyboard_alone_is_enough(watched):
     page.locator("#answer").wait_for()
     assert watched.said().startswith("Answer: ")
     assert page.evaluate("document.activeElement.id") == "result"
-    assert page.locator(".marked rect.truth").count() == 1
+    assert page.locator(".marked rect.truth").count() == (watched.reply()["value"] is not None)
 
     page.locator("#thumbs .tools button").nth(1).focus()
     page.keyboard.press("Enter")
@@ -412,6 +416,25 @@ def test_replies_in_words(watched):
     assert said("answerWords", {"answer": "...", "value": change}, "view_change", [])["large"] == (
         "40 cm left, 1.2 m forward and turn right 30°"
     )
+    drawn = """async () => {
+        const { resultOf } = await import('/page/result.js')
+        const tokens = { prompt: 1, images: 1, reply: 1 }
+        const figures = { tokens, seconds: { total: 1 }, model_version: 'm', text: '' }
+        const votes = { samples: 5, counts: { '[1,2,3,4]': 4.1, '[9,9,9,9]': 0.9 }, agreement: 0.82, spread: null }
+        const reply = { ...figures, answer: '[100,200,300,600]', value: [100, 200, 300, 600], actions: [], poses: [],
+          problems: ['missing_pair'], consistency: null, votes }
+        const images = [0, 1].map((k) => ({ url: `/page/examples/room-12-${k}.jpg`, name: `${k}.jpg` }))
+        const body = { question: 'Its box in image 1?', answer_form: 'box', options: [], images: [] }
+        const [box] = await resultOf(reply, { body, images, example: null })
+        const rect = box.querySelector('rect.said')
+        const sides = ['x', 'y', 'width', 'height'].map((name) => +rect.getAttribute(name))
+        return [box.querySelector('img').alt, sides, box.innerText]
+    }"""
+    alternative, rectangle, text = watched.page.evaluate(drawn)
+    assert "image 1" in alternative
+    assert rectangle == [100, 200, 200, 400]
+    assert "82 % of the votes of 5 samples agree" in text
+    assert "a pair of photos is missing" in text
     copies = """async (given) => {
         const { asCurl, asPython } = await import('/page/copies.js')
         return [asCurl(...given), asPython(...given)]
