@@ -27,6 +27,7 @@ from serve.follow import Follower
 from serve.guard import Guard, internal_error
 from serve.limits import MIB, Admission, refusal_response
 from serve.metrics import CONTENT_TYPE, Metrics, exposition
+from serve.pages import pages
 from serve.routes import add_routes
 from serve.schema import Health, ReasonReply, Refusal
 from serve.settings import Settings
@@ -119,6 +120,7 @@ def build_api(service: Service) -> FastAPI:
         following.cancel()
 
     api = FastAPI(title="hatch-ray", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    api.include_router(pages)
 
     def refuse(request: Request, refusal: Refusal) -> JSONResponse:
         service.metrics.refused(refusal.body["code"])
