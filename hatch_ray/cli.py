@@ -139,6 +139,30 @@ def serve(run: RunPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[
+        str, typer.Option(help="learner=2,rollout=6:p5.48xlarge,reward=1: nodes of each role, and their kind")
+    ] = "",
+    run: Annotated[list[Path] | None, typer.Option(help="take the costs of this run (repeatable: better fits)")] = None,
+    costs: Annotated[Path, typer.Option(help="else of this file")] = Path("bench/results/planning.json"),
+    speed: Annotated[float, typer.Option(min=1e-6, help="how many times as fast the planned machine computes")] = 1.0,
+    gpus: Annotated[int, typer.Option(min=0, help="show how it grows to this many GPUs")] = 0,
+    prices: Annotated[Path | None, typer.Option(help="kinds of nodes and prices, like planning/prices.yaml")] = None,
+) -> None:
+    """Compute what a cluster would do: step time, who waits, bytes moved, cost an hour (docs/scaling.md)."""
+    from hatch_ray.model.size import count_parameters
+    from hatch_ray.planning.costs import Costs
+    from hatch_ray.planning.words import print_plan, run_costs
+
+    loaded = _load(config, overrides)
+    measured = run_costs(run, count_parameters(_load_run(run[0]).model.base)) if run else Costs.read(costs)
+    parameters = count_parameters(loaded.model.base)
+    print_plan(loaded, parameters, measured, nodes, gpus, speed, prices, console)
+
+
+@app.command()
 def demo(
     run_dir: Annotated[Path, typer.Option(help="where the run is written")] = Path("runs/demo"),
     config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),
