@@ -20,7 +20,7 @@ class ExperienceBoard:
         self._reports: dict[int, dict[str, float]] = {}
         self._probes: tuple[ProbeScores, ...] | None = None
         self._waiting: dict[int, int] = {}
-        self._stopped = False
+        self._stopped = self._saving = False
         self._changed = asyncio.Condition()
 
     async def put(self, shards: Sequence[Shard]) -> None:
@@ -64,11 +64,16 @@ class ExperienceBoard:
         reports, self._reports = self._reports, {}
         return reports
 
-    async def stop(self) -> None:
-        """Let waiting workers end."""
+    async def stop(self, save: bool = False) -> None:
+        """Let waiting workers end; `save`: with a checkpoint of the last step that they trained."""
         async with self._changed:
             self._stopped = True
+            self._saving = self._saving or save
             self._changed.notify_all()
+
+    async def saving(self) -> bool:
+        """Whether workers that get no further shard are to save."""
+        return self._saving
 
 
 class WeightsBoard:

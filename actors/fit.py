@@ -22,6 +22,7 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, Wo
 
 from actors.notices import arrived, relay_to_driver
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError
+from actors.stopping import StopAsked, asked
 from hatch_ray.config import Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
@@ -50,7 +51,7 @@ def fit_stage(
     """Run `loop({"job": reference to job})` on Ray Train workers until it ends, calling report(done, steps) on the way.
 
     An exception that a worker raised comes out as itself; ValueError and FloatingPointError carry one clear line.
-    Raises WorkerDiedError when a worker was lost.
+    Raises WorkerDiedError when a worker was lost, and StopAsked when SIGTERM ended it before its last step.
     """
     gpus = config.learner.gpus
     resources = {"CPU": config.learner.cpus} | ({"GPU": gpus} if gpus else {})
@@ -76,7 +77,14 @@ def fit_stage(
         stop.set()
         follower.join()
         shutil.rmtree(run.path / ".ray_train", ignore_errors=True)
+    if asked() and last_step(run, stage) < steps:
+        raise StopAsked
     report(steps, steps)
+
+
+def last_step(run: RunFolder, stage: str) -> int:
+    """The last step of a stage in metrics.jsonl; 0 where there is none."""
+    return max((row["step"] for row in read_jsonl(run.metrics_path) if row["stage"] == stage), default=0)
 
 
 def work(loop: Callable[[dict[str, Any]], None], run: RunFolder, settings: dict[str, Any]) -> None:

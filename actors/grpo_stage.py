@@ -42,6 +42,7 @@ from actors.pools import Failed
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery
 from actors.reward import JudgePool
+from actors.stopping import asked
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
 from hatch_ray.model.base import model_source
@@ -157,9 +158,12 @@ class GrpoRun:
             ray.kill(board)
 
     def drive(self, report: Report) -> None:
-        """Sample, judge, hand over, update the engines, log; until the last step is learned."""
+        """Sample, judge, hand over, update the engines, log; until the last step is learned.
+
+        Raises StopAsked when SIGTERM asked for an end and the learner has saved the last step that was sampled.
+        """
         served, refused, start = self.first, 0, time.monotonic()
-        while not self.schedule.done:
+        while not self.schedule.done and not asked():
             version, handle = self._wait_for_version(self.schedule.needed_version)
             waited = time.monotonic() - start
             self._log(report)
@@ -193,8 +197,10 @@ class GrpoRun:
             if not self.schedule.done:
                 self.ready = {step + 1: self.requests(step + 1)}  # while the learner is at work
             start = time.monotonic()
-        self._wait_for_version(self.steps)
+        self._wait_for_version(self.schedule.next_step)
         self._log(report)
+        if not self.schedule.done:
+            wait_for(self.experience.stop.remote(save=True), "grpo: the end as asked", limits.call)
         self.learner.join(timeout=limits.start)
         self.learner.check()
         if problems := self.ledger.problems(self.steps, self.config.grpo.prompts_per_step):

@@ -443,6 +443,12 @@ def learner_loop(settings: dict[str, Any]) -> None:
             taken = job.experience.take.remote(step, rank)
             shard = wait_for(taken, f"grpo: shard of step {step}", limits.call, publisher.check)
             if shard is None:
+                saving = job.experience.saving.remote()
+                unsaved = step > first and step % job.config.grpo.save_every
+                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved:
+                    score = mean_over_workers(rewards, learner.device, world)
+                    if rank == 0:
+                        writer.save(step, partial(snapshot, learner, job.model, ledger, reports), score)
                 return
             start = time.monotonic()
             with collectives(f"grpo: step {step}", rank):

@@ -21,6 +21,7 @@ from rich.console import Console
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
 from actors.resources import check_resources
+from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import choose_tasks
@@ -152,13 +153,26 @@ def write_tensorboard(run: RunFolder, stage: str) -> None:
 
 
 def run_recipe(config: Config, console: Console) -> RunFolder:
-    """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint."""
+    """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint.
+
+    Raises SystemExit when SIGTERM asked to stop, after the stage at work has saved.
+    """
     check_inputs(config)
     run = open_run(config, console)
     start_ray(config)
     fresh = not run.path.exists()
     save_config(config, run.config_path)
     write_version(run)
+    try:
+        with stoppable(run):
+            _run_stages(config, run, fresh, console)
+    except StopAsked:
+        console.print(f"stopped as asked; the same command goes on from what {run.path} has", markup=False)
+        raise SystemExit(EXIT_CODE) from None
+    return run
+
+
+def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console) -> None:
     try:
         data = load_datasets(config, run, console)
     except Exception:
@@ -167,13 +181,15 @@ def run_recipe(config: Config, console: Console) -> RunFolder:
         raise
     console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
     for number, stage in enumerate(config.stages, start=1):
+        if asked():
+            raise StopAsked
         label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
         if run.progress().get(stage, {}).get("done"):
             console.print(f"{label}: already done")
             continue
         console.print(label, markup=False)
         start = time.monotonic()
-        with progress_bar(console, stage) as report:
+        with progress_bar(console, stage) as report, stage_at_work():
             achieved = run_stage(stage, config, run, data, report)
         run.set_progress(stage, step=int(achieved["steps"]), done=True)
         run.link_model(stage)
@@ -181,4 +197,3 @@ def run_recipe(config: Config, console: Console) -> RunFolder:
             write_tensorboard(run, stage)
         console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
     console.print(f"model: {run.model}")
-    return run

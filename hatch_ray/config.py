@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hatch_ray.run_folder import STAGES, write_atomic
 
@@ -18,6 +18,16 @@ Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def _on_a_file_system(path: object) -> object:
+    scheme, found, _ = str(path).partition("://")
+    if found:
+        raise ValueError(
+            f"{scheme}:// is not written to directly: a run appends to files and renames them. Mount storage that can "
+            "(docs/cluster.md#shared-storage) and give its path"
+        )
+    return path
 
 
 class ConfigError(ValueError):
@@ -294,7 +304,7 @@ class ServeConfig(Section):
 
 
 class Config(Section):
-    run_dir: Path = Path("runs/default")
+    run_dir: Annotated[Path, BeforeValidator(_on_a_file_system)] = Path("runs/default")
     """The run folder; an existing one is resumed."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of data, order, sampling and weights."""

@@ -13,6 +13,7 @@ RUN/ledger.jsonl             every prompt group of GRPO: trained once, or set as
 RUN/recoveries.jsonl         every process that was lost, and what it cost
 RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`hatch replay`)
 RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
+RUN/.stop                    there while a run that SIGTERM asked to stop saves
 RUN/model                    link to the last finished stage's model
 RUN/report.html
 """
@@ -144,6 +145,10 @@ class RunFolder:
     @property
     def report_path(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def stop_path(self) -> Path:
+        return self.path / ".stop"
 
     @property
     def model(self) -> Path:

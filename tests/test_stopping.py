@@ -1,0 +1,102 @@
+"""SIGTERM ends a run in order: every stage saves where it is, nothing is left behind, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+import psutil
+import pytest
+from runs import ROOMS, SHORT, finish, metrics, rows_of, start, wait_for_step
+from taught import TASKS
+from wall_scene import wall_sample
+
+from actors.checkpoints import Checkpoints, problem
+from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
+from actors.supervised import run_pasta, run_sft
+from hatch_ray.config import make_config
+from hatch_ray.run_folder import RunFolder, read_jsonl
+
+PLACES = [(0.0, 0.0), (1.3, 0.2), (0.4, 1.2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pasta", "qa_sft"])
+def test_two_workers_save_at_one_step_and_go_on_from_it(ray_cluster, tiny_model, tmp_path, stage):
+    run = RunFolder(tmp_path / "run")
+    config = make_config({
+        "run_dir": str(run.path), "model": {"template": "compact-v1", "max_length": 512},
+        "learner": {"workers": 2}, "grpo": {"prompts_per_step": 4},
+        "pasta": {"max_steps": 3, "batch_size": 4, "save_every": 100},
+        "qa_sft": {"max_steps": 3, "batch_size": 4, "save_every": 100},
+    })  # fmt: skip
+    samples = [wall_sample(tmp_path, seed, PLACES, other_light=True) for seed in range(8)]
+    run.path.mkdir()
+
+    def train() -> dict[str, Any]:
+        if stage == "pasta":
+            return run_pasta(config, run, tiny_model, samples[:6], samples[6:], lambda *_: None)
+        return run_sft(stage, config, run, tiny_model, samples, lambda *_: None)
+
+    def stopped() -> None:
+        with stoppable(run), stage_at_work():
+            os.kill(os.getpid(), signal.SIGTERM)
+            train()
+
+    with pytest.raises(StopAsked):
+        stopped()
+    (state,) = Checkpoints(run.checkpoints(stage)).all()
+    assert state.name == "step-000001" and problem(state) is None
+    assert not run.stage_model(stage).exists() and not run.stop_path.exists() and not asked()
+    assert train()["steps"] == 3
+    assert [row["step"] for row in read_jsonl(run.metrics_path)] == [1, 2, 3]
+    assert run.stage_model(stage).is_dir()
+
+
+def test_between_stages_and_at_the_second_time_the_end_comes_at_once(tmp_path):
+    run = RunFolder(tmp_path)
+    run.stop_path.touch()  # of a driver that was killed while it saved
+
+    def term() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with stoppable(run):
+        assert not run.stop_path.exists()
+        with pytest.raises(StopAsked):
+            term()
+        assert not asked()
+        with stage_at_work():
+            term()
+            assert asked() and run.stop_path.exists()
+            with pytest.raises(StopAsked):
+                term()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not run.stop_path.exists()
+
+
+@pytest.mark.slow
+def test_grpo_trains_what_it_has_sampled_saves_and_ends(taught_model, tmp_path):
+    run = tmp_path / "run"
+    process = start([
+        "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={taught_model}", *SHORT, *ROOMS, "stages=[grpo]",
+        f"data.tasks=[{','.join(TASKS)}]", "grpo.max_steps=500", "grpo.save_every=400", "grpo.max_staleness=1",
+        "rollout.actors=1", "reward_actors.actors=1",
+    ])  # fmt: skip
+    wait_for_step(process, run, "grpo", 2, timeout=240)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 120)
+    assert process.returncode == EXIT_CODE, output
+    assert "stopped as asked" in output and "Traceback" not in output
+    steps = [row["step"] for row in metrics(run, "grpo")]
+    (state,) = Checkpoints(RunFolder(run).checkpoints("grpo")).all()
+    assert steps == list(range(1, len(steps) + 1)) and state.name == f"step-{len(steps):06d}"
+    assert problem(state) is None
+    assert [row["place"] for row in rows_of(run / "ledger.jsonl")] == list(range(2 * len(steps)))
+    assert {row["step"] for row in rows_of(run / "samples" / "grpo.jsonl")} == set(range(len(steps)))
+    assert not json.loads((run / "progress.json").read_text() if (run / "progress.json").exists() else "{}")
+    psutil.wait_procs(below, timeout=30)
+    assert not [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
