@@ -115,7 +115,11 @@ def start_ray(config: Config) -> None:
     if address:
         ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})
     else:
-        ray.init(include_dashboard=False, logging_level="warning", log_to_driver=bool(os.environ.get("HATCH_DEBUG")))
+        # "local": without it Ray would wait for the cluster that was last started here, even when that is gone.
+        ray.init(
+            address="local", include_dashboard=False, logging_level="warning",
+            log_to_driver=bool(os.environ.get("HATCH_DEBUG")),
+        )  # fmt: skip
     check_resources(config)
 
 
