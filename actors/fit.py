@@ -21,6 +21,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
 from actors.notices import arrived, relay_to_driver
+from actors.placement import learner_resources
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError
 from actors.stopping import StopAsked, asked
 from hatch_ray.config import Config
@@ -54,14 +55,16 @@ def fit_stage(
     Raises WorkerDiedError when a worker was lost, and StopAsked when SIGTERM ended it before its last step.
     """
     gpus = config.learner.gpus
-    resources = {"CPU": config.learner.cpus} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         partial(work, loop, run),
         train_loop_config={"job": ray.put(job)},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=learner_resources(config),
+            placement_strategy=config.learner.together,
+        ),
         torch_config=TorchConfig("nccl" if gpus else "gloo", timeout_s=math.ceil(config.deadlines.call_seconds)),
         run_config=RunConfig(name=stage, storage_path=str(run.path / ".ray_train")),
-    )
+    )  # fmt: skip
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(run, stage, steps, report, stop), daemon=True)
     follower.start()

@@ -12,15 +12,18 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
+from actors.live import Live
+from actors.placement import stage_needs
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
-from actors.resources import check_resources
+from actors.resources import check_resources, wait_for_nodes
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import build_dataset
@@ -36,7 +39,7 @@ from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {
     "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "deadlines", "eval", "serve",
-    "tensorboard",
+    "colocated", "tensorboard",
 }  # fmt: skip
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
 
@@ -113,7 +116,11 @@ def start_ray(config: Config) -> None:
     if address:
         ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})
     else:
-        ray.init(include_dashboard=False, logging_level="warning", log_to_driver=bool(os.environ.get("HATCH_DEBUG")))
+        # "local": without it Ray would wait for the cluster that was last started here, even when that is gone.
+        ray.init(
+            address="local", include_dashboard=False, logging_level="warning",
+            log_to_driver=bool(os.environ.get("HATCH_DEBUG")),
+        )  # fmt: skip
     check_resources(config)
 
 
@@ -126,7 +133,9 @@ def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
     return model_source(config.model.base)
 
 
-def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report: Report) -> dict[str, Any]:
+def run_stage(
+    stage: str, config: Config, run: RunFolder, data: Datasets, report: Report, live: Live | None = None
+) -> dict[str, Any]:
     """One stage, from its input model to RUN/<stage>/model; returns what it achieved."""
     from actors.grpo_stage import run_grpo
     from actors.supervised import run_pasta, run_sft
@@ -135,8 +144,18 @@ def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report
     if stage == "pasta":
         return run_pasta(config, run, model, data.train, data.heldout, report)
     if stage == "grpo":
-        return run_grpo(config, run, model, data.train, report)
+        return run_grpo(config, run, model, data.train, report, live)
     return run_sft(stage, config, run, model, data.train, report)
+
+
+def both(first: Report, second: Report) -> Report:
+    """Reports to both."""
+
+    def report(done: int, total: int) -> None:
+        first(done, total)
+        second(done, total)
+
+    return report
 
 
 def write_tensorboard(run: RunFolder, stage: str) -> None:
@@ -180,20 +199,23 @@ def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console) -
             shutil.rmtree(run.path)
         raise
     console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
-    for number, stage in enumerate(config.stages, start=1):
-        if asked():
-            raise StopAsked
-        label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
-        if run.progress().get(stage, {}).get("done"):
-            console.print(f"{label}: already done")
-            continue
-        console.print(label, markup=False)
-        start = time.monotonic()
-        with progress_bar(console, stage) as report, stage_at_work():
-            achieved = run_stage(stage, config, run, data, report)
-        run.set_progress(stage, step=int(achieved["steps"]), done=True)
-        run.link_model(stage)
-        if config.tensorboard:
-            write_tensorboard(run, stage)
-        console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
+    with Live(run, config.deadlines.start_seconds, config.deadlines.nodes_seconds > 0) as live:
+        for number, stage in enumerate(config.stages, start=1):
+            if asked():
+                raise StopAsked
+            label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
+            if run.progress().get(stage, {}).get("done"):
+                console.print(f"{label}: already done")
+                continue
+            console.print(label, markup=False)
+            wait_for_nodes(stage_needs(config, stage), config.deadlines.nodes_seconds, console.print)
+            start = time.monotonic()
+            live.at(stage, 0, 0)
+            with progress_bar(console, stage) as bar, stage_at_work():
+                achieved = run_stage(stage, config, run, data, both(bar, partial(live.at, stage)), live)
+            run.set_progress(stage, step=int(achieved["steps"]), done=True)
+            run.link_model(stage)
+            if config.tensorboard:
+                write_tensorboard(run, stage)
+            console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
     console.print(f"model: {run.model}")

@@ -34,7 +34,7 @@ def one_run(options: argparse.Namespace, images: int, model: TinyConfig) -> dict
         folder = Path(name)
         base = make_tiny(folder / "model", 0, model)
         samples = make_samples(folder, options.prompts * options.steps, images, options.pixels)
-        ray.init(include_dashboard=False, logging_level="warning", log_to_driver=False,
+        ray.init(address="local", include_dashboard=False, logging_level="warning", log_to_driver=False,
                  runtime_env={"env_vars": variables()})  # fmt: skip
         try:
             found = ours(settings(base, folder / "run", options, images), samples)

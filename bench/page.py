@@ -132,6 +132,34 @@ def verifiers(found: dict[str, Any]) -> str:
     )
 
 
+SCALING_TEXT = """\
+A reward is made ten times dearer (judges **sleep**, beside the real reward function) while one pool goes on.
+**scaled**: between the number at the start and the most, by queue; **fixed**: the number at the start. A wait is from
+the end of sampling to the score.
+
+"""
+
+
+def scaling(found: dict[str, Any]) -> str:
+    """Waits of a pool that may grow and of one that may not, and throughput by actors."""
+    rows = []
+    for name in ("scaled", "fixed"):
+        for phase in ("cheap", "first dear batches", "dear", "cheap again"):
+            row = found[name][phase]
+            rows.append([f"{name}: {phase}", str(row["actors"]), f"{row['p50_s']:.2f}", f"{row['p95_s']:.2f}"])
+    checks = [found[name]["checks"] for name in ("scaled", "fixed")] + [found["throughput_checks"]]
+    words = ", ".join(f"{name.replace('_', ' ')} {sum(check[name] for check in checks)}" for name in checks[0])
+    speeds = [
+        [str(row["actors"]), f"{row['scores_per_s']:.1f}", f"{row['of_ideal']:.0%}"] for row in found["throughput"]
+    ]
+    return (
+        SCALING_TEXT
+        + table(["batches", "actors at their end", "wait p50, s", "p95, s"], rows)
+        + f"\nScores: {words}.\n\n"
+        + table(["reward actors", "scores/s", "of what the sleeps allow"], speeds)
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
@@ -139,6 +167,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "growth": ("How a step grows", growth),
     "rollouts": ("Rollouts and weight sync", rollouts),
     "verifiers": ("Rewards and overlap", verifiers),
+    "scaling": ("Reward actors that scale", scaling),
 }
 
 GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing"

@@ -116,7 +116,7 @@ def main() -> None:
     folder = tempfile.TemporaryDirectory()
     source = str(make_tiny(Path(folder.name) / "model", 0))
     config = settings(Path(source), cores)
-    ray.init(num_cpus=cores, include_dashboard=False, logging_level="warning", log_to_driver=False,
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level="warning", log_to_driver=False,
              runtime_env={"env_vars": variables()})  # fmt: skip
     engines = EnginePool(source, config)
     bare = RolloutEngine(source, config)

@@ -160,7 +160,7 @@ def main() -> None:
             config = settings(model, folder / "run", options, images)
             row: dict[str, Any] = {"shape": options.shape, "images": images, "pixels": options.pixels}
             if "ours" in options.ways:
-                ray.init(include_dashboard=False, logging_level="warning", log_to_driver=False,
+                ray.init(address="local", include_dashboard=False, logging_level="warning", log_to_driver=False,
                          runtime_env={"env_vars": variables()})  # fmt: skip
                 try:
                     row["ours"] = ours(config, samples)

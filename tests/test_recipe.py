@@ -101,11 +101,20 @@ def undisturbed(head, taught_model, tmp_path_factory):
 def disturbed(taught_model, tmp_path_factory):
     """(run, output of the last start) of a run that lost its driver three times, and in GRPO three of its workers."""
     run = tmp_path_factory.mktemp("runs") / "disturbed"
+    with tempfile.TemporaryDirectory(prefix="hatch-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+        # What a cluster that was killed leaves behind: a run must not wait for it.
+        (Path(scratch) / "ray").mkdir()
+        (Path(scratch) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        yield run, disturb(run, taught_model, {"RAY_TMPDIR": scratch})
+
+
+def disturb(run, model, environment):
+    """The output of the last of the run's four starts."""
     for stage in ("pasta", "cold_start"):
-        process = start(words(run, taught_model))
+        process = start(words(run, model), environment)
         wait_for_step(process, run, stage, 1, timeout=240)
         kill(process)
-    process = start(words(run, taught_model))
+    process = start(words(run, model), environment)
     for step, title in ((1, "RolloutEngine.generate"), (2, "RewardJudge"), (3, "RayTrainWorker")):
         wait_for_step(process, run, "grpo", step, timeout=240)
         before = len(rows_of(run / "recoveries.jsonl"))
@@ -113,10 +122,10 @@ def disturbed(taught_model, tmp_path_factory):
         wait_for_recovery(process, run, before)
     wait_for_step(process, run, "grpo", 5, timeout=240)
     kill(process)
-    process = start(words(run, taught_model))
+    process = start(words(run, model), environment)
     output = finish(process, 300)
     assert process.returncode == 0, output
-    return run, output
+    return output
 
 
 def wait_for_recovery(process, run: Path, before: int) -> None:

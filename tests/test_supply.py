@@ -45,18 +45,14 @@ def calls(nodes: list[tuple[str, ast.AST]]) -> list[Call]:
 
 
 def test_nothing_is_unpickled_from_a_file(nodes: list[tuple[str, ast.AST]], calls: list[Call]) -> None:
-    found = 0
     for place, node in nodes:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not {name.split(".")[0] for name in names} & PICKLES, place
     for place, name, given in calls:
-        if name == "torch.load":
-            found += 1
-            assert given.get("weights_only") == "True", place
         assert given.get("allow_pickle", "False") == "False", place
-        assert name not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"), place
-    assert found
+        assert name not in ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"), place
+    assert "load_file" in {name for _, name, _ in calls}  # what state is read with
 
 
 def test_no_code_and_no_pickle_comes_with_a_model(repository: Path, calls: list[Call]) -> None:
@@ -78,7 +74,7 @@ def test_dashboard_and_service_listen_on_this_machine_alone(repository: Path, ca
     started = 0
     for place, name, given in calls:
         assert given.get("dashboard_host", "'127.0.0.1'") == "'127.0.0.1'", place
-        if name == "ray.init" and "address" not in given:
+        if name == "ray.init" and given.get("address", "'local'") == "'local'":
             started += 1
             assert given["include_dashboard"] == "False", place
     assert started
