@@ -21,18 +21,20 @@ from typing import Any
 import ray
 
 from actors.grpo_stage import run_grpo
-from bench.measure import machine, write_results
-from bench.shapes import SMALL
+from bench.measure import in_turn, machine, write_results
+from bench.shapes import SMALL, picture
 from bench.step import make_samples
 from hatch_ray.config import Config, make_config, save_config
 from hatch_ray.environment import variables
+from hatch_ray.model.base import load_processor
+from hatch_ray.model.prompt_tokens import process_image
 from hatch_ray.model.size import count_parameters
 from hatch_ray.model.tiny import make_tiny
 from hatch_ray.planning.costs import Measured, Sizes, costs_of
 from hatch_ray.planning.model import Plan, Work, predict
 from hatch_ray.run_folder import RunFolder
 
-IMAGES, PIXELS = 2, 112
+IMAGES, PIXELS, LARGE = 2, 112, 401408
 WITHIN = 0.25
 """How far off a prediction may be."""
 
@@ -80,6 +82,13 @@ def row(sizes: Sizes, plan: Plan, found: Measured) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def prepare_large(model: Path) -> float:
+    """Seconds of the processor for a group of configs/hatch_3b.yaml: four images of 401,408 pixels."""
+    processor, pixels = load_processor(str(model), LARGE), [picture(number, 633) for number in range(4)]
+    taken = in_turn({"prepare": lambda: [process_image(processor, one) for one in pixels]}, rounds=5)
+    return round(taken["prepare"]["median"], 4)
+
+
 def words(sizes: Sizes) -> str:
     """A size as the table has it."""
     beside = ", learner beside" if sizes.max_staleness else ""
@@ -108,8 +117,8 @@ def main() -> None:
                 print(f"for the costs: {words(sizes)}: {known[-1].seconds:.2f} s a step", flush=True)
             parameters = count_parameters(str(model))
             found = machine()
-            costs = costs_of(known, parameters, f"a core of {found['processor']} each")
             work = Work.of(settings(model, folder / "run", first[0], options.reply, options.steps), parameters)
+            costs = costs_of(known, parameters, work.image_bytes, f"a core of {found['processor']} each")
             for sizes in checked:
                 plan = predict(costs, Work(sizes, work.weight_bytes, work.image_bytes))
                 rows.append(row(sizes, plan, measure(model, folder, sizes, options.reply, options.steps)))
@@ -117,10 +126,12 @@ def main() -> None:
                       f"({rows[-1]['off']:+.0%})", flush=True)  # fmt: skip
         finally:
             ray.shutdown()
+        prepared = prepare_large(model)
     worst = max(abs(one["off"]) for one in rows)
     control = {
         "control_per_step": costs.control.step, "control_per_group": costs.control.group,
         "control_per_reply": costs.control.reply, "prepare_per_group": costs.prepare,
+        "prepare_large_group": prepared,
     }  # fmt: skip
     print(f"worst: {worst:.0%} off; the driver's own time: {control['prepare_per_group'] * 1000:.1f} ms a group to "
           f"prepare, {costs.control.seconds(1, 8) * 1000:.1f} ms for a step of one group of 8")  # fmt: skip

@@ -222,7 +222,11 @@ def plan(
     from hatch_ray.planning.words import print_plan, run_costs
 
     loaded = _load(config, overrides)
-    measured = run_costs(run, count_parameters(_load_run(run[0]).model.base)) if run else Costs.read(costs)
+    if run:
+        first = _load_run(run[0])
+        measured = run_costs(run, first, count_parameters(first.model.base))
+    else:
+        measured = Costs.read(costs)
     parameters = count_parameters(loaded.model.base)
     print_plan(loaded, parameters, measured, nodes, gpus, speed, prices, console)
 

@@ -56,7 +56,7 @@ class OwnSshd:
             "Port": port, "ListenAddress": "127.0.0.1", "HostKey": folder / "host_key", "PidFile": folder / "sshd.pid",
             "AuthorizedKeysFile": folder / "authorized_keys", "PasswordAuthentication": "no", "UsePAM": "no",
             "KbdInteractiveAuthentication": "no", "StrictModes": "no", "PermitRootLogin": "prohibit-password",
-            "AllowUsers": getpass.getuser(), "SetEnv": f"HOME={self.home} RAY_TMPDIR={folder}",
+            "AllowUsers": getpass.getuser(), "SetEnv": f"HOME={self.home} RAY_TMPDIR={folder} HF_HUB_OFFLINE=1",
         }  # fmt: skip
         (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
         connect = folder / "connect"

@@ -27,7 +27,8 @@ seconds = st.floats(0, 100)
 lines = st.builds(Line, seconds, seconds, seconds)
 costs = st.builds(
     Costs, generate=lines, reward=lines, learn=lines, control=lines, prepare=seconds, sync=seconds,
-    reply_tokens=st.floats(1, 1000), parameters=st.integers(10**6, 10**10), machine=st.just("m"), runs=st.just(1),
+    reply_tokens=st.floats(1, 1000), parameters=st.integers(10**6, 10**10),
+    image_bytes=st.integers(1, 10**9), machine=st.just("m"), runs=st.just(1),
 )  # fmt: skip
 few = st.integers(1, 64)
 sizes = st.builds(Sizes, few, few, few, few, few, st.integers(0, 3))
@@ -86,13 +87,15 @@ def test_more_nodes_cost_and_send_more(cost, work, where):
 
 @given(costs, st.floats(1, 100))
 def test_a_faster_machine_is_faster_only_where_it_computes(cost, speed):
-    faster = cost.on(cost.parameters, speed)
+    faster = cost.on(cost.parameters, speed, cost.image_bytes)
     assert faster.generate.reply <= cost.generate.reply and faster.learn.group <= cost.learn.group
-    assert (faster.control, faster.prepare, faster.reward) == (cost.control, cost.prepare, cost.reward)
+    assert (faster.control, faster.reward) == (cost.control, cost.reward)
+    assert faster.prepare == pytest.approx(cost.prepare)
+    assert cost.on(cost.parameters, 1, 3 * cost.image_bytes).prepare == pytest.approx(3 * cost.prepare)
 
 
 def test_the_two_modes_by_hand():
-    cost = Costs(Line(reply=0.1), Line(reply=0.01), Line(reply=0.2), Line(group=0.05), 0.5, 0.3, 10, 10**6, "m", 1)
+    cost = Costs(Line(reply=0.1), Line(reply=0.01), Line(reply=0.2), Line(group=0.05), 0.5, 0.3, 10, 10**6, 1, "m", 1)
     work = Work(Sizes(groups=4, group_size=8, engines=2, judges=4, workers=2), 10**6, 10**6)
     plan = predict(cost, work)
     # sync 0.3, generate 16 x 0.1, reward 8 x 0.01, control 4 x 0.05, learn 16 x 0.2; prepare 4 x 0.5 lies beside it.
@@ -105,7 +108,7 @@ def test_the_two_modes_by_hand():
 
 
 def test_the_network_between_nodes_by_hand():
-    cost = Costs(Line(), Line(), Line(), Line(), 0.0, 0.0, 10, 10**6, "m", 1)
+    cost = Costs(Line(), Line(), Line(), Line(), 0.0, 0.0, 10, 10**6, 1, "m", 1)
     kind = KINDS["p5.4xlarge"]  # 100 Gbit/s: 12.5 GB/s
     where = {"learner": Nodes(kind, 4, 1), "rollout": Nodes(kind, 8, 1), "reward": Nodes(HEAD, 1, 8)}
     work = Work(Sizes(4, 8, 8, 8, 4), weight_bytes=12_500_000_000, image_bytes=10**9)
@@ -153,7 +156,7 @@ def write_run(path: Path, changes: dict, learn: float, steps: int = 6) -> RunFol
 def test_costs_of_a_run_are_medians_without_the_warm_up(tmp_path):
     one = Measured.of_run(write_run(tmp_path / "a", {}, learn=2.4))
     assert one.generate == pytest.approx(1.6) and one.control == pytest.approx(0.4) and one.prepare == 0.5
-    found = costs_of([one], 10**6, "here")
+    found = costs_of([one], 10**6, 1, "here")
     assert found.generate.reply == pytest.approx(0.1) and found.learn.reply == pytest.approx(0.15)
     predicted = predict(found, Work(one.sizes, 0, 0))
     assert predicted.seconds == pytest.approx(one.seconds)
@@ -167,7 +170,7 @@ def test_a_run_that_is_too_short_is_refused(tmp_path):
 
 
 def test_costs_survive_the_file_and_a_wrong_file_is_named(tmp_path):
-    cost = Costs(Line(1, 2, 3), Line(), Line(4), Line(), 0.1, 0.2, 10, 10**6, "m", 2)
+    cost = Costs(Line(1, 2, 3), Line(), Line(4), Line(), 0.1, 0.2, 10, 10**6, 1, "m", 2)
     path = tmp_path / "costs.json"
     path.write_text(json.dumps({"costs": cost.to_tree()}))
     assert Costs.read(path) == cost
@@ -207,7 +210,9 @@ def test_it_grows_to_1024_gpus_and_the_weights_go_to_every_node(repository):
     first = parse_nodes("learner=1,rollout=1", config, KINDS)
     all_ = grown(first, 1024)
     assert [gpus_of(one) for one in all_] == [2**n for n in range(1, 11)]
-    cost = Costs(Line(reply=0.1), Line(reply=0.001), Line(reply=0.1), Line(group=0.01), 0.01, 0.1, 300, 10**9, "m", 1)
+    cost = Costs(
+        Line(reply=0.1), Line(reply=0.001), Line(reply=0.1), Line(group=0.01), 0.01, 0.1, 300, 10**9, 1, "m", 1
+    )
     work = Work.of(config, 3_754_622_976)
     plans: list[Plan] = [on_nodes(cost, work, one, HEAD, 2**number) for number, one in enumerate(all_)]
     assert plans[-1].sizes.groups % plans[-1].sizes.workers == 0

@@ -61,6 +61,8 @@ class Costs:
     """Of an engine that takes over weights, without the network."""
     reply_tokens: float
     parameters: int
+    image_bytes: int
+    """Of a group's images in the object store."""
     machine: str
     runs: int
 
@@ -80,14 +82,16 @@ class Costs:
         """What `read` reads."""
         return asdict(self)
 
-    def on(self, parameters: int, speed: float) -> Costs:
-        """The costs of a model of another size on another machine.
+    def on(self, parameters: int, speed: float, image_bytes: int) -> Costs:
+        """The costs of a model of another size, with other images, on another machine.
 
         Engine and learner work grows with the parameters and falls with `speed`, how many times as fast the other
-        machine computes; the driver and the reward actors stay as they are.
+        machine computes; preparing images grows with their bytes; the rest of the driver and the reward actors stay as
+        they are.
         """
         factor = parameters / self.parameters / speed
-        values = dict(self.__dict__) | {"parameters": parameters}
+        values = dict(self.__dict__) | {"parameters": parameters, "image_bytes": image_bytes}
+        values["prepare"] = self.prepare * image_bytes / self.image_bytes
         values |= {
             "generate": self.generate.times(factor),
             "learn": self.learn.times(factor),
@@ -191,7 +195,7 @@ def fit(shares: Sequence[tuple[int, int]], seconds: Sequence[float]) -> Line:
     return Line(*whole)
 
 
-def costs_of(measured: Sequence[Measured], parameters: int, machine: str) -> Costs:
+def costs_of(measured: Sequence[Measured], parameters: int, image_bytes: int, machine: str) -> Costs:
     """The costs of runs of one model on one machine; runs of several sizes tell more. Synchronous runs count alone
     where there are some: with max_staleness phases disturb each other."""
     used = [one for one in measured if one.sizes.max_staleness == 0] or list(measured)
@@ -205,6 +209,7 @@ def costs_of(measured: Sequence[Measured], parameters: int, machine: str) -> Cos
         sync=float(statistics.median(one.sync for one in used)),
         reply_tokens=float(statistics.median(one.reply_tokens for one in used)),
         parameters=parameters,
+        image_bytes=image_bytes,
         machine=machine,
         runs=len(used),
     )

@@ -34,6 +34,11 @@ HEAD_STORE_BYTES = 8 * 2**30
 TURNS = ("sync", "generate", "reward", "control", "learn", "prepare")
 
 
+def group_bytes(config: Config) -> int:
+    """Bytes of a prompt's images in the object store, at most."""
+    return config.model.max_images * config.model.max_pixels * PIXEL_BYTES
+
+
 @dataclass(frozen=True)
 class Work:
     """What a step moves beside its sizes."""
@@ -46,8 +51,7 @@ class Work:
     @classmethod
     def of(cls, config: Config, parameters: int) -> Work:
         """At most: every prompt with model.max_images images of model.max_pixels."""
-        images = config.model.max_images * config.model.max_pixels * PIXEL_BYTES
-        return cls(Sizes.of(config), parameters * BYTES[config.model.dtype], images)
+        return cls(Sizes.of(config), parameters * BYTES[config.model.dtype], group_bytes(config))
 
     def on(self, nodes: Mapping[str, Nodes]) -> Work:
         """With as many processes as the nodes have, and the batch grown to the next multiple of the workers."""

@@ -10,17 +10,18 @@ from rich.table import Table
 
 from hatch_ray.config import Config
 from hatch_ray.planning.costs import Costs, Measured, costs_of
-from hatch_ray.planning.model import HEAD_STORE_BYTES, TURNS, Plan, Work, gpus_of, grown, on_nodes
+from hatch_ray.planning.model import HEAD_STORE_BYTES, TURNS, Plan, Work, gpus_of, group_bytes, grown, on_nodes
 from hatch_ray.planning.nodes import DEFAULTS, PRICES, Kind, Nodes, parse_nodes, read_prices
 from hatch_ray.run_folder import RunFolder
 
 PHASES = {"learner": "learn", "rollout": "generate", "reward": "reward"}
 
 
-def run_costs(runs: list[Path], parameters: int) -> Costs:
-    """The costs of runs of one model, as they were measured."""
+def run_costs(runs: list[Path], config: Config, parameters: int) -> Costs:
+    """The costs of runs of one model, as they were measured; config: the first one's."""
     names = ", ".join(str(run) for run in runs)
-    return costs_of([Measured.of_run(RunFolder(run)) for run in runs], parameters, f"the machine of {names}")
+    measured = [Measured.of_run(RunFolder(run)) for run in runs]
+    return costs_of(measured, parameters, group_bytes(config), f"the machine of {names}")
 
 
 def print_plan(
@@ -31,7 +32,7 @@ def print_plan(
     kinds, source = read_prices(prices or PRICES)
     nodes = parse_nodes(asked, config, kinds)
     head = kinds[DEFAULTS["head"]] if DEFAULTS["head"] in kinds else next(iter(kinds.values()))
-    scaled = costs.on(parameters, speed)
+    scaled = costs.on(parameters, speed, group_bytes(config))
     work = Work.of(config, parameters)
     plan = on_nodes(scaled, work, nodes, head)
     say = lambda line: console.print(line, markup=False)  # noqa: E731
