@@ -16,7 +16,7 @@ test: $(STAMP)  ## every test, on real vLLM, Ray and Serve; prints the slowest
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results and docs/performance.md
-	for name in verifiers rollouts learner step growth scaling page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
+	for name in verifiers rollouts learner step growth scaling planning page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 chaos: $(STAMP)  ## kill every kind of process in a run, at random (SEEDS=1,2,3), and compare with a run left alone
 	$(BIN)/python -m tests.chaos $(if $(SEEDS),--seeds $(SEEDS))

@@ -160,6 +160,28 @@ def scaling(found: dict[str, Any]) -> str:
     )
 
 
+def planning(found: dict[str, Any]) -> str:
+    """Predicted against measured, and the driver's own time."""
+    rows = []
+    for row in found["rows"]:
+        size = row["sizes"]
+        rows.append([
+            f"{size['groups']} x {size['group_size']}", str(size["engines"]), str(size["workers"]),
+            "beside" if size["max_staleness"] else "in turn", f"{row['predicted']:.2f}", f"{row['measured']:.2f}",
+            f"{row['off']:+.0%}",
+        ])  # fmt: skip
+    own = found["driver"]
+    return (
+        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker, against runs of the\n"
+        f"same sizes ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
+        + table(["prompts x replies", "engines", "workers", "learner", "predicted, s", "measured, s", "off"], rows)
+        + f"\nThe driver's own time between the phases: {1000 * own['control_per_step']:.1f} ms a step, "
+        f"{1000 * own['control_per_group']:.1f} ms a group and {1000 * own['control_per_reply']:.2f} ms a reply. "
+        f"{1000 * own['prepare_per_group']:.1f} ms to prepare a group of two images of 112 px; "
+        f"{1000 * own['prepare_large_group']:.0f} ms in the processor for four of 401,408 pixels.\n"
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
@@ -168,6 +190,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rollouts": ("Rollouts and weight sync", rollouts),
     "verifiers": ("Rewards and overlap", verifiers),
     "scaling": ("Reward actors that scale", scaling),
+    "planning": ("`hatch plan` against runs", planning),
 }
 
 GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing"

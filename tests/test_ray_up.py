@@ -171,9 +171,12 @@ def test_ray_up_sets_a_machine_up_over_ssh(cluster):
 @pytest.mark.slow
 def test_a_submitted_run_streams_stops_with_a_checkpoint_and_goes_on(cluster, tiny_model, tmp_path):
     run, steps = tmp_path / "run", 60
-    words = ["train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={tiny_model}", *SHORT, *ROOMS,
-             "stages=[cold_start]", "learner.resources.learner=1", "tensorboard=false", f"cold_start.max_steps={steps}", "cold_start.save_every=1000",
-             "learner.workers=2"]  # fmt: skip
+    words = [
+        "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={tiny_model}", *SHORT, *ROOMS,
+        "stages=[cold_start]",
+        f"cold_start.max_steps={steps}", "cold_start.save_every=1000", "tensorboard=false",
+        "learner.workers=2", "learner.resources.learner=1",
+    ]  # fmt: skip
     process = cluster.submit("first", words)
     assert process.stdout is not None
     seen = ""
