@@ -71,7 +71,9 @@ class Costs:
         """From a file with a section "costs" (bench/results/planning.json). Raises ConfigError for any other."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["costs"]
-            lines = {name: Line(**found.pop(name)) for name in ("generate", "reward", "learn", "control")}
+            lines: dict[str, Any] = {
+                name: Line(**found.pop(name)) for name in ("generate", "reward", "learn", "control")
+            }
             return cls(**lines, **found)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(

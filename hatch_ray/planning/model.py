@@ -92,7 +92,7 @@ class Plan:
     @property
     def slowest(self) -> str:
         """The phase that most of a step goes to; with max_staleness, of the side that sets the pace."""
-        names = TURNS
+        names: tuple[str, ...] = TURNS
         if self.sizes.max_staleness:
             learner_leads = self.phases["learn"] >= self.seconds * (1 - 1e-9)
             names = ("learn",) if learner_leads else tuple(name for name in TURNS if name != "learn")
@@ -159,7 +159,8 @@ def predict(costs: Costs, work: Work, nodes: Mapping[str, Nodes] | None = None, 
 
 def grown(nodes: Mapping[str, Nodes], most_gpus: int) -> list[dict[str, Nodes]]:
     """The nodes, doubled again and again until they would have more than `most_gpus` GPUs (processes without GPUs)."""
-    found, factor = [], 1
+    found: list[dict[str, Nodes]] = []
+    factor = 1
     while True:
         larger = {role: replace(one, count=one.count * factor) for role, one in nodes.items()}
         if found and gpus_of(larger) > most_gpus:

@@ -67,12 +67,12 @@ def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, 
     asked: dict[str, tuple[int, str]] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         role, equals, rest = part.partition("=")
-        count, colon, kind = rest.partition(":")
-        if role not in ROLES or not equals or not count.isdecimal() or int(count) < 1 or (colon and not kind):
+        number, colon, named = rest.partition(":")
+        if role not in ROLES or not equals or not number.isdecimal() or int(number) < 1 or (colon and not named):
             raise ConfigError(
                 f"--nodes {part!r} is not ROLE=COUNT or ROLE=COUNT:KIND with a role of {', '.join(ROLES)}"
             )
-        asked[role] = (int(count), kind or DEFAULTS[role])
+        asked[role] = (int(number), named or DEFAULTS[role])
     found = {}
     for role in ROLES:
         wanted, cpus, gpus = _processes(config, role)
