@@ -32,6 +32,8 @@ from hatch_ray.run_folder import RunFolder
 TITLES = ("RayTrainWorker", "TrainController", "RolloutEngine", "RewardJudge", "ExperienceBoard", "WeightsBoard")
 RAY = str(Path(sys.executable).parent / "ray")
 AGENT_SECONDS = 120
+STEPS = 250
+"""Enough that the first run is still at work when `ray job stop` has started."""
 
 
 def test_the_upload_leaves_data_environment_and_runs_behind(tmp_path):
@@ -73,12 +75,15 @@ class Cluster:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def submit(self, name: str, words: list[str]) -> subprocess.Popen[str]:
-        """`ray job submit`, its output a pipe, once the head's job agent is up."""
-        command = [RAY, "job", "submit", "--address", self.address, "--submission-id", name, "--working-dir", "."]
+    def wait_for_agent(self) -> None:
+        """Until the head takes jobs: it answers before its job agent is up."""
         end = time.monotonic() + AGENT_SECONDS
         while "No available agent" in self._probe() and time.monotonic() < end:
             time.sleep(1)
+
+    def submit(self, name: str, words: list[str]) -> subprocess.Popen[str]:
+        """`ray job submit`, its output a pipe."""
+        command = [RAY, "job", "submit", "--address", self.address, "--submission-id", name, "--working-dir", "."]
         return subprocess.Popen(
             [*command, "--", "hatch", *words], cwd=REPOSITORY, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -170,13 +175,13 @@ def test_ray_up_sets_a_machine_up_over_ssh(cluster):
 
 @pytest.mark.slow
 def test_a_submitted_run_streams_stops_with_a_checkpoint_and_goes_on(cluster, tiny_model, tmp_path):
-    run, steps = tmp_path / "run", 60
+    run, steps = tmp_path / "run", STEPS
     words = [
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={tiny_model}", *SHORT, *ROOMS,
-        "stages=[cold_start]",
-        f"cold_start.max_steps={steps}", "cold_start.save_every=1000", "tensorboard=false",
+        "stages=[cold_start]", f"cold_start.max_steps={steps}", "cold_start.save_every=1000", "tensorboard=false",
         "learner.workers=2", "learner.resources.learner=1",
     ]  # fmt: skip
+    cluster.wait_for_agent()
     process = cluster.submit("first", words)
     assert process.stdout is not None
     seen = ""
@@ -191,7 +196,7 @@ def test_a_submitted_run_streams_stops_with_a_checkpoint_and_goes_on(cluster, ti
     assert cluster.roles()
     cluster.ray("job", "stop", "--address", cluster.address, "first")
     rest = process.communicate(timeout=180)[0]
-    assert "stopped as asked" in rest
+    assert "stopped as asked" in rest, rest
     assert "STOPPED" in cluster.ray("job", "status", "--address", cluster.address, "first")
     done = len(metrics(run, "cold_start"))
     (state,) = Checkpoints(RunFolder(run).checkpoints("cold_start")).all()
