@@ -89,12 +89,12 @@ class Crew:
         try:
             self._note(ref, actor)
             self._settle(actor)
-        except (ray.exceptions.RayActorError, RuntimeError) as error:
+        except (ray.exceptions.RayActorError, RuntimeError, ValueError) as error:
             self._forget(actor)
             reason = str(error).strip().splitlines()[-1]
-            if self.target > self.reached:  # the work goes on as it did before more were asked for
-                self.trouble = reason
-                self.target = self.reached
+            if len(self.actors) + len(self.starting) + 1 > self.reached:
+                self.trouble = reason  # the work goes on as it did before more were asked for
+                self.target = min(self.target, self.reached)
             elif isinstance(error, ray.exceptions.RayActorError):
                 self._lost_at_start(reason)
             else:
@@ -118,15 +118,16 @@ class Crew:
         """
         seconds = limits.start if seconds is None else seconds
         before, end = len(self.actors), time.monotonic() + seconds
-        while len(self.actors) <= before:
+        while True:
             self.tend()
-            if self.actors and not self.starting:
+            if len(self.actors) > before or (self.actors and not self.starting):
                 return
-            ray.wait(list(self.starting), num_returns=1, timeout=max(0.0, min(0.5, end - time.monotonic())))
             if time.monotonic() >= end:
                 if must:
                     raise expired(f"a new {self.role}", seconds)
                 return
+            if self.starting:
+                ray.wait(list(self.starting), num_returns=1, timeout=max(0.0, min(0.5, end - time.monotonic())))
 
     def dismiss(self, actor: Any) -> None:
         """End a member."""

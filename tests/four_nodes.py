@@ -66,7 +66,7 @@ def note_node(settings):
 
 def nodes_of(pool):
     """The nodes of a pool's actors, once all are up."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while len(pool.places) < pool.target:
         pool.tend()
         assert time.monotonic() < end, f"{pool.role}: {len(pool.places)} of {pool.target} are up"
