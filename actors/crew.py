@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count as counter
 from typing import Any
@@ -42,6 +42,8 @@ class Crew:
         """How many there are to be; any thread may set it (1 or more)."""
         self._start, self._settle = start, settle
         self.actors: list[Any] = []
+        self.busy: set[Any] = set()
+        """Those that have work, which they are left to finish."""
         self.starting: dict[ray.ObjectRef, Any] = {}
         self.numbers: dict[Any, int] = {}
         self.places: dict[Any, Place] = {}
@@ -62,7 +64,7 @@ class Crew:
         self.numbers[actor] = next(self._next)
         return actor
 
-    def tend(self, busy: Collection[Any] = ()) -> None:
+    def tend(self) -> None:
         """Bring the actors nearer to `target`, without waiting: begin new ones, take in those that are up, dismiss
         those too many that are not busy.
         """
@@ -72,7 +74,7 @@ class Crew:
             self.starting[actor.__ray_call__.remote(place_of)] = actor
         for ref in list(self.starting)[::-1][: max(0, len(self.actors) + len(self.starting) - wanted)]:
             self._forget(self.starting.pop(ref))
-        spare = [actor for actor in self.actors[::-1] if actor not in busy]
+        spare = [actor for actor in self.actors[::-1] if actor not in self.busy]
         for actor in spare[: max(0, len(self.actors) - wanted)]:
             self.dismiss(actor)
         for ref in _up(self.starting):
@@ -132,6 +134,7 @@ class Crew:
     def dismiss(self, actor: Any) -> None:
         """End a member."""
         self.actors.remove(actor)
+        self.busy.discard(actor)
         self._forget(actor)
 
     def _forget(self, actor: Any) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import torch
@@ -128,25 +129,26 @@ def settled(pool, seconds=120):
 
 @pytest.mark.slow
 def test_random_sizes_lose_and_repeat_nothing(scorers, tmp_path):
-    """Another number of actors every few calls' time, from another thread, as `hatch scale` sets it."""
+    """Another number of actors as soon as the last one is reached, from another thread, as `hatch scale` sets it."""
     pool, losses = scorers
     chance, stop = random.Random(5), threading.Event()
 
     def disturb():
-        while not stop.wait(chance.uniform(0.02, 0.3)):
-            pool.target = chance.randint(1, 5)
+        while not stop.wait(chance.uniform(0.02, 0.2)):
+            if len(pool.actors) == pool.target or chance.random() < 0.02:
+                pool.target = chance.randint(1, 5)
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    sizes, first = set(), 0
-    for _ in range(6):
+    sizes, first, end = set(), 0, time.monotonic() + 120
+    while len(sizes) < 4 and time.monotonic() < end:
         items = list(range(first, first + chance.randint(20, 80)))
         first = items[-1] + 1
         found = pool.map(items, score, chance.randint(1, 4), progress=lambda *_: sizes.add(len(pool.actors)))
         assert found == [item * item for item in items]
     stop.set()
     thread.join()
-    assert losses == [] and len(sizes) > 2
+    assert losses == [] and len(sizes) >= 4
     assert asked(tmp_path) == Counter(range(first)), "an item was asked twice, or never"
     done = [place for work in pool.work for place in work.places]
     assert len(done) == first
@@ -156,7 +158,7 @@ def test_random_sizes_lose_and_repeat_nothing(scorers, tmp_path):
 def test_random_sizes_and_deaths_give_the_same_results(scorers, tmp_path):
     pool, losses = scorers
     chance = random.Random(7)
-    for _ in range(4):
+    for _ in range(3):
         items = list(range(60))
         deaths = [2]
 
@@ -164,7 +166,8 @@ def test_random_sizes_and_deaths_give_the_same_results(scorers, tmp_path):
             pool.target = chance.randint(1, 4)
             if deaths[0] and chance.random() < 0.2 and pool.places:
                 deaths[0] -= 1
-                os.kill(chance.choice(list(pool.places.values())).pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # dead already, and not yet noticed
+                    os.kill(chance.choice(list(pool.places.values())).pid, signal.SIGKILL)
 
         found = pool.map(items, score, chance.randint(1, 4), progress=disturb)
         assert found == [item * item for item in items]
