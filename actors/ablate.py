@@ -24,7 +24,7 @@ from hatch_ray.ablation.page import write_page
 from hatch_ray.ablation.results import summarise
 from hatch_ray.ablation.shared import link_stage
 from hatch_ray.ablation.tables import print_ablation
-from hatch_ray.ablation.variants import Variant, make_variants, stage_owners
+from hatch_ray.ablation.variants import Variant, grid_name, make_variants, stage_owners
 from hatch_ray.benchmarks.columns import SPAR_MV
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import SPLITS, build_dataset
@@ -40,14 +40,15 @@ from hatch_ray.sample import Sample
 class Ablation:
     """The plan: every variant's config for every seed, and who trains which stage."""
 
-    def __init__(self, base: Config, out: Path, seeds: int, grids: Sequence[int]) -> None:
+    def __init__(self, base: Config, out: Path, seeds: int, grids: Sequence[int], only: Sequence[str] = ()) -> None:
         self.out = out.expanduser().resolve()
         built = base.data.root is not None and is_dataset(base.data.root / "train")
         self.data = base.data.root.resolve() if built and base.data.root else self.out / "data"
         self.base = base.model_copy(update={"run_dir": self.out})
         self.seeds = [base.seed + number for number in range(seeds)]
-        self.grids = list(grids)
-        self.variants = make_variants(base, grids)
+        self.variants = make_variants(base, grids, only)
+        trained = {variant.name for variant in self.variants}
+        self.grids = [grid for grid in grids if grid_name(grid, base) in trained]
         self.configs = {
             (seed, variant.name): variant.config(base, self.out, seed, self.data)
             for seed in self.seeds

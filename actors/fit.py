@@ -22,7 +22,7 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, Wo
 
 from actors.notices import arrived, relay_to_driver
 from actors.placement import learner_resources
-from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError
+from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
 from hatch_ray.config import Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
@@ -110,7 +110,7 @@ def fit_supervised(
         try:
             return fit_stage(loop, job, config, run, stage, workers, steps, told)
         except RESTARTABLE as error:
-            recovery.stage_lost("learner worker", str(error), time.monotonic() - began, 0)
+            recovery.stage_lost(*lost_part(error), time.monotonic() - began, 0)
 
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused")

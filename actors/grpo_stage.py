@@ -43,7 +43,7 @@ from actors.parity import make_probes
 from actors.placement import Need, reward_resources
 from actors.pools import Failed, Pool
 from actors.prompts import PromptMaker
-from actors.recovery import RESTARTABLE, Recovery
+from actors.recovery import RESTARTABLE, Recovery, lost_part
 from actors.resources import room_for
 from actors.reward import JudgePool
 from actors.spans import Span, Spans
@@ -422,6 +422,6 @@ def run_grpo(
             return stage.summary()
         except RESTARTABLE as error:
             groups, seconds = stage.lost()
-            recovery.stage_lost("learner worker", str(error), seconds, groups)
+            recovery.stage_lost(*lost_part(error), seconds, groups)
         finally:
             stage.stop()

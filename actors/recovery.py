@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,17 @@ RESTARTABLE = (
     ray.exceptions.ActorUnschedulableError,  # a colocated engine whose node is gone
 )
 """What a stage that starts again from its last checkpoint gets over: a process or its memory is gone."""
+
+
+def lost_part(error: Exception) -> tuple[str, str]:
+    """What a stage has lost, and the reason in a few words (Ray's own are a dozen lines)."""
+    if isinstance(error, WorkerDiedError):
+        return "learner worker", str(error)
+    if isinstance(error, ray.exceptions.ObjectLostError):
+        return "object", "its node died"
+    name = re.search(r"class_name: (\w+)", str(error))
+    node = "node" if "node has died" in str(error) else "process"
+    return name[1] if name else "actor", f"its {node} died"
 
 
 class Recovery:

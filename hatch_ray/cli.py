@@ -221,13 +221,18 @@ def ablate(
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="training runs of each variant")] = 3,
     grids: Annotated[str, typer.Option(help="figure 4: patches a side of PaStA's grid, by commas")] = "2,3,4,5,6",
+    only: Annotated[
+        str,
+        typer.Option(help="variants beside the full recipe, by commas: no_pasta, language, ...; default: all"),
+    ] = "",
     out: Annotated[Path, typer.Option(help="folder of all runs and the results; resumed")] = Path("runs/ablation"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be trained and shared")] = False,
 ) -> None:
     """The paper's Tables 2 and 3 and figures 3 and 4: train the variants, each shared stage once, and compare."""
     from actors.ablate import Ablation, describe_ablation, run_ablation
 
-    plan = Ablation(_load(config, overrides), out, seeds, _numbers(grids))
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    plan = Ablation(_load(config, overrides), out, seeds, _numbers(grids), names)
     (describe_ablation if dry_run else run_ablation)(plan, console)
 
 

@@ -54,7 +54,7 @@ def words(run: Path, model: Path) -> list[str]:
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
         f"data.tasks=[{','.join(TASKS)}]", f"grpo.max_steps={STEPS}", "grpo.save_every=3", "grpo.lr=5e-4",
         "learner.workers=2", "learner.cpus=0.4",
-        "rollout.actors=2", "rollout.cpus=0.4", "rollout.kv_cache_mb=64", "reward_actors.actors=2",
+        "rollout.actors=2", "rollout.cpus=0.4", "rollout.kv_cache_mb=64", "reward_actors.actors=1",
         "reward_actors.cpus=0.1",
     ]  # fmt: skip
 
@@ -64,7 +64,7 @@ class Nodes:
 
     def __init__(self, count: int) -> None:
         head = {"num_cpus": 1, "object_store_memory": 256 * MEBIBYTE, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head | {"_temp_dir": str(SCRATCH / "ray")})
+        self.cluster = Cluster(initialize_head=True, head_node_args=head | {"temp_dir": str(SCRATCH / "ray")})
         for _ in range(count - 1):
             self.add()
         self.address = self.cluster.address

@@ -225,6 +225,27 @@ def test_page_and_print_hold_every_variant_and_need_no_network(tmp_path: Path) -
     assert max(map(len, text.split("Answer reward in percent")[0].splitlines())) <= 100
 
 
+@pytest.mark.parametrize("only", [["language"], ["no_both", "grid2"], ["no_pasta"]])
+def test_some_variants_alone(tmp_path: Path, only: list[str]) -> None:
+    runs = make_runs(tmp_path, 1, {"language": 0.2})
+    variants = make_variants(BASE, GRIDS, only)
+    assert {variant.name for variant in variants} == {FULL, *only}
+    trained = {variant.name: runs[variant.name] for variant in variants}
+    found = summarise(BASE, variants, trained, [0], GRIDS if "grid2" in only else [4])
+    save_config(BASE, RunFolder(tmp_path).config_path)
+    page = write_page(found, tmp_path).read_text()
+    print_ablation(found, Console(width=100, file=(tmp_path / "out").open("w")))
+    for name in ("language", "no_both", "no_pasta"):
+        label = next(variant.label for variant in make_variants(BASE, GRIDS) if variant.name == name)
+        assert (f"<td>{label}" in page) == (name in only)
+    assert ("Figure 3" in page) == ("Figure 4" in page) == ("no_pasta" in only)
+
+
+def test_an_unknown_variant_is_named() -> None:
+    with pytest.raises(ConfigError, match="no variant 'no_grpo'; the variants are full, no_pasta"):
+        make_variants(BASE, GRIDS, ["no_grpo"])
+
+
 @given(st.floats(-9, 9), st.floats(-9, 9), st.floats(0.1, 9))
 def test_a_verdict_needs_an_interval_without_zero(paper: float, value: float, half: float) -> None:
     ours = {"value": value, "low": value - half, "high": value + half, "n": 1}
@@ -279,7 +300,8 @@ ALONE = ["learner.workers=1", "rollout.actors=1", "reward_actors.actors=1"]
 def test_ablate_trains_shares_resumes_and_compares(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "ablation"
     words = ["ablate", "configs/tiny.yaml", "--seeds", "1", "--grids", "4", "--out", str(out),
-             f"model.base={tiny_model}", *SHORT, *ROOMS, "grpo.max_steps=2", *ALONE]  # fmt: skip
+             "--only", "no_both,language", f"model.base={tiny_model}", *SHORT, *ROOMS, *ALONE,
+             "grpo.max_steps=2"]  # fmt: skip
     process = start(words)
     wait_for_step(process, out / "seed0" / "full", "qa_sft", 2, timeout=240)
     kill(process)
@@ -287,7 +309,7 @@ def test_ablate_trains_shares_resumes_and_compares(tiny_model: Path, tmp_path: P
     output = finish(process, 500)
     assert process.returncode == 0, output
     found = json.loads((out / "ablation.json").read_text())
-    assert set(found["variants"]) == {"full", "no_pasta", "no_actor", "no_both", "language"}
+    assert set(found["variants"]) == {"full", "no_both", "language"}
     assert found["samples"] == 12 and found["variants"]["full"]["columns"]["Avg"]["n"] == 12
     assert (out / "ablation.html").stat().st_size > 10_000
     assert (out / "seed0" / "language" / "qa_sft").resolve() == out.resolve() / "seed0" / "full" / "qa_sft"

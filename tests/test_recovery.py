@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.experience import SampleOrder, Schedule
 from actors.ledger import LEDGER, Ledger, trained_row
 from actors.pools import Loss
-from actors.recovery import Recovery
+from actors.recovery import Recovery, WorkerDiedError, lost_part
 from hatch_ray.config import RecoveryConfig
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
 
@@ -25,6 +26,25 @@ def test_each_loss_is_one_line_and_one_row_and_the_next_step_counts_them(tmp_pat
     assert [row["what"] for row in read_jsonl(tmp_path / "recoveries.jsonl")] == ["rollout engine", "learner worker"]
     assert recovery.step_done(0) == {"recoveries": 2.0, "seconds_lost": 4.5, "issued_again": 12.0}
     assert recovery.step_done(1) == {}
+
+
+NODE_GONE = """The actor died unexpectedly before finishing this task.
+\tclass_name: RewardJudge
+\tip: 10.0.0.2
+The actor died because its node has died. Node Id: 11c4d0"""
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (WorkerDiedError("rank 1"), ("learner worker", "rank 1")),
+        (ray.exceptions.RayActorError(error_msg=NODE_GONE), ("RewardJudge", "its node died")),
+        (ray.exceptions.RayActorError(error_msg="gone"), ("actor", "its process died")),
+        (ray.exceptions.ObjectLostError("a" * 56, None, ""), ("object", "its node died")),
+    ],
+)
+def test_what_was_lost_is_said_in_a_few_words(error, part):
+    assert lost_part(error) == part
 
 
 def test_losses_without_a_new_step_stop_the_run_and_say_what_to_change(tmp_path):

@@ -64,6 +64,8 @@ def _table(found: dict[str, Any], title: str, names: list[str]) -> dict[str, Any
 def _curve(found: dict[str, Any], key: str) -> dict[str, Any]:
     series = []
     for name, label in CURVE_NAMES.items():
+        if name not in found["curves"]:
+            continue
         known = [(step, value) for step, value in enumerate(found["curves"][name][key], start=1) if value is not None]
         series.append(Series(label, [step for step, _ in known], [value for _, value in known]))
     title = f"{key} reward while GRPO trains"
@@ -72,5 +74,7 @@ def _curve(found: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _grid_chart(found: dict[str, Any]) -> str:
     points = [(f"n = {one['grid']}", found["variants"][one["variant"]]["columns"]["Avg"]) for one in found["grids"]]
+    if not points:
+        return ""
     points.append(("without PaStA", found["variants"][NO_PASTA]["columns"]["Avg"]))
     return interval_chart(points, "answer reward by PaStA's grid, percent", controls=1)

@@ -98,6 +98,8 @@ def _agreement(variants: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Every difference from the full recipe that the paper prints too."""
     found = []
     for name in dict.fromkeys(TABLE_2 + TABLE_3):
+        if name not in variants:
+            continue
         for column, ours in variants[name].get("difference", {}).items():
             index = COLUMNS.index(column)
             paper = round(PAPER[name][index] - PAPER[FULL][index], 1)
@@ -117,6 +119,8 @@ def _curves(runs: Runs) -> dict[str, dict[str, list[float | None]]]:
     """Figure 3: mean over the seeds of GRPO's action and answer reward at every step, with and without PaStA."""
     curves: dict[str, dict[str, list[float | None]]] = {}
     for name in (FULL, NO_PASTA):
+        if name not in runs:
+            continue
         curves[name] = {}
         for key, metric in CURVES.items():
             values = np.ma.masked_invalid(_grpo_rewards(runs, name, metric)).mean(axis=0)
@@ -126,7 +130,9 @@ def _curves(runs: Runs) -> dict[str, dict[str, list[float | None]]]:
 
 def _curve_change(runs: Runs) -> dict[str, list[float]]:
     """Mean over all steps of (with PaStA - without), one figure a seed."""
-    change = {}
+    change: dict[str, list[float]] = {}
+    if NO_PASTA not in runs:
+        return change
     for key, metric in CURVES.items():
         with_pasta, without = (np.nanmean(_grpo_rewards(runs, name, metric), axis=1) for name in (FULL, NO_PASTA))
         change[key] = np.round(with_pasta - without, 6).tolist()
@@ -136,11 +142,14 @@ def _curve_change(runs: Runs) -> dict[str, list[float]]:
 def summarise(
     config: Config, variants: Sequence[Variant], runs: Runs, seeds: Sequence[int], grids: Sequence[int]
 ) -> dict[str, Any]:
-    """All figures of the ablation as plain values (OUT/ablation.json). The runs must be trained and evaluated."""
+    """All figures of the ablation as plain values (OUT/ablation.json). The runs must be trained and evaluated.
+
+    What needs a variant that was not trained is left out.
+    """
     measure = _Measure(runs, config.eval.bootstrap, config.seed)
     found = {variant.name: {"label": variant.label} | measure.variant(variant.name) for variant in variants}
     grid_runs = {grid: grid_name(grid, config) for grid in sorted(set(grids))}
-    below = measure.answers(NO_PASTA)
+    below = measure.answers(NO_PASTA) if NO_PASTA in runs else None
     return {
         "seeds": list(seeds),
         "samples": len(measure.order),
@@ -152,6 +161,7 @@ def summarise(
         "grids": [
             {"grid": grid, "variant": name, "over_no_pasta": measure.draws.mean(measure.answers(name) - below)}
             for grid, name in grid_runs.items()
+            if below is not None
         ],
         "curves": _curves(runs),
         "curve_change": _curve_change(runs),

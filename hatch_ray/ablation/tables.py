@@ -48,9 +48,11 @@ def paper_figure(name: str, column: str) -> str:
 
 
 def sections(found: dict[str, Any]) -> list[tuple[str, Sequence[str]]]:
-    """(title, variants in order) of each table."""
+    """(title, variants in order) of each table that has something to compare."""
     grids = [one["variant"] for one in found["grids"]]
-    return [("Table 2", TABLE_2), ("Table 3", TABLE_3), ("Figure 4", (*grids, NO_PASTA))]
+    tables = [("Table 2", TABLE_2), ("Table 3", TABLE_3), ("Figure 4", (*grids, NO_PASTA))]
+    trained = [(title, [name for name in names if name in found["variants"]]) for title, names in tables]
+    return [(title, names) for title, names in trained if len(names) > 1]
 
 
 def row_label(found: dict[str, Any], title: str, name: str) -> str:
@@ -96,8 +98,9 @@ def print_ablation(found: dict[str, Any], console: Console) -> None:
         f"Answer reward in percent, {found['samples']} held-out samples of {found['scenes']} scene(s), seeds {seeds}. "
         "±: half of the 95 % interval over scenes and seeds. sight: by how much answers fall with swapped images."
     )
-    over = ", ".join(f"n = {one['grid']}: {_short(one['over_no_pasta'], '+')}" for one in found["grids"])
-    console.print(f"Figure 4: with PaStA minus without: {over}")
+    if found["grids"]:
+        over = ", ".join(f"n = {one['grid']}: {_short(one['over_no_pasta'], '+')}" for one in found["grids"])
+        console.print(f"Figure 4: with PaStA minus without: {over}")
     for key, values in found["curve_change"].items():
         by_seed = ", ".join(f"{value:+.3f}" for value in values)
         console.print(f"Figure 3: mean {key} reward while GRPO trains, with PaStA minus without, by seed: {by_seed}")

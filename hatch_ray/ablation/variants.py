@@ -52,10 +52,13 @@ def grid_name(grid: int, base: Config) -> str:
     return FULL if grid == base.pasta.grid else f"grid{grid}"
 
 
-def make_variants(base: Config, grids: Sequence[int]) -> list[Variant]:
+def make_variants(base: Config, grids: Sequence[int], only: Sequence[str] = ()) -> list[Variant]:
     """Every variant, so ordered that a shared stage is trained by the first one that has it.
 
-    Raises ConfigError when the config does not name all four stages, or has language for its reasoning already.
+    `only` names those that are wanted beside the full recipe; empty: all.
+
+    Raises ConfigError when the config does not name all four stages, or has language for its reasoning already, and for
+    an unknown name.
     """
     if tuple(base.stages) != STAGES:
         raise ConfigError(f"an ablation leaves stages out itself; stages must be {', '.join(STAGES)}")
@@ -73,7 +76,11 @@ def make_variants(base: Config, grids: Sequence[int]) -> list[Variant]:
     for grid in dict.fromkeys(grids):
         if grid != base.pasta.grid:
             variants.append(Variant(f"grid{grid}", f"PaStA with n = {grid}", changes={"pasta.grid": grid}))
-    return variants
+    known = [variant.name for variant in variants]
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"there is no variant {name!r}; the variants are {', '.join(known)}")
+    return [variant for variant in variants if not only or variant.name == FULL or variant.name in only]
 
 
 def stage_key(config: Config, stage: str) -> str:
