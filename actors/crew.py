@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count as counter
 from typing import Any
@@ -42,6 +42,8 @@ class Crew:
         """How many there are to be; any thread may set it (1 or more)."""
         self._start, self._settle = start, settle
         self.actors: list[Any] = []
+        self.busy: set[Any] = set()
+        """Those that have work, which they are left to finish."""
         self.starting: dict[ray.ObjectRef, Any] = {}
         self.numbers: dict[Any, int] = {}
         self.places: dict[Any, Place] = {}
@@ -62,7 +64,7 @@ class Crew:
         self.numbers[actor] = next(self._next)
         return actor
 
-    def tend(self, busy: Collection[Any] = ()) -> None:
+    def tend(self) -> None:
         """Bring the actors nearer to `target`, without waiting: begin new ones, take in those that are up, dismiss
         those too many that are not busy.
         """
@@ -72,7 +74,7 @@ class Crew:
             self.starting[actor.__ray_call__.remote(place_of)] = actor
         for ref in list(self.starting)[::-1][: max(0, len(self.actors) + len(self.starting) - wanted)]:
             self._forget(self.starting.pop(ref))
-        spare = [actor for actor in self.actors[::-1] if actor not in busy]
+        spare = [actor for actor in self.actors[::-1] if actor not in self.busy]
         for actor in spare[: max(0, len(self.actors) - wanted)]:
             self.dismiss(actor)
         for ref in _up(self.starting):
@@ -89,12 +91,12 @@ class Crew:
         try:
             self._note(ref, actor)
             self._settle(actor)
-        except (ray.exceptions.RayActorError, RuntimeError) as error:
+        except (ray.exceptions.RayActorError, RuntimeError, ValueError) as error:
             self._forget(actor)
             reason = str(error).strip().splitlines()[-1]
-            if self.target > self.reached:  # the work goes on as it did before more were asked for
-                self.trouble = reason
-                self.target = self.reached
+            if len(self.actors) + len(self.starting) + 1 > self.reached:
+                self.trouble = reason  # the work goes on as it did before more were asked for
+                self.target = min(self.target, self.reached)
             elif isinstance(error, ray.exceptions.RayActorError):
                 self._lost_at_start(reason)
             else:
@@ -118,19 +120,21 @@ class Crew:
         """
         seconds = limits.start if seconds is None else seconds
         before, end = len(self.actors), time.monotonic() + seconds
-        while len(self.actors) <= before:
+        while True:
             self.tend()
-            if self.actors and not self.starting:
+            if len(self.actors) > before or (self.actors and not self.starting):
                 return
-            ray.wait(list(self.starting), num_returns=1, timeout=max(0.0, min(0.5, end - time.monotonic())))
             if time.monotonic() >= end:
                 if must:
                     raise expired(f"a new {self.role}", seconds)
                 return
+            if self.starting:
+                ray.wait(list(self.starting), num_returns=1, timeout=max(0.0, min(0.5, end - time.monotonic())))
 
     def dismiss(self, actor: Any) -> None:
         """End a member."""
         self.actors.remove(actor)
+        self.busy.discard(actor)
         self._forget(actor)
 
     def _forget(self, actor: Any) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from actors.metrics import Metrics
-from actors.placement import Need, describe
+from actors.placement import Need, describe, describe_all
 from actors.pools import Pool
 from actors.resources import nodes, room_for
 from hatch_ray.control import answer, clear, take, whoami
@@ -167,10 +167,10 @@ class Live:
         room = room_for(Need(need.role, more, need.each))
         if room >= more:
             return None
-        have = ", ".join(describe(node) for node in nodes())
+        most = (count or 0) - more + room
         return (
             f"{more} more with {describe(need.each)} each are needed and {room} find a place beside what runs (the "
-            f"cluster has {have}); ask for at most {count - more + room if count else room}, or add nodes"
+            f"cluster has {describe_all(nodes())}); ask for at most {most}, or add nodes"
         )
 
     def _finished(self, order: _Order) -> bool:

@@ -120,8 +120,7 @@ def shortage(needs: Sequence[Need], nodes: Sequence[Node]) -> str | None:
     if not short:
         return None
     parts = "; ".join(f"{need.role}: {_why(need, count, needs, nodes)}" for need, count in short)
-    have = ", ".join(f"{count} x {text}" for text, count in Counter(describe(node) for node in nodes).items())
-    return f"{parts}. The cluster has {have or 'no nodes'}"
+    return f"{parts}. The cluster has {describe_all(nodes)}"
 
 
 def _why(need: Need, found: int, needs: Sequence[Need], nodes: Sequence[Node]) -> str:
@@ -156,6 +155,12 @@ def _why(need: Need, found: int, needs: Sequence[Need], nodes: Sequence[Node]) -
 def describe(resources: Node) -> str:
     """{"CPU": 4.0, "rollout": 1.0} -> "{CPU 4, rollout 1}"."""
     return "{" + ", ".join(f"{name} {amount:g}" for name, amount in _in_order(resources)) + "}"
+
+
+def describe_all(nodes: Sequence[Node]) -> str:
+    """ "2 x {CPU 16, GPU 1}, 1 x {CPU 8}"."""
+    counted = Counter(describe(node) for node in nodes)
+    return ", ".join(f"{count} x {text}" for text, count in counted.items()) or "no nodes"
 
 
 def _in_order(resources: Node) -> Iterator[tuple[str, float]]:

@@ -141,20 +141,21 @@ class Pool(Crew):
             for first in range(0, len(items), chunk)
         )
         running: dict[ray.ObjectRef, tuple[Any, _Job]] = {}
+        self.busy.clear()
         issued = time.monotonic()
         done = 0
         while queue or running:
             self.waiting = len(items) - done
             self._watch([(job.started, len(job.items)) for _, job in running.values() if job.warm])
-            busy = {actor for actor, _ in running.values()}
-            self.tend(busy)
+            self.tend()
             self.meanwhile()
-            for actor in [actor for actor in self.actors if actor not in busy]:
+            for actor in [actor for actor in self.actors if actor not in self.busy]:
                 if not queue:
                     break
                 job = queue.popleft()
                 job.started, job.warm = time.monotonic(), actor in self.places
                 running[call(actor, job.items)] = (actor, job)
+                self.busy.add(actor)
             if not running:
                 self.wait_for_one()
                 continue
@@ -164,6 +165,7 @@ class Pool(Crew):
                 continue
             ref = ready[0] if ready else min(running, key=lambda ref: running[ref][1].started)
             actor, job = running.pop(ref)
+            self.busy.discard(actor)
             answer = (
                 self._answer(ref, job) if ready else StageTimeoutError(f"no answer in {seconds:g} s{who_is_where()}")
             )

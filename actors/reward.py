@@ -89,7 +89,8 @@ class JudgePool(Pool):
         elif now - self._asked_for_room >= 1.0:
             self._asked_for_room = now
             there = len(self.actors) + len(self.starting)
-            self.target = max(self.target, min(wanted, there + self._room(wanted - there)))
+            if wanted > there:
+                self.target = max(self.target, there + min(wanted - there, self._room(wanted - there)))
 
     def _measured(self, items: int, seconds: float, waited: float) -> None:
         self.waits.extend([waited] * items)

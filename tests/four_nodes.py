@@ -66,7 +66,7 @@ def note_node(settings):
 
 def nodes_of(pool):
     """The nodes of a pool's actors, once all are up."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while len(pool.places) < pool.target:
         pool.tend()
         assert time.monotonic() < end, f"{pool.role}: {len(pool.places)} of {pool.target} are up"
@@ -95,6 +95,7 @@ def main():
     }
     ray.init(address=cluster.address, logging_level="warning", log_to_driver=False)
     config = make_config(TREE | {"grpo": {"prompts_per_step": 2}})
+    print("three nodes are up", flush=True)
 
     # Without the reward node: told at once, who lacks what. It joins while the run waits for it.
     text = refused(config)
@@ -110,6 +111,7 @@ def main():
     wait_for_nodes(stage_needs(config, "grpo"), 60, said.append)
     late.join()
     assert "waiting up to 60 s" in said[0] and "no node has reward" in said[0] and said[-1] == "all nodes are there"
+    print("the late node has joined", flush=True)
 
     # Each role only on its kind.
     engines = EnginePool("no model", config, engine=LightEngine)
@@ -122,6 +124,7 @@ def main():
     assert set(ray.get(board.nodes.remote(2), timeout=60).values()) == {kinds["learner"]}
     assert nodes_of(engines) == {kinds["rollout"]}
     assert nodes_of(judges) == {kinds["reward"]}
+    print("roles are where they belong", flush=True)
 
     # More than the nodes of the kind hold is refused, and fits once another one has joined.
     more = make_config(TREE | {"rollout": TREE["rollout"] | {"actors": 4}, "grpo": {"prompts_per_step": 2}})
@@ -131,11 +134,13 @@ def main():
     engines.target = 4
     assert nodes_of(engines) == {kinds["rollout"], second}
     assert Counter(place.node for place in engines.places.values()) == {kinds["rollout"]: 2, second: 2}
+    print("a second rollout node is used", flush=True)
 
     # Judges are called for only where there is room.
     assert judges._room(10) == 1
     assert len({place.pid for place in judges.places.values()}) == 3
     engines.stop()
+    print("room is counted", flush=True)
 
     # Colocated: an engine on each learner worker's node, without CPUs of its own.
     shared = {"colocated": True, "learner": TREE["learner"], "rollout": {"actors": 2, "cpus": 2}}
