@@ -239,8 +239,10 @@ class Pool(Crew):
 
 
 def _reason(error: Exception) -> str:
-    """What is worth knowing of an actor's error: that its process died, or the last line of what it raised."""
+    """What is worth knowing of an actor's error: that its process died or hangs, or the last line of what it raised."""
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process died"
+    if isinstance(error, StageTimeoutError):
+        return str(error).splitlines()[0]  # below it: where every process stands
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -59,15 +59,17 @@ class Stacks:
         process = Process(role, self.node, pid, psutil.Process(pid).create_time())
         name = "-".join([role.replace(" ", "-"), *([self.node[:6]] if self.node else []), str(pid)])
         self._file = (folder / f"{name}.txt").open("w", encoding="utf-8")
+        # First the handler: whoever reads the file may send the signal, which ends a process that does not handle it.
+        faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
         self._file.write(json.dumps(asdict(process)) + "\n")
         self._file.flush()
-        faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
 
     def dump(self) -> list[str]:
         """Signal every process of the run, wait for what they write; one line each: role, process, where it stands."""
-        files = sorted(self.folder.glob("*.txt"))
+        found = [(path, read_process(path)) for path in sorted(self.folder.glob("*.txt"))]
+        files = [path for path, process in found if process is not None]
+        processes = [process for _, process in found if process is not None]
         sizes = [path.stat().st_size for path in files]
-        processes = [read_process(path) for path in files]
         states = self._signal(processes)
         end = time.monotonic() + ANSWER_SECONDS
         while time.monotonic() < end and any(
@@ -101,19 +103,30 @@ class Stacks:
         return [told[process] for process in processes]
 
 
-def read_process(path: Path) -> Process:
-    """Whose file it is: its first line."""
+def read_process(path: Path) -> Process | None:
+    """Whose file it is: its first line; None while that is being written."""
     with path.open(encoding="utf-8") as file:
-        return Process(**json.loads(file.readline()))
+        line = file.readline()
+    return Process(**json.loads(line)) if line.endswith("\n") else None
 
 
 def signal_all(processes: Sequence[Process]) -> dict[Process, str]:
-    """Ask processes of this node for their stacks; their states. One that is gone is not signalled."""
+    """Ask processes of this node for their stacks; their states. One that is gone or does not listen gets no signal."""
     states = {process: process.state() for process in processes}
     for process, state in states.items():
-        if state != "gone":
+        if state != "gone" and listens(process.pid):
             os.kill(process.pid, signal.SIGUSR1)
     return states
+
+
+def listens(pid: int) -> bool:
+    """Whether the process handles SIGUSR1, which would end it otherwise (Linux: the mask of caught signals)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    mask = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return mask is not None and bool(int(mask[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def describe(state: str, dump: str) -> str:

@@ -7,13 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.deadlines import StageTimeoutError, enter_process, limits, wait_for
 from actors.messages import Shard, WeightsHandle
-from actors.stacks import Process, describe
+from actors.stacks import Process, describe, read_process, signal_all
 from hatch_ray.config import ConfigError, make_config
 from tests.runs import REPOSITORY
 
@@ -29,6 +31,7 @@ def entered(tmp_path):
     yield config
     faulthandler.unregister(signal.SIGUSR1)
     vars(limits).update(before)
+    limits.stacks = None  # that of an earlier test no longer listens
 
 
 def test_deadlines_are_set_by_the_config(entered):
@@ -93,6 +96,19 @@ def test_a_dump_is_read_to_the_innermost_own_frame():
 
 def test_a_later_process_with_the_same_number_is_another():
     assert Process("learner", "", os.getpid(), 1.0).state() == "gone"
+
+
+def test_a_process_that_does_not_listen_is_not_ended_by_the_question(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"],
+                          stdout=subprocess.PIPE) as process:  # fmt: skip
+        assert process.stdout.readline() == b"1\n"
+        one = Process("engine", "", process.pid, psutil.Process(process.pid).create_time())
+        assert signal_all([one]) == {one: "sleeping"}
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.kill()
+    (tmp_path / "half.txt").write_text('{"role": "engine", "no')
+    assert read_process(tmp_path / "half.txt") is None
 
 
 WORKER = """
