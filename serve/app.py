@@ -111,7 +111,6 @@ class Service:
 
 def build_api(service: Service) -> FastAPI:
     """The routes, and the one form of every error."""
-    from vllm.v1.engine.exceptions import EngineDeadError
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -139,11 +138,6 @@ def build_api(service: Service) -> FastAPI:
         )
         response.headers.update(error.headers or {})
         return response
-
-    @api.exception_handler(EngineDeadError)
-    async def engine_stopped(request: Request, _: Exception) -> JSONResponse:
-        what = "the model's engine has stopped and is being started anew"
-        return refuse(request, Refusal("engine_stopped", what, "server", "try again in a minute", status=503))
 
     @api.exception_handler(Exception)  # `Guard` logs it
     async def failed(request: Request, _: Exception) -> JSONResponse:

@@ -129,8 +129,7 @@ async def respond(
     async with aclosing(written_for(engine, settings, request, clock)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Delta):
-                if request.stream:
-                    yield piece
+                yield piece
                 continue
             reading = time.perf_counter()
             reply = await asyncio.to_thread(read, piece, request, settings)

@@ -98,14 +98,14 @@ def _heaviest(ballots: Sequence[Ballot], among: Sequence[int] | range) -> int:
 
 
 def _name(value: Value | None, form: AnswerForm) -> str:
-    """Equal for equal values; what `counts` shows."""
+    """Equal for equal values (-0 is 0); what `counts` shows."""
     if isinstance(value, str):
         return plain_text(value) if form == "text" else value
     if isinstance(value, dict):
-        return ", ".join(f"{key} {number:.6g}" for key, number in value.items())
+        return ", ".join(f"{key} {number:z.6g}" for key, number in value.items())
     if isinstance(value, list):
-        return "[" + ",".join(f"{number:.6g}" for number in value) + "]"
-    return f"{value:.6g}"
+        return "[" + ",".join(f"{number:z.6g}" for number in value) + "]"
+    return f"{value:z.6g}"
 
 
 def _agreement(ballots: Sequence[Ballot], winner: int, form: AnswerForm) -> float:

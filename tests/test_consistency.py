@@ -154,6 +154,10 @@ def test_replies_that_all_say_the_same_agree_fully(form, data):
     assert election.winner == weights.index(max(weights))
 
 
+def test_minus_zero_is_zero():
+    assert elect([ballot("0.000", 1.0, "number"), ballot("-0.000", 1.0, "number")], "number").counts == {"0": 2.0}
+
+
 def test_a_consistent_reply_outvotes_two_guesses():
     consistent = weight_of(Consistency(triples=[], metres=0.1, degrees=3), owed=True)
     guess = weight_of(Consistency(triples=[], metres=2.0, degrees=60), owed=True)
