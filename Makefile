@@ -16,7 +16,7 @@ test: $(STAMP)  ## every test, on real vLLM, Ray and Serve; prints the slowest
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results and docs/performance.md
-	for name in verifiers rollouts learner step growth page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
+	for name in verifiers rollouts learner step growth scaling planning page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 bench-serve: $(STAMP)  ## the service against its bare engine, and MINUTES (10) of mixed load
 	$(BIN)/python -W ignore -m bench.serve --minutes $(or $(MINUTES),10) && $(BIN)/python -m bench.page

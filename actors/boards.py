@@ -20,7 +20,8 @@ class ExperienceBoard:
         self._reports: dict[int, dict[str, float]] = {}
         self._probes: tuple[ProbeScores, ...] | None = None
         self._waiting: dict[int, int] = {}
-        self._stopped = False
+        self._nodes: dict[int, str] = {}
+        self._stopped = self._saving = False
         self._changed = asyncio.Condition()
 
     async def put(self, shards: Sequence[Shard]) -> None:
@@ -38,6 +39,18 @@ class ExperienceBoard:
             finally:
                 self._waiting.pop(rank, None)
             return self._shards.pop((step, rank), None)
+
+    async def arrive(self, rank: int, node: str) -> None:
+        """A worker is up, on this node."""
+        async with self._changed:
+            self._nodes[rank] = node
+            self._changed.notify_all()
+
+    async def nodes(self, workers: int = 0) -> dict[int, str]:
+        """The node of each rank that is up, once so many are."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stopped or len(self._nodes) >= workers)
+            return dict(self._nodes)
 
     async def put_probes(self, scores: Sequence[ProbeScores]) -> None:
         """What rank 0 answers to the probes with the weights that it starts with."""
@@ -64,11 +77,16 @@ class ExperienceBoard:
         reports, self._reports = self._reports, {}
         return reports
 
-    async def stop(self) -> None:
-        """Let waiting workers end."""
+    async def stop(self, save: bool = False) -> None:
+        """Let waiting workers end; `save`: with a checkpoint of the last step that they trained."""
         async with self._changed:
             self._stopped = True
+            self._saving = self._saving or save
             self._changed.notify_all()
+
+    async def saving(self) -> bool:
+        """Whether workers that get no further shard are to save."""
+        return self._saving
 
 
 class WeightsBoard:

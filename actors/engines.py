@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.deadlines import limits, wait_for, wait_for_all
 from actors.messages import ProbeScores, Request, Rollout, Sampling, SyncAnswer, WeightsHandle
 from actors.parity import ParityError, check_engines, check_sync
+from actors.placement import actor_options, resources_of, rollout_resources
 from actors.pools import CallError, Failed, Loss, Pool
 from actors.rollout import RolloutEngine
 from hatch_ray.config import Config, ConfigError
@@ -21,7 +25,10 @@ PROGRESS_CHUNK = 32
 
 
 class EnginePool(Pool):
-    """`rollout.actors` vLLM engines with the weights of `version`; they load while the caller goes on (see `ready`)."""
+    """`rollout.actors` vLLM engines with the weights of `version`; they load while the caller goes on (see `ready`).
+
+    beside: the nodes of the learner's workers, one engine on each, which take their CPUs in turn (colocated).
+    """
 
     def __init__(
         self,
@@ -30,14 +37,33 @@ class EnginePool(Pool):
         version: int = 0,
         on_loss: Callable[[Loss], None] = lambda loss: None,
         engine: type[RolloutEngine] = RolloutEngine,
+        beside: Sequence[str] = (),
     ) -> None:
+        rollout = config.rollout
         config = config.model_copy(update={"run_dir": RunFolder(config.run_dir).path})  # an actor has its own directory
-        actor = ray.remote(engine).options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus)
+        needs = rollout_resources(config) if beside else resources_of(rollout.cpus, rollout.gpus, rollout)
+        actor = ray.remote(engine).options(**actor_options(needs))
+        self._nodes: dict[Any, str] = {}
+        self._prompts_per_call = rollout.prompts_per_call
         self._catch_up: Callable[[Any], None] = lambda engine: None
-        super().__init__(
-            "rollout engine", lambda: actor.remote(str(model), config, version), config.rollout.actors,
-            lambda engine: self._catch_up(engine), on_loss,
-        )  # fmt: skip
+
+        def start() -> Any:
+            if not beside:
+                return actor.remote(str(model), config, version)
+            node = self._free_node(beside)
+            where = NodeAffinitySchedulingStrategy(node, soft=False)
+            threads = {"env_vars": {"OMP_NUM_THREADS": str(max(1, math.floor(rollout.cpus)))}}
+            started = actor.options(scheduling_strategy=where, runtime_env=threads).remote(str(model), config, version)
+            self._nodes[started] = node
+            return started
+
+        super().__init__("rollout engine", start, rollout.actors, lambda engine: self._catch_up(engine), on_loss)
+
+    def _free_node(self, nodes: Sequence[str]) -> str:
+        """Of the learner's nodes, the one with the most workers that have no engine beside them yet."""
+        alive = [*self.actors, *self.starting.values()]
+        taken = Counter(node for actor, node in self._nodes.items() if actor in alive)
+        return max(nodes, key=lambda node: nodes.count(node) - taken[node])
 
     def ready(self) -> None:
         """Wait until all engines are up. Raises StageTimeoutError, or ConfigError with an engine's own complaint."""
@@ -92,9 +118,12 @@ class EnginePool(Pool):
     ) -> list[Rollout | Failed]:
         """Rollouts of all requests, in order, with `Failed` where every engine failed.
 
-        Engines take equal parts, or small ones when `progress` is wanted. progress(done, total) counts requests.
+        Engines take equal parts, or those of rollout.prompts_per_call, or small ones when `progress` is wanted.
+        progress(done, total) counts requests.
         """
-        chunk = PROGRESS_CHUNK if progress is not None else -(-len(requests) // len(self.actors))
+        chunk = self._prompts_per_call or -(-len(requests) // len(self.actors))
+        if progress is not None:
+            chunk = PROGRESS_CHUNK
         return self.map(
             requests, lambda engine, part: engine.generate.remote(part, sampling), max(1, chunk), progress=progress
         )

@@ -21,7 +21,9 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
 from actors.notices import arrived, relay_to_driver
+from actors.placement import learner_resources
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
+from actors.stopping import StopAsked, asked
 from hatch_ray.config import Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
@@ -50,17 +52,19 @@ def fit_stage(
     """Run `loop({"job": reference to job})` on Ray Train workers until it ends, calling report(done, steps) on the way.
 
     An exception that a worker raised comes out as itself; ValueError and FloatingPointError carry one clear line.
-    Raises WorkerDiedError when a worker was lost.
+    Raises WorkerDiedError when a worker was lost, and StopAsked when SIGTERM ended it before its last step.
     """
     gpus = config.learner.gpus
-    resources = {"CPU": config.learner.cpus} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         partial(work, loop, run),
         train_loop_config={"job": ray.put(job)},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=learner_resources(config),
+            placement_strategy=config.learner.together,
+        ),
         torch_config=TorchConfig("nccl" if gpus else "gloo", timeout_s=math.ceil(config.deadlines.call_seconds)),
         run_config=RunConfig(name=stage, storage_path=str(run.path / ".ray_train")),
-    )
+    )  # fmt: skip
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(run, stage, steps, report, stop), daemon=True)
     follower.start()
@@ -76,7 +80,14 @@ def fit_stage(
         stop.set()
         follower.join()
         shutil.rmtree(run.path / ".ray_train", ignore_errors=True)
+    if asked() and last_step(run, stage) < steps:
+        raise StopAsked
     report(steps, steps)
+
+
+def last_step(run: RunFolder, stage: str) -> int:
+    """The last step of a stage in metrics.jsonl; 0 where there is none."""
+    return max((row["step"] for row in read_jsonl(run.metrics_path) if row["stage"] == stage), default=0)
 
 
 def work(loop: Callable[[dict[str, Any]], None], run: RunFolder, settings: dict[str, Any]) -> None:

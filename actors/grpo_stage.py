@@ -12,8 +12,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,20 @@ from actors.experience import (
     sample_rows,
 )
 from actors.fit import fit_stage, forget_after
+from actors.grpo_view import GrpoView
 from actors.learner import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
+from actors.live import Live
 from actors.messages import Group, Request, Sampling, WeightsHandle
 from actors.parity import make_probes
-from actors.pools import Failed
+from actors.placement import Need, reward_resources
+from actors.pools import Failed, Pool
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery, lost_part
+from actors.resources import room_for
 from actors.reward import JudgePool
+from actors.spans import Span, Spans
+from actors.stopping import asked
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
 from hatch_ray.model.base import model_source
@@ -96,9 +102,15 @@ class GrpoRun:
     """One run of the stage: the actors and the loop. `drive` works until every step is learned and logged."""
 
     def __init__(
-        self, config: Config, run: RunFolder, model: str | Path, samples: Sequence[Sample], recovery: Recovery
+        self,
+        config: Config,
+        run: RunFolder,
+        model: str | Path,
+        samples: Sequence[Sample],
+        recovery: Recovery,
+        live: Live,
     ) -> None:
-        self.config, self.run, self.recovery = config, run, recovery
+        self.config, self.run, self.recovery, self.live = config, run, recovery, live
         self.began = time.time()
         self.samples = choose_samples(samples, config.grpo.fraction, config.seed)
         self.steps = total_steps(config, len(self.samples))
@@ -130,45 +142,70 @@ class GrpoRun:
         self.pending: dict[int, list[dict[str, Any]]] = {}
         self.ready: dict[int, list[Request]] = {}
         self.learner = LearnerThread(self.job)
-        self.engines = EnginePool(model, config, 0, recovery.actor_lost)
-        self.judges = JudgePool(config, recovery.actor_lost)
+        self.pools: dict[str, Pool] = {}
+        self.phase = "start"
+        self.served = 0
+        self.latest: dict[str, float] = {}
+        self.spans = Spans(run.spans, self.first)
 
     def start(self) -> None:
-        """Start the learner beside engines and judges, and let the engines show that they compute what it computes.
+        """Start learner, engines and judges, and let the engines show that they compute what the learner computes.
 
-        Engines always start from the stage's first model, which stays: a checkpoint may be dropped in the meantime.
+        Engines always start from the stage's first model, which stays: a checkpoint may be dropped in the meantime. The
+        judges come last: the smallest fit into what the others leave.
         """
+        config, lost = self.config, self.recovery.actor_lost
         self.learner.start()
+        beside: list[str] = []
+        if config.colocated:
+            up = self.experience.nodes.remote(config.learner.workers)
+            beside = list(wait_for(up, "grpo: the learner's start", limits.start, self.learner.check).values())
+        self.engines = EnginePool(self.job.model, config, 0, lost, beside=beside)
+        self.pools["rollout"] = self.engines
         self.engines.ready()
+        self.judges = JudgePool(config, lost, room=None if config.deadlines.nodes_seconds else self._room_for_judges)
+        self.pools["reward"] = self.judges
+        self.engines.meanwhile, self.judges.meanwhile = self.judges.tend, self.engines.tend
         if self.checkpoint is not None:
             self.engines.load_folder(self.checkpoint / "model", self.first)
         learner = self.experience.probes.remote()
         self.engines.check(wait_for(learner, "grpo: the learner's probes", limits.start, self.learner.check))
+        self.learner_nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
+        for role, count in self.live.by_hand.items():
+            self.pools[role].fix(count)
+        self.live.show(GrpoView(self))
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
+        self.live.show(None)
         with suppress(ray.exceptions.RayActorError):  # the board may be what died
             wait_for(self.experience.stop.remote(), "grpo: the end of the stage", 60)
         if self.learner.is_alive():
             self.learner.join(timeout=60)
-        self.engines.stop()
-        self.judges.stop()
+        for pool in self.pools.values():
+            pool.stop()
         for board in (self.experience, self.weights):
             ray.kill(board)
 
     def drive(self, report: Report) -> None:
-        """Sample, judge, hand over, update the engines, log; until the last step is learned."""
-        served, refused, start = self.first, 0, time.monotonic()
-        while not self.schedule.done:
-            version, handle = self._wait_for_version(self.schedule.needed_version)
+        """Sample, judge, hand over, update the engines, log; until the last step is learned.
+
+        Raises StopAsked when SIGTERM asked for an end and the learner has saved the last step that was sampled.
+        """
+        refused, start = 0, time.monotonic()
+        self.served = self.first
+        while not self.schedule.done and not asked():
+            with self.at(self.schedule.next_step, "wait for the learner"):
+                version, handle = self._wait_for_version(self.schedule.needed_version)
             waited = time.monotonic() - start
             self._log(report)
             start = time.monotonic()
-            if handle is not None and version > served:
-                self.engines.sync(handle)
-                served = version
+            if handle is not None and version > self.served:
+                with self.at(self.schedule.next_step, "sync"):
+                    self.engines.sync(handle)
+                self.served = version
             synced = time.monotonic()
-            step = self.schedule.start(served)
+            step = self.schedule.start(self.served)
             places, groups, seconds = self.collect(step)
             if not self.schedule.admit(step, [group.rollout.version for group in groups]):
                 refused += 1
@@ -189,22 +226,44 @@ class GrpoRun:
             metrics |= {"seconds_wait": waited, "seconds_sync": synced - start}
             self.pending[step] = rows
             shards = make_shards(step, groups, self.config.learner.workers, rows, metrics)
-            wait_for(self.experience.put.remote(shards), "grpo: handing over a batch", limits.call, self.learner.check)
+            with self.at(step, "hand over"):
+                put = self.experience.put.remote(shards)
+                wait_for(put, "grpo: handing over a batch", limits.call, self.learner.check)
             if not self.schedule.done:
-                self.ready = {step + 1: self.requests(step + 1)}  # while the learner is at work
+                with self.at(step + 1, "prepare"):  # while the learner is at work
+                    self.ready = {step + 1: self.requests(step + 1)}
             start = time.monotonic()
-        self._wait_for_version(self.steps)
+        self.phase = "wait for the learner"
+        self._wait_for_version(self.schedule.next_step)
         self._log(report)
+        if not self.schedule.done:
+            wait_for(self.experience.stop.remote(save=True), "grpo: the end as asked", limits.call)
         self.learner.join(timeout=limits.start)
         self.learner.check()
         if problems := self.ledger.problems(self.steps, self.config.grpo.prompts_per_step):
             raise RuntimeError(f"grpo: {self.ledger.path} is not whole: {'; '.join(problems[:10])}")
 
+    @contextmanager
+    def at(self, step: int, phase: str) -> Iterator[None]:
+        """The driver is in this phase of a step: for `hatch status` and `hatch trace`."""
+        self.phase, began = phase, time.time()
+        yield
+        self.spans.add(step, Span("driver", 0, phase, began, time.time()))
+
     def _wait_for_version(self, version: int) -> tuple[int, WeightsHandle | None]:
         return wait_for(
             self.weights.wait_for.remote(version), f"grpo: step {version} of the learner",
-            limits.call + limits.start, self.learner.check,
+            limits.call + limits.start, self._tend,
         )  # fmt: skip
+
+    def _tend(self) -> None:
+        """What the driver does while it waits: look after the learner and after the sizes of the pools."""
+        self.learner.check()
+        for pool in self.pools.values():
+            pool.tend()
+
+    def _room_for_judges(self, wanted: int) -> int:
+        return room_for(Need("reward_actors", wanted, reward_resources(self.config)))
 
     def chosen(self, step: int) -> list[Sample]:
         """The samples of a step, those that are set aside included."""
@@ -222,13 +281,18 @@ class GrpoRun:
         Samples that fail every engine or judge are set aside, from now on.
         """
         start = time.monotonic()
-        chosen, requests = self.chosen(step), self.ready.pop(step, None) or self.requests(step)
+        chosen, requests = self.chosen(step), self.ready.pop(step, [])
+        if not requests:
+            with self.at(step, "prepare"):
+                requests = self.requests(step)
         prepared = time.monotonic()
         known = self.ledger.aside
         places = [place for place, sample in enumerate(chosen) if sample.id not in known]
         for place in sorted(set(range(len(chosen))) - set(places)):
             self._set_aside(step, place, "set aside at an earlier step")
-        found = self.engines.try_generate([requests[place] for place in places], self.sampling)
+        with self.at(step, "generate"):
+            found = self.engines.try_generate([requests[place] for place in places], self.sampling)
+        self.spans.work(step, "rollout", self.engines, places)
         rollouts = {}
         for place, rollout in zip(places, found, strict=True):
             if isinstance(rollout, Failed):
@@ -238,8 +302,10 @@ class GrpoRun:
         sampled = time.monotonic()
         targets = {place: RewardTarget.from_sample(chosen[place], self.maker.mode) for place in rollouts}
         jobs = [(reply.text, targets[place]) for place, rollout in rollouts.items() for reply in rollout.replies]
-        scores = self.judges.score(jobs)
         size = self.sampling.n
+        with self.at(step, "reward"):
+            scores = self.judges.score(jobs)
+        self.spans.work(step, "reward", self.judges, [place for place in rollouts for _ in range(size)])
         judged: dict[int, list[dict[str, Any]]] = {}
         for number, place in enumerate(rollouts):
             part: list[dict[str, Any]] = []
@@ -276,11 +342,19 @@ class GrpoRun:
         """Write the metrics of every step that the learner has finished since, and its groups into the ledger."""
         reports = wait_for(self.experience.reports.remote(), "grpo: the learner's reports", limits.call)
         for step, metrics in sorted(reports.items()):
-            self.ledger.append(self.pending.pop(step))
-            self._write(step, metrics | self.recovery.step_done(step))
+            rows = self.pending.pop(step)
+            self.ledger.append(rows)
+            learned = Span("learner", 0, "learn", metrics["time_began"], metrics["time_ended"])
+            self.spans.add(step, learned)
+            self.spans.close(step)
+            metrics |= self.recovery.step_done(step)
+            self._write(step, metrics)
+            self.live.metrics.step(metrics, len(rows))
             report(step + 1, self.steps)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
+        metrics = {name: value for name, value in metrics.items() if name not in ("time_began", "time_ended")}
+        self.latest = metrics
         warnings = self.health.add(step + 1, metrics)
         self.run.log(STAGE, step + 1, metrics | {"tokens_per_s": metrics["tokens"] / metrics["seconds"]}, warnings)
         for text in warnings:
@@ -327,21 +401,27 @@ def forget_samples(path: Path, step: int) -> None:
 
 
 def run_grpo(
-    config: Config, run: RunFolder, model: str | Path, samples: Sequence[Sample], report: Report
+    config: Config,
+    run: RunFolder,
+    model: str | Path,
+    samples: Sequence[Sample],
+    report: Report,
+    live: Live | None = None,
 ) -> dict[str, Any]:
     """The GRPO stage from `model` to RUN/grpo/model, resumed from its last checkpoint when there is one.
 
     Ray must be running. Engines and judges that die are replaced on the way; when the learner or a board dies, the
-    stage starts again from its last checkpoint. Returns {"steps": int, "line": what was achieved}. Raises ConfigError
-    for prompts that do not fit, RuntimeError when processes keep dying, and whatever an actor or worker failed with,
-    with the stage in its text.
+    stage starts again from its last checkpoint. `live` shows the run's state and scales its pools. Returns
+    {"steps": int, "line": what was achieved}. Raises ConfigError for prompts that do not fit, RuntimeError when
+    processes keep dying, and whatever an actor or worker failed with, with the stage in its text.
     """
     if not samples:
         raise ConfigError("grpo: there are no training samples")
     recovery = Recovery(run, STAGE, config.recovery)
+    live = live or Live(run, config.deadlines.start_seconds, config.deadlines.nodes_seconds > 0)
     while True:
         # Ray Train changes its workers' directory, so the folder must be absolute.
-        stage = GrpoRun(config, run, model_source(model), samples, recovery)
+        stage = GrpoRun(config, run, model_source(model), samples, recovery, live)
         try:
             stage.start()
             stage.drive(report)

@@ -419,6 +419,8 @@ def learner_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     enter_process(f"learner rank {rank}", job.config.model_copy(update={"run_dir": job.run}), [job.experience])
+    node = ray.get_runtime_context().get_node_id()
+    wait_for(job.experience.arrive.remote(rank, node), "grpo: meeting the driver", limits.call)
     torch.set_num_threads(max(1, math.floor(job.config.learner.cpus)))
     torch.manual_seed(job.config.seed)
     learner = Learner(job.config, job.model, job.steps, get_device(), world, job.run)
@@ -443,11 +445,18 @@ def learner_loop(settings: dict[str, Any]) -> None:
             taken = job.experience.take.remote(step, rank)
             shard = wait_for(taken, f"grpo: shard of step {step}", limits.call, publisher.check)
             if shard is None:
+                saving = job.experience.saving.remote()
+                unsaved = step > first and step % job.config.grpo.save_every
+                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved:
+                    score = mean_over_workers(rewards, learner.device, world)
+                    if rank == 0:
+                        writer.save(step, partial(snapshot, learner, job.model, ledger, reports), score)
                 return
             start = time.monotonic()
             with collectives(f"grpo: step {step}", rank):
                 metrics = learner.update(shard)
             metrics["seconds_learn"] = time.monotonic() - start
+            metrics |= {"time_began": time.time() - metrics["seconds_learn"], "time_ended": time.time()}
             metrics["seconds"] = time.monotonic() - before
             before = time.monotonic()
             metrics |= shard.metrics

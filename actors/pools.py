@@ -7,6 +7,9 @@ What becomes of a job whose actor fails:
     an item's third failure     -> `Failed`, with the reason; the others go on
 
 ValueError is a refusal of the input, not a failure of the actor: the actor stays, and the item is `Failed` at once.
+
+How many actors there are may change at any time (`target`): new ones work once they are up and settled, those too many
+finish what they have. One thread works with a pool; others may set `target` and read.
 """
 
 from __future__ import annotations
@@ -19,10 +22,15 @@ from typing import Any
 
 import ray
 
+from actors.crew import Crew
 from actors.deadlines import StageTimeoutError, limits, wait_for_all, who_is_where
 
 TRIES = 3
 """An item that was in work when this many actors failed is given up."""
+LOOK_SECONDS = 0.2
+"""How often a working pool looks after its size."""
+PATIENCE_SECONDS = 60.0
+"""The jobs of the others wait at most this long for the successor of one that died."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,17 @@ class Loss:
     items: int
 
 
+@dataclass(frozen=True)
+class Work:
+    """One job that an actor has done: wall-clock seconds; the items by their places in the call."""
+
+    actor: int
+    issued: float
+    began: float
+    ended: float
+    places: tuple[int, ...]
+
+
 class CallError(RuntimeError):
     """What an actor raised in a call on all of its pool, with its number."""
 
@@ -52,10 +71,11 @@ class _Job:
     items: list[Any]
     failures: int = 0
     started: float = 0.0
+    warm: bool = False
 
 
-class Pool:
-    """`count` actors of one role. `start` makes one; `settle` brings a new one to where the others are.
+class Pool(Crew):
+    """Actors of one role, `count` at the start. `start` makes one; `settle` brings a new one to where the others are.
 
     on_loss is called for every actor that was replaced, and may raise to stop the run.
     """
@@ -68,9 +88,20 @@ class Pool:
         settle: Callable[[Any], None] = lambda actor: None,
         on_loss: Callable[[Loss], None] = lambda loss: None,
     ) -> None:
-        self.role = role
-        self._start, self._settle, self._on_loss = start, settle, on_loss
-        self.actors = [start() for _ in range(count)]
+        super().__init__(role, start, count, settle)
+        self._on_loss = on_loss
+        self.work: deque[Work] = deque(maxlen=10_000)
+        """What was done since somebody last took it away, the newest."""
+        self.waiting = 0
+        """Items of the present call that are not done."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called again and again while a call is at work."""
+
+    def fix(self, count: int | None) -> None:
+        """So many actors from now on. Raises ValueError for None, where no rule says how many."""
+        if count is None:
+            raise ValueError(f"there is no automatic number of {self.role}s; name one")
+        self.target = count
 
     def call_all(self, call: Callable[[Any], ray.ObjectRef], stage: str) -> list[Any]:
         """The results of one call on every actor. One that dies is replaced and settled, and gives no result.
@@ -109,18 +140,32 @@ class Pool:
             _Job(list(places[first : first + chunk]), list(items[first : first + chunk]))
             for first in range(0, len(items), chunk)
         )
-        idle = deque(self.actors)
         running: dict[ray.ObjectRef, tuple[Any, _Job]] = {}
+        self.busy.clear()
+        issued = time.monotonic()
         done = 0
         while queue or running:
-            while queue and idle:
-                actor, job = idle.popleft(), queue.popleft()
-                job.started = time.monotonic()
+            self.waiting = len(items) - done
+            self._watch([(job.started, len(job.items)) for _, job in running.values() if job.warm])
+            self.tend()
+            self.meanwhile()
+            for actor in [actor for actor in self.actors if actor not in self.busy]:
+                if not queue:
+                    break
+                job = queue.popleft()
+                job.started, job.warm = time.monotonic(), actor in self.places
                 running[call(actor, job.items)] = (actor, job)
-            oldest = min(job.started for _, job in running.values())
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, oldest + seconds - time.monotonic()))
+                self.busy.add(actor)
+            if not running:
+                self.wait_for_one()
+                continue
+            late = min(job.started for _, job in running.values()) + seconds - time.monotonic()
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, min(LOOK_SECONDS, late)))
+            if not ready and late > LOOK_SECONDS:
+                continue
             ref = ready[0] if ready else min(running, key=lambda ref: running[ref][1].started)
             actor, job = running.pop(ref)
+            self.busy.discard(actor)
             answer = (
                 self._answer(ref, job) if ready else StageTimeoutError(f"no answer in {seconds:g} s{who_is_where()}")
             )
@@ -131,16 +176,30 @@ class Pool:
                 again = self._again(job, refused)
                 queue.extendleft(reversed(again))
                 if not refused:
-                    actor = self._replace(actor, _reason(answer), job.started, sum(len(part.items) for part in again))
+                    self._replace(actor, _reason(answer), job.started, sum(len(part.items) for part in again))
                 done += len(job.items) - sum(len(part.items) for part in again)
             else:
                 for place, result in zip(job.places, answer, strict=True):
                     results[place] = result
                 done += len(job.items)
-            idle.append(actor)
+                self._done(actor, job, issued)
             if progress is not None:
                 progress(done, len(items))
+        self.waiting = 0
+        self.tend()
         return results
+
+    def _watch(self, running: Sequence[tuple[float, int]]) -> None:
+        """Called while jobs run, with when they began (monotonic seconds) and their items."""
+
+    def _measured(self, items: int, seconds: float, waited: float) -> None:
+        """A job was done in so many seconds, by an actor that was up; waited: since its items were handed in."""
+
+    def _done(self, actor: Any, job: _Job, issued: float) -> None:
+        now, wall = time.monotonic(), time.time()
+        number = self.numbers[actor]
+        self.work.append(Work(number, wall - now + issued, wall - now + job.started, wall, tuple(job.places)))
+        self._measured(len(job.items), now - job.started if job.warm else 0.0, now - issued)
 
     def _answer(self, ref: ray.ObjectRef, job: _Job) -> list[Any] | Exception:
         try:
@@ -161,20 +220,22 @@ class Pool:
             return []
         return [_Job(job.places, job.items, failures)]
 
-    def _replace(self, actor: Any, reason: str, started: float, items: int) -> Any:
-        """A settled actor in the place of one that failed. Raises StageTimeoutError when none starts."""
-        ray.kill(actor)
-        fresh = self._start()
-        wait_for_all([fresh.ready.remote()], f"a new {self.role}", limits.start)
-        self._settle(fresh)
-        self.actors[self.actors.index(actor)] = fresh
-        self._on_loss(Loss(self.role, reason, time.monotonic() - started, items))
-        return fresh
+    def _replace(self, actor: Any, reason: str, started: float, items: int) -> None:
+        """A settled actor for one that failed. Raises StageTimeoutError when none starts.
 
-    def stop(self) -> None:
-        """End the actors and free their resources."""
-        for actor in self.actors:
-            ray.kill(actor)
+        Where others can work on, they go on after a while although it has not started.
+        """
+        self.dismiss(actor)
+        self.replaced += 1
+        self.tend()
+        if self.starting:
+            patience = PATIENCE_SECONDS if self.actors else limits.start
+            self.wait_for_one(patience, must=not self.actors)
+        self._on_loss(Loss(self.role, reason, time.monotonic() - started, items))
+
+    def _lost_at_start(self, reason: str) -> None:
+        self.replaced += 1
+        self._on_loss(Loss(self.role, reason, 0.0, 0))
 
 
 def _reason(error: Exception) -> str:

@@ -12,15 +12,19 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
+from actors.live import Live
+from actors.placement import stage_needs
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
-from actors.resources import check_resources
+from actors.resources import check_resources, wait_for_nodes
+from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import choose_tasks
@@ -35,7 +39,7 @@ from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {
     "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "deadlines", "eval", "serve",
-    "tensorboard",
+    "colocated", "tensorboard",
 }  # fmt: skip
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
 
@@ -129,7 +133,9 @@ def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
     return model_source(config.model.base)
 
 
-def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report: Report) -> dict[str, Any]:
+def run_stage(
+    stage: str, config: Config, run: RunFolder, data: Datasets, report: Report, live: Live | None = None
+) -> dict[str, Any]:
     """One stage, from its input model to RUN/<stage>/model; returns what it achieved."""
     from actors.grpo_stage import run_grpo
     from actors.supervised import run_pasta, run_sft
@@ -138,8 +144,18 @@ def run_stage(stage: str, config: Config, run: RunFolder, data: Datasets, report
     if stage == "pasta":
         return run_pasta(config, run, model, data.train, data.heldout, report)
     if stage == "grpo":
-        return run_grpo(config, run, model, data.train, report)
+        return run_grpo(config, run, model, data.train, report, live)
     return run_sft(stage, config, run, model, data.train, report)
+
+
+def both(first: Report, second: Report) -> Report:
+    """Reports to both."""
+
+    def report(done: int, total: int) -> None:
+        first(done, total)
+        second(done, total)
+
+    return report
 
 
 def write_tensorboard(run: RunFolder, stage: str) -> None:
@@ -156,7 +172,10 @@ def write_tensorboard(run: RunFolder, stage: str) -> None:
 
 
 def run_recipe(config: Config, console: Console) -> RunFolder:
-    """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint."""
+    """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint.
+
+    Raises SystemExit when SIGTERM asked to stop, after the stage at work has saved.
+    """
     check_inputs(config)
     run = open_run(config, console)
     start_ray(config)
@@ -164,25 +183,39 @@ def run_recipe(config: Config, console: Console) -> RunFolder:
     save_config(config, run.config_path)
     write_version(run)
     try:
+        with stoppable(run):
+            _run_stages(config, run, fresh, console)
+    except StopAsked:
+        console.print(f"stopped as asked; the same command goes on from what {run.path} has", markup=False)
+        raise SystemExit(EXIT_CODE) from None
+    return run
+
+
+def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console) -> None:
+    try:
         data = load_datasets(config, run, console)
     except Exception:
         if fresh:
             shutil.rmtree(run.path)
         raise
     console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
-    for number, stage in enumerate(config.stages, start=1):
-        label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
-        if run.progress().get(stage, {}).get("done"):
-            console.print(f"{label}: already done")
-            continue
-        console.print(label, markup=False)
-        start = time.monotonic()
-        with progress_bar(console, stage) as report:
-            achieved = run_stage(stage, config, run, data, report)
-        run.set_progress(stage, step=int(achieved["steps"]), done=True)
-        run.link_model(stage)
-        if config.tensorboard:
-            write_tensorboard(run, stage)
-        console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
+    with Live(run, config.deadlines.start_seconds, config.deadlines.nodes_seconds > 0) as live:
+        for number, stage in enumerate(config.stages, start=1):
+            if asked():
+                raise StopAsked
+            label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
+            if run.progress().get(stage, {}).get("done"):
+                console.print(f"{label}: already done")
+                continue
+            console.print(label, markup=False)
+            wait_for_nodes(stage_needs(config, stage), config.deadlines.nodes_seconds, console.print)
+            start = time.monotonic()
+            live.at(stage, 0, 0)
+            with progress_bar(console, stage) as bar, stage_at_work():
+                achieved = run_stage(stage, config, run, data, both(bar, partial(live.at, stage)), live)
+            run.set_progress(stage, step=int(achieved["steps"]), done=True)
+            run.link_model(stage)
+            if config.tensorboard:
+                write_tensorboard(run, stage)
+            console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
     console.print(f"model: {run.model}")
-    return run

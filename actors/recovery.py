@@ -18,7 +18,12 @@ class WorkerDiedError(RuntimeError):
     """A learner worker was lost: killed, out of memory, or with its machine."""
 
 
-RESTARTABLE = (WorkerDiedError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
+RESTARTABLE = (
+    WorkerDiedError,
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnschedulableError,  # a colocated engine whose node is gone
+)
 """What a stage that starts again from its last checkpoint gets over: a process or its memory is gone."""
 
 

@@ -2,48 +2,72 @@
 
 from __future__ import annotations
 
-import ray
+import time
+from collections.abc import Callable, Sequence
 
+import ray
+from ray._private.state import available_resources_per_node
+from ray.autoscaler.sdk import request_resources
+
+from actors.placement import Need, placed, shortage, stage_needs
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.model.size import count_parameters, engine_gib, learner_gib
 
 PROCESS_GIB = 0.7
 """Python, torch and vLLM or transformers in one process, before any weights (measured on CPU)."""
 JUDGE_GIB = 0.2
-SLACK = 1e-6
+LOOK_SECONDS = 1.0
 
 
-def check_resources(config: Config) -> None:
-    """Raise ConfigError naming what is short, if the actors of the config's stages can never all be placed.
+def check_resources(config: Config, say: Callable[[str], None] = print) -> None:
+    """Raise ConfigError naming what is short, if a stage's actors can never all be placed.
 
-    Needs a running Ray. GRPO needs learner, engines and judges at once; the other stages the learner alone; evaluation
-    the engines alone.
+    Needs a running Ray. With deadlines.nodes_seconds it waits so long for nodes, and says for which.
     """
-    grpo = "grpo" in config.stages
-    roles = [("learner", config.learner.workers, config.learner.cpus, config.learner.gpus)]
-    if grpo:
-        roles.append(("rollout", config.rollout.actors, config.rollout.cpus, config.rollout.gpus))
-        roles.append(("reward_actors", config.reward_actors.actors, config.reward_actors.cpus, 0.0))
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for kind, place in (("CPU", 2), ("GPU", 3)):
-        have = sum(node.get(kind, 0.0) for node in nodes)
-        largest = max(node.get(kind, 0.0) for node in nodes)
-        need = sum(role[1] * float(role[place]) for role in roles)
-        if need > have + SLACK:
-            parts = " + ".join(f"{role[0]} {role[1]} x {role[place]:g}" for role in roles if role[place])
-            raise ConfigError(
-                f"the run needs {need:g} {kind}s ({parts}) and the cluster has {have:g}: "
-                f"lower the actors, workers or {kind.lower()}s of these sections, or add machines"
-            )
-        for role in roles:
-            if role[place] > largest + SLACK:
-                raise ConfigError(
-                    f"{role[0]}.{kind.lower()}s={role[place]:g}, but no machine has more than {largest:g}"
-                )
-    check_memory(config, nodes)
+    for stage in config.stages:
+        wait_for_nodes(stage_needs(config, stage), config.deadlines.nodes_seconds, say)
+    check_memory(config, nodes())
 
 
-def check_memory(config: Config, nodes: list[dict[str, float]]) -> None:
+def nodes() -> list[dict[str, float]]:
+    """What every living node has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room_for(need: Need) -> int:
+    """How many of these find a place now, beside all that runs."""
+    return placed([need], list(available_resources_per_node().values()))[0]
+
+
+def wait_for_nodes(needs: Sequence[Need], seconds: float, say: Callable[[str], None]) -> None:
+    """Until all needs find a place on the living nodes; an autoscaler is asked for what is missing.
+
+    Raises ConfigError with the shortage after `seconds`, at once when they are 0.
+    """
+    end = time.monotonic() + seconds
+    told = missing = shortage(needs, nodes())
+    if missing is None:
+        return
+    if seconds:
+        say(f"waiting up to {seconds:.0f} s (deadlines.nodes_seconds) for nodes. {missing}")
+        request_resources(bundles=[dict(need.each) for need in needs for _ in range(need.count)])
+    try:
+        while missing is not None:
+            if time.monotonic() >= end:
+                hint = "" if seconds else "; if they are still to come, set deadlines.nodes_seconds"
+                raise ConfigError(f"the run does not find a place. {missing}{hint}")
+            time.sleep(LOOK_SECONDS)
+            missing = shortage(needs, nodes())
+            if missing not in (None, told):
+                told = missing
+                say(f"still waiting. {missing}")
+    finally:
+        if seconds:
+            request_resources(bundles=[])
+    say("all nodes are there")
+
+
+def check_memory(config: Config, nodes: Sequence[dict[str, float]]) -> None:
     """Raise ConfigError when the CPU roles need more memory than Ray has. Activations are not counted."""
     parameters = count_parameters(config.model.base)
     need_gib = 0.0

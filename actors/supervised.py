@@ -25,6 +25,7 @@ from transformers import TrainerCallback, get_scheduler
 
 from actors.checkpoints import Checkpoints, CheckpointWriter
 from actors.fit import fit_supervised, forget_after, stage_workers
+from actors.stopping import workers_stop
 from hatch_ray.config import Config, SftConfig, Trained
 from hatch_ray.learning.pasta import (
     PairOrder,
@@ -165,12 +166,15 @@ def pasta_loop(settings: dict[str, Any]) -> None:
             if rank == 0:
                 speed = config.pasta.batch_size / (time.perf_counter() - began)
                 run.log("pasta", step + 1, values | {"lr": rate, "samples_per_s": speed})
-            if (step + 1) % config.pasta.save_every == 0 or step + 1 == job.steps:
+            stop = step + 1 < job.steps and workers_stop(run, device)
+            if stop or (step + 1) % config.pasta.save_every == 0 or step + 1 == job.steps:
                 if rank == 0:
                     snapshot = partial(take_snapshot, visual, optimizer, scheduler)
                     writer.save(step + 1, snapshot, score=-sum(losses) / len(losses))
                 losses.clear()
                 ray.train.report({"step": step + 1, "loss": values["loss"]})
+            if stop:
+                return
     if rank == 0:
         assert before is not None
         after = patch_retrieval(visual, job.heldout, pixels, config.pasta)
@@ -272,7 +276,7 @@ def sft_loop(settings: dict[str, Any]) -> None:
                 trainer._load_from_checkpoint(str(latest))
         else:
             trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-    if rank == 0:
+    if rank == 0 and not watch.stopped:
         final = trainer.accelerator.unwrap_model(trainer.model)
         if config.model.lora_rank:
             final = final.merge_and_unload()
@@ -281,7 +285,10 @@ def sft_loop(settings: dict[str, Any]) -> None:
 
 
 class StageCallback(TrainerCallback):
-    """Logs each step to the run folder, stops at a loss that is not finite, hands checkpoints to their writer."""
+    """Logs each step to the run folder, stops at a loss that is not finite, hands checkpoints to their writer.
+
+    stopped: the run was asked to stop before the last step, and the state is saved.
+    """
 
     def __init__(self, run: RunFolder, stage: str, batch_size: int, writer: CheckpointWriter) -> None:
         self.run = run
@@ -290,6 +297,7 @@ class StageCallback(TrainerCallback):
         self.writer = writer
         self.losses: list[float] = []
         self.began = 0.0
+        self.stopped = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any, **_: Any) -> None:
         """Tell the sampler its epoch.
@@ -305,6 +313,11 @@ class StageCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock of the step."""
         self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and end the training when the run was asked to stop."""
+        if state.global_step < state.max_steps and workers_stop(self.run, args.device):
+            self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         """One line of metrics a step; TRL's summary at the end is left out."""

@@ -157,6 +157,56 @@ def serve(found: dict[str, Any]) -> str:
     )
 
 
+SCALING_TEXT = """\
+A reward is made ten times dearer (judges **sleep**, beside the real reward function) while one pool goes on.
+**scaled**: between the number at the start and the most, by queue; **fixed**: the number at the start. A wait is from
+the end of sampling to the score.
+
+"""
+
+
+def scaling(found: dict[str, Any]) -> str:
+    """Waits of a pool that may grow and of one that may not, and throughput by actors."""
+    rows = []
+    for name in ("scaled", "fixed"):
+        for phase in ("cheap", "first dear batches", "dear", "cheap again"):
+            row = found[name][phase]
+            rows.append([f"{name}: {phase}", str(row["actors"]), f"{row['p50_s']:.2f}", f"{row['p95_s']:.2f}"])
+    checks = [found[name]["checks"] for name in ("scaled", "fixed")] + [found["throughput_checks"]]
+    words = ", ".join(f"{name.replace('_', ' ')} {sum(check[name] for check in checks)}" for name in checks[0])
+    speeds = [
+        [str(row["actors"]), f"{row['scores_per_s']:.1f}", f"{row['of_ideal']:.0%}"] for row in found["throughput"]
+    ]
+    return (
+        SCALING_TEXT
+        + table(["batches", "actors at their end", "wait p50, s", "p95, s"], rows)
+        + f"\nScores: {words}.\n\n"
+        + table(["reward actors", "scores/s", "of what the sleeps allow"], speeds)
+    )
+
+
+def planning(found: dict[str, Any]) -> str:
+    """Predicted against measured, and the driver's own time."""
+    rows = []
+    for row in found["rows"]:
+        size = row["sizes"]
+        rows.append([
+            f"{size['groups']} x {size['group_size']}", str(size["engines"]), str(size["workers"]),
+            "beside" if size["max_staleness"] else "in turn", f"{row['predicted']:.2f}", f"{row['measured']:.2f}",
+            f"{row['off']:+.0%}",
+        ])  # fmt: skip
+    own = found["driver"]
+    return (
+        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker, against runs of the\n"
+        f"same sizes ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
+        + table(["prompts x replies", "engines", "workers", "learner", "predicted, s", "measured, s", "off"], rows)
+        + f"\nThe driver's own time between the phases: {1000 * own['control_per_step']:.1f} ms a step, "
+        f"{1000 * own['control_per_group']:.1f} ms a group and {1000 * own['control_per_reply']:.2f} ms a reply. "
+        f"{1000 * own['prepare_per_group']:.1f} ms to prepare a group of two images of 112 px; "
+        f"{1000 * own['prepare_large_group']:.0f} ms in the processor for four of 401,408 pixels.\n"
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
@@ -165,6 +215,8 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rollouts": ("Rollouts and weight sync", rollouts),
     "serve": ("The service", serve),
     "verifiers": ("Rewards and overlap", verifiers),
+    "scaling": ("Reward actors that scale", scaling),
+    "planning": ("`hatch plan` against runs", planning),
 }
 
 GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing"

@@ -117,6 +117,71 @@ def report(run: RunPath) -> None:
 
 
 @app.command()
+def status(
+    run: RunPath,
+    as_json: Annotated[bool, typer.Option("--json", help="print what the run wrote, for programs")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="every second until the run ends or Ctrl-C")] = False,
+) -> None:
+    """Roles, nodes, versions, queues, waits and the time left of a run; works without a Ray connection."""
+    import json
+    import time
+
+    from hatch_ray.control import not_live, read_status
+    from hatch_ray.report.status import status_text
+    from hatch_ray.run_folder import RunFolder
+
+    _load_run(run)
+    folder = RunFolder(run)
+    while True:
+        found = read_status(folder)
+        ended = not_live(folder, found)
+        if found is None:
+            raise ValueError(f"{run} says nothing of itself: no training run has been at work in it")
+        text = json.dumps(found | {"live": ended is None, "ended": ended}) if as_json else status_text(found, ended)
+        if watch and not as_json:
+            console.clear()
+        console.print(text, markup=False)
+        if ended or not watch:
+            return
+        time.sleep(1)
+
+
+@app.command()
+def scale(
+    run: RunPath,
+    roles: Annotated[list[str], typer.Argument(help="reward=16, reward=auto, rollout=4", metavar="ROLE=NUMBER...")],
+) -> None:
+    """Give a live run more or fewer reward actors or vLLM engines; waits until they are at work. No restart."""
+    from hatch_ray.control import ask, parse_scale
+    from hatch_ray.run_folder import RunFolder
+
+    wanted = parse_scale(roles)
+    seconds = _load_run(run).deadlines.start_seconds + 120
+    try:
+        answer = ask(RunFolder(run), {"scale": wanted}, seconds)
+    except TimeoutError as error:
+        raise ValueError(str(error)) from None
+    if not answer["ok"]:
+        raise ValueError("; ".join(answer["lines"]))
+    for line in answer["lines"]:
+        console.print(line, markup=False)
+
+
+@app.command()
+def trace(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="file to write; default: RUN/trace.json")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="the last so many steps")] = 50,
+) -> None:
+    """Write when each part of the last GRPO steps was at work, for ui.perfetto.dev or chrome://tracing."""
+    from hatch_ray.report.trace import write_trace
+    from hatch_ray.run_folder import RunFolder
+
+    _load_run(run)
+    console.print(write_trace(RunFolder(run), out, steps), markup=False)
+
+
+@app.command()
 def replay(
     batch: Annotated[Path, typer.Argument(help="folder in RUN/bad_batches, or a file in it", metavar="BATCH")],
     model: Annotated[str, typer.Option(help="the stage's first model, where it is not at its old place")] = "",
@@ -187,6 +252,34 @@ def ask(
         return
     with service_of(_load_run(Path(target)), talk) as url:
         ask_service(url, key, images, question, fields, as_json, talk)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[
+        str, typer.Option(help="learner=2,rollout=6:p5.48xlarge,reward=1: nodes of each role, and their kind")
+    ] = "",
+    run: Annotated[list[Path] | None, typer.Option(help="take the costs of this run (repeatable: better fits)")] = None,
+    costs: Annotated[Path, typer.Option(help="else of this file")] = Path("bench/results/planning.json"),
+    speed: Annotated[float, typer.Option(min=1e-6, help="how many times as fast the planned machine computes")] = 1.0,
+    gpus: Annotated[int, typer.Option(min=0, help="show how it grows to this many GPUs")] = 0,
+    prices: Annotated[Path | None, typer.Option(help="kinds of nodes and prices, like planning/prices.yaml")] = None,
+) -> None:
+    """Compute what a cluster would do: step time, who waits, bytes moved, cost an hour (docs/scaling.md)."""
+    from hatch_ray.model.size import count_parameters
+    from hatch_ray.planning.costs import Costs
+    from hatch_ray.planning.words import print_plan, run_costs
+
+    loaded = _load(config, overrides)
+    if run:
+        first = _load_run(run[0])
+        measured = run_costs(run, first, count_parameters(first.model.base))
+    else:
+        measured = Costs.read(costs)
+    parameters = count_parameters(loaded.model.base)
+    print_plan(loaded, parameters, measured, nodes, gpus, speed, prices, console)
 
 
 @app.command()

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from hatch_ray.run_folder import STAGES, write_atomic
 
@@ -18,6 +27,25 @@ Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def _on_a_file_system(path: object) -> object:
+    scheme, found, _ = str(path).partition("://")
+    if found:
+        raise ValueError(
+            f"{scheme}:// is not written to directly: a run appends to files and renames them. Mount storage that can "
+            "(docs/cluster.md#shared-storage) and give its path"
+        )
+    return path
+
+
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("a share of a GPU is below 1, and several GPUs are a whole number")
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 
 
 class ConfigError(ValueError):
@@ -215,33 +243,69 @@ class GrpoConfig(Trained):
     """Compute a group's prompt and images once. False: again for every completion, the reference to compare with."""
 
 
-class RolloutConfig(Section):
+class Placed(Section):
+    """What every role has that Ray places on nodes."""
+
+    resources: dict[str, Rate] = {}
+    """Ray resources beside CPUs and GPUs that each process takes, such as {rollout: 1}: it runs only on nodes that have
+    them (cluster.yaml's node types, or `ray start --resources`). Empty: anywhere."""
+
+    @field_validator("resources")
+    @classmethod
+    def _named(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name in resources:
+            if name in ("CPU", "GPU", "memory", "object_store_memory"):
+                raise ValueError(f"{name} is not a resource of your own; set cpus or gpus of the section instead")
+        return resources
+
+
+class RolloutConfig(Placed):
     actors: Positive = 1
     """vLLM engines."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each engine (Ray's count; in synchronous mode engines and learner take turns, so shares may be < 1)."""
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of each engine."""
+    gpus: Gpus = 0
+    """GPUs of each engine; a share below 1 lets several processes have one GPU."""
+    prompts_per_call: Annotated[int, Field(ge=0)] = 0
+    """Prompts that an engine is given at once. 0: an equal part of the step for each engine, which is fastest. A fixed
+    number makes batches that do not depend on how many engines there are."""
     kv_cache_mb: Positive = 128
     """Key-value cache of a CPU engine, MiB."""
     gpu_memory_utilization: Fraction = 0.85
     """Share of a GPU's memory that an engine may take."""
 
 
-class RewardActorsConfig(Section):
+class RewardActorsConfig(Placed):
     actors: Positive = 1
-    """CPU verifiers."""
+    """CPU verifiers, at the start."""
     cpus: Annotated[float, Field(gt=0)] = 0.1
     """CPUs of each."""
+    min: Annotated[int, Field(ge=0)] = 0
+    """The fewest that the queue may leave; 0 means `actors`."""
+    max: Annotated[int, Field(ge=0)] = 0
+    """The most that the queue may call for; 0 means `actors`, so that their number is fixed (docs/cluster.md)."""
+    queue_seconds: Rate = 2.0
+    """Work that may wait for each actor, seconds: more of it calls for more actors."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RewardActorsConfig:
+        if self.min > self.actors or 0 < self.max < self.actors:
+            raise ValueError(
+                f"reward_actors.actors={self.actors} must lie between reward_actors.min={self.min} and "
+                f"reward_actors.max={self.max}"
+            )
+        return self
 
 
-class LearnerConfig(Section):
+class LearnerConfig(Placed):
     workers: Positive = 1
     """Ray Train workers."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each worker (Ray's count)."""
-    gpus: Annotated[float, Field(ge=0)] = 0
+    gpus: Gpus = 0
     """GPUs of each worker."""
+    together: Literal["PACK", "STRICT_PACK"] = "PACK"
+    """Ray places the workers on as few nodes as it can, or (STRICT_PACK) all on one node or not at all."""
 
 
 class RecoveryConfig(Section):
@@ -264,6 +328,9 @@ class CheckpointsConfig(Section):
 class DeadlinesConfig(Section):
     start_seconds: Rate = 600.0
     """An engine or a learner may take this long to start, seconds."""
+    nodes_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long to wait for nodes that the run needs and the cluster does not have yet, seconds: an autoscaler is asked
+    for them, or they join by hand. 0: a shortage ends the command at once."""
     call_seconds: Rate = 1800.0
     """The longest that one call may work, or one process wait for the others in a collective (a step's rollouts, an
     update of the weights, a gradient), seconds. Then the run stops, naming who waits for what (RUN/stacks)."""
@@ -325,7 +392,7 @@ class ServeConfig(Section):
 
 
 class Config(Section):
-    run_dir: Path = Path("runs/default")
+    run_dir: Annotated[Path, BeforeValidator(_on_a_file_system)] = Path("runs/default")
     """The run folder; an existing one is resumed."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of data, order, sampling and weights."""
@@ -346,6 +413,9 @@ class Config(Section):
     deadlines: DeadlinesConfig = DeadlinesConfig()
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
+    colocated: bool = False
+    """GRPO's engines share the learner's nodes, one beside each worker, and with GPUs its GPUs: they take turns
+    (docs/cluster.md)."""
     tensorboard: bool = True
     """Write a stage's scalars to RUN/tensorboard when it is done."""
 
@@ -362,7 +432,37 @@ class Config(Section):
                 f"grpo.prompts_per_step={self.grpo.prompts_per_step} must be a multiple of "
                 f"learner.workers={self.learner.workers}"
             )
+        if self.colocated:
+            self._check_colocated()
         return self
+
+    def _check_colocated(self) -> None:
+        learner, rollout = self.learner, self.rollout
+        if rollout.actors != learner.workers:
+            raise ValueError(
+                f"colocated puts one engine beside each learner worker: set rollout.actors={rollout.actors} and "
+                f"learner.workers={learner.workers} to one number"
+            )
+        if self.grpo.max_staleness:
+            raise ValueError(
+                "colocated engines and learner take turns: set grpo.max_staleness=0, or give each nodes of its own"
+            )
+        if rollout.resources:
+            raise ValueError("colocated engines go where the learner is: set learner.resources, not rollout.resources")
+        if bool(learner.gpus) != bool(rollout.gpus):
+            raise ValueError("colocated roles both have a share of a GPU (learner.gpus, rollout.gpus), or none")
+        if not learner.gpus:
+            return
+        if learner.gpus <= 0.5 or learner.gpus + rollout.gpus > 1:
+            raise ValueError(
+                f"colocated: learner.gpus={learner.gpus:g} must be above 0.5, so that no two workers have one GPU, and "
+                f"with rollout.gpus={rollout.gpus:g} at most 1"
+            )
+        if rollout.gpu_memory_utilization > rollout.gpus:
+            raise ValueError(
+                f"colocated: rollout.gpu_memory_utilization={rollout.gpu_memory_utilization:g} is more than the "
+                f"engine's share of the GPU; set it to at most rollout.gpus={rollout.gpus:g}"
+            )
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:

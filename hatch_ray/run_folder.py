@@ -11,8 +11,12 @@ RUN/<stage>/checkpoints/     the stage's resumable states
 RUN/samples/<stage>.jsonl    completions with every reward term
 RUN/ledger.jsonl             every prompt group of GRPO: trained once, or set aside
 RUN/recoveries.jsonl         every process that was lost, and what it cost
+RUN/status.json              what a live run says of itself, every second (`hatch status`)
+RUN/control/                 what is asked of a live run (`hatch scale`)
+RUN/spans.jsonl              when each part of the latest GRPO steps was at work (`hatch trace`)
 RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`hatch replay`)
 RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
+RUN/.stop                    there while a run that SIGTERM asked to stop saves
 RUN/model                    link to the last finished stage's model
 RUN/report.html
 """
@@ -146,6 +150,10 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def stop_path(self) -> Path:
+        return self.path / ".stop"
+
+    @property
     def model(self) -> Path:
         """The last finished stage's Hugging Face folder."""
         return self.path / "model"
@@ -165,6 +173,18 @@ class RunFolder:
     @property
     def ledger(self) -> Path:
         return self.path / "ledger.jsonl"
+
+    @property
+    def status_path(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def spans(self) -> Path:
+        return self.path / "spans.jsonl"
 
     @property
     def bad_batches(self) -> Path:

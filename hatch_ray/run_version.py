@@ -71,8 +71,9 @@ def _maker(run: RunFolder) -> tuple[str, int]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
+    """Nested sections as dotted keys; a role's resources are one value."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
+        section = isinstance(value, dict) and key != "resources"
+        result |= flat(value, f"{prefix}{key}.") if section else {prefix + str(key): value}
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -138,3 +139,19 @@ def differences(one: Path, other: Path) -> list[str]:
     if rows_of(one / "ledger.jsonl") != rows_of(other / "ledger.jsonl"):
         found.append("ledger")
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def reserve_ports(count: int) -> list[int]:
+    """Free ports outside 10002-19999, which Ray gives to its workers."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = free_port()
+        if not 10000 <= port <= 20000:
+            found.add(port)
+    return sorted(found)

@@ -142,8 +142,13 @@ def test_merged_lora_weights_compute_what_the_adapters_do(tiny_model):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"rollout": {"actors": 8}}, r"needs 8.* CPUs \(learner 1 x 0.5 \+ rollout 8 x 1"),
-        ({"learner": {"gpus": 1}}, "GPUs"),
+        (
+            {"rollout": {"actors": 8}},
+            r"rollout: 8 x {CPU 1} are needed, 3 .*8\.6 CPU .*rollout 8 .*has 4",
+        ),
+        ({"learner": {"gpus": 1}}, "learner: .*because no node has GPU"),
+        ({"rollout": {"cpus": 6}}, "because no node has more than 4 CPU: lower rollout.cpus"),
+        ({"reward_actors": {"resources": {"reward": 1}}}, "no node has reward: add nodes that do"),
         ({"rollout": {"actors": 1, "cpus": 0.5, "kv_cache_mb": 4_000_000}}, "GiB of memory"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hatch_ray.config import ConfigError, load_config, save_config
+from hatch_ray.config import ConfigError, load_config, make_config, save_config
 from hatch_ray.config_reference import fields, reference
 
 
@@ -63,3 +63,9 @@ def test_the_configuration_page_is_what_the_schema_says(pytestconfig):
     assert [key for key, _, meaning in fields() if not meaning] == []
     page = (pytestconfig.rootpath / "docs" / "configuration.md").read_text()
     assert page == reference(), "docs/configuration.md is old; run: hatch config > docs/configuration.md"
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://bucket/run"])
+def test_a_bucket_is_refused_and_not_taken_for_a_folder_of_that_name(place):
+    with pytest.raises(ConfigError, match=r"is not written to directly.*Mount storage"):
+        make_config({"run_dir": place})

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from runs import (
     kill,
     kill_worker,
     metrics,
+    reserve_ports,
     rows_of,
     start,
     wait_for_step,
@@ -48,22 +48,6 @@ def words(run: Path, model: Path) -> list[str]:
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
         f"data.tasks=[{','.join(TASKS)}]", f"grpo.max_steps={STEPS}", "grpo.save_every=2", "grpo.lr=5e-4",
     ]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def reserve_ports(count: int) -> list[int]:
-    """Free ports outside 10002-19999, which Ray gives to its workers."""
-    found: set[int] = set()
-    while len(found) < count:
-        port = free_port()
-        if not 10000 <= port <= 20000:
-            found.add(port)
-    return sorted(found)
 
 
 @pytest.fixture(scope="module")

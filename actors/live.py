@@ -1,0 +1,208 @@
+"""The driver's window to the outside: a heartbeat with the run's state, and the commands of `hatch scale`.
+
+A thread of its own, so that a run shows that it lives while it waits for something. It reads the pools and sets their
+targets; the driving thread does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from actors.metrics import Metrics
+from actors.placement import Need, describe, describe_all
+from actors.pools import Pool
+from actors.resources import nodes, room_for
+from hatch_ray.control import answer, clear, take, whoami
+from hatch_ray.run_folder import RunFolder, write_atomic
+
+LOOK_SECONDS = 0.5
+BEAT_SECONDS = 1.0
+STEPS_OF_ETA = 20
+log = logging.getLogger("hatch_ray")
+
+
+class Shown(Protocol):
+    """A stage that has more to show than its steps, and pools that can be scaled."""
+
+    def status(self) -> dict[str, Any]:
+        """Its part of status.json."""
+
+    def scalable(self) -> dict[str, tuple[Pool, Need]]:
+        """Role -> its pool and what one actor takes; empty before they have started."""
+
+    def refusal(self, role: str) -> str | None:
+        """Why a role cannot be scaled at all."""
+
+
+@dataclass
+class _Order:
+    answer: Path
+    wanted: dict[str, int | None]
+    before: dict[str, int]
+    end: float
+
+
+class Live:
+    """One driver's heartbeat, as a context. Another one of the same folder is left as it was by `clear`."""
+
+    def __init__(self, run: RunFolder, start_seconds: float = 600.0, wait_for_nodes: bool = False) -> None:
+        self.run, self.start_seconds, self.wait_for_nodes = run, start_seconds, wait_for_nodes
+        self.by_hand: dict[str, int] = {}
+        """Numbers asked for by `hatch scale`: they outlive a stage that starts again."""
+        self._state: dict[str, Any] = {"state": "running", "stage": None, "step": 0, "steps": 0} | whoami()
+        self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_OF_ETA)
+        self._shown: Shown | None = None
+        self._orders: list[_Order] = []
+        self.metrics = Metrics(str(run.path))
+        self._beat = 0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="hatch-live", daemon=True)
+
+    def __enter__(self) -> Live:
+        clear(self.run)
+        self.write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._end_orders("the run has ended")
+        if error is None:
+            self._state["state"] = "ended"
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            self._state["state"] = "was stopped"
+        else:
+            self._state["state"] = f"failed: {' '.join(str(error).split())[:500]}"
+        self._shown = None
+        self.write()
+
+    def at(self, stage: str, step: int, steps: int) -> None:
+        """The stage has done so many of its steps."""
+        if stage != self._state["stage"]:
+            self._steps.clear()
+        self._state |= {"stage": stage, "step": step, "steps": steps}
+        self._steps.append((time.monotonic(), step))
+
+    def show(self, stage: Shown | None) -> None:
+        """From now on this stage's state is shown; None: it is over."""
+        with self._lock:
+            self._shown = stage
+        if stage is None:
+            self._end_orders("the stage has ended")
+
+    def write(self) -> None:
+        """One heartbeat."""
+        with self._lock:
+            shown = self._shown.status() if self._shown is not None else {}
+        self._beat += 1
+        status = self._state | {"beat": self._beat, "time": round(time.time(), 3), "eta_seconds": self._eta()} | shown
+        write_atomic(self.run.status_path, json.dumps(status))
+        self.metrics.beat(status)
+
+    def _eta(self) -> float | None:
+        """Seconds to the end of the stage, at the pace of its last steps."""
+        steps = list(self._steps)
+        done = steps[-1][1] - steps[0][1] if steps else 0
+        if not done:
+            return None
+        pace = (steps[-1][0] - steps[0][0]) / done
+        return round(max(0.0, (self._state["steps"] - steps[-1][1]) * pace), 1)
+
+    def _loop(self) -> None:
+        written = time.monotonic()
+        while not self._stop.wait(LOOK_SECONDS):
+            try:
+                for path, request in take(self.run):
+                    self._take_up(path, request["scale"])
+                self._orders = [order for order in self._orders if not self._finished(order)]
+                if time.monotonic() - written >= BEAT_SECONDS:
+                    written = time.monotonic()
+                    self.write()
+            except Exception:  # a run must not end because it could not be watched; the next round tries again
+                log.exception("the run's status could not be written or a command not read")
+
+    def _take_up(self, path: Path, wanted: dict[str, int | None]) -> None:
+        with self._lock:
+            shown = self._shown
+            pools = shown.scalable() if shown is not None else {}
+        if not pools:
+            self.by_hand |= {role: count for role, count in wanted.items() if count}
+            stage = self._state["stage"] or "its start"
+            answer(path, True, [f"the run is at {stage}: GRPO will start with {_words(wanted)}"])
+            return
+        assert shown is not None, "pools belong to a stage"
+        for role, count in wanted.items():
+            why = shown.refusal(role) or self._no_room(role, count, *pools[role])
+            if why:
+                answer(path, False, [f"{role}: {why}. Nothing was changed"])
+                return
+        before = {role: len(pools[role][0].actors) for role in wanted}
+        for role, count in wanted.items():
+            pool = pools[role][0]
+            pool.trouble = ""
+            pool.fix(count)
+            if count is None:
+                self.by_hand.pop(role, None)
+            else:
+                self.by_hand[role] = count
+        self._orders.append(_Order(path, wanted, before, time.monotonic() + self.start_seconds))
+
+    def _no_room(self, role: str, count: int | None, pool: Pool, need: Need) -> str | None:
+        """Why the cluster has no room for so many; None when it has, or when more nodes may be waited for."""
+        more = (count or 0) - len(pool.actors) - len(pool.starting)
+        if self.wait_for_nodes or more <= 0:
+            return None
+        room = room_for(Need(need.role, more, need.each))
+        if room >= more:
+            return None
+        most = (count or 0) - more + room
+        return (
+            f"{more} more with {describe(need.each)} each are needed and {room} find a place beside what runs (the "
+            f"cluster has {describe_all(nodes())}); ask for at most {most}, or add nodes"
+        )
+
+    def _finished(self, order: _Order) -> bool:
+        with self._lock:
+            pools = self._shown.scalable() if self._shown is not None else {}
+        if not pools:
+            return False  # the stage starts again, or has ended: `show` tells
+        late = time.monotonic() > order.end
+        lines, ok = [], True
+        for role, count in order.wanted.items():
+            pool = pools[role][0]
+            now, going = len(pool.actors), len(pool.starting)
+            if count is None:
+                lines.append(f"{role}: by queue from now on, {now} at work")
+            elif now == count and not going:
+                nodes = len({place.node for place in list(pool.places.values())})
+                lines.append(f"{role}: {order.before[role]} -> {now}, on {nodes} node{'' if nodes == 1 else 's'}")
+            elif pool.trouble or late:
+                ok = False
+                self.by_hand[role] = pool.target
+                why = pool.trouble or f"{going} have not started in {self.start_seconds:.0f} s; they will join later"
+                lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {why}")
+            else:
+                return False
+        answer(order.answer, ok, lines)
+        return True
+
+    def _end_orders(self, why: str) -> None:
+        orders, self._orders = self._orders, []
+        for order in orders:
+            answer(order.answer, False, [f"{why} before there were {_words(order.wanted)}"])
+
+
+def _words(wanted: dict[str, int | None]) -> str:
+    return ", ".join(f"{role}={'auto' if count is None else count}" for role, count in wanted.items())

@@ -1,0 +1,217 @@
+"""Costs of GRPO's phases, taken from the metrics of runs.
+
+A phase that several processes share costs each of them `step + group * groups + reply * replies` seconds, of the groups
+and replies that are its share. The three coefficients are the least squares fit over the runs, none below 0; runs of
+one size tell one coefficient (all of it goes by replies), of two sizes two.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from hatch_ray.config import Config, ConfigError, load_config
+from hatch_ray.run_folder import RunFolder, read_jsonl
+
+WARM_UP = 2
+"""First steps of a run, which are left out."""
+FEWEST_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a process: a fixed part, and what each of its groups and replies adds."""
+
+    step: float = 0.0
+    group: float = 0.0
+    reply: float = 0.0
+
+    def seconds(self, groups: float, replies: float) -> float:
+        """For a share of this size."""
+        return self.step + self.group * groups + self.reply * replies
+
+    def times(self, factor: float) -> Line:
+        """Every part multiplied."""
+        return Line(self.step * factor, self.group * factor, self.reply * factor)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What each phase costs. Seconds; bytes; `machine` and `parameters` say of what."""
+
+    generate: Line
+    """Of an engine's share of a step."""
+    reward: Line
+    """Of a reward actor's share."""
+    learn: Line
+    """Of a learner worker's share, without the network."""
+    control: Line
+    """Of the driver, between the phases: groups, shards, hand-over, logs."""
+    prepare: float
+    """Of the driver, for a group's images and prompt: at work while the learner is."""
+    sync: float
+    """Of an engine that takes over weights, without the network."""
+    reply_tokens: float
+    parameters: int
+    image_bytes: int
+    """Of a group's images in the object store."""
+    machine: str
+    runs: int
+
+    @classmethod
+    def read(cls, path: Path) -> Costs:
+        """From a file with a section "costs" (bench/results/planning.json). Raises ConfigError for any other."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["costs"]
+            lines: dict[str, Any] = {
+                name: Line(**found.pop(name)) for name in ("generate", "reward", "learn", "control")
+            }
+            return cls(**lines, **found)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} has no measured costs ({error}); make it with `python -m bench.planning`"
+            ) from None
+
+    def to_tree(self) -> dict[str, Any]:
+        """What `read` reads."""
+        return asdict(self)
+
+    def on(self, parameters: int, speed: float, image_bytes: int) -> Costs:
+        """The costs of a model of another size, with other images, on another machine.
+
+        Engine and learner work grows with the parameters and falls with `speed`, how many times as fast the other
+        machine computes; preparing images grows with their bytes; the rest of the driver and the reward actors stay as
+        they are.
+        """
+        factor = parameters / self.parameters / speed
+        values = dict(self.__dict__) | {"parameters": parameters, "image_bytes": image_bytes}
+        values["prepare"] = self.prepare * image_bytes / self.image_bytes
+        values |= {
+            "generate": self.generate.times(factor),
+            "learn": self.learn.times(factor),
+            "sync": self.sync * factor,
+        }
+        return Costs(**values)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How a run was made: what divides the work."""
+
+    groups: int
+    group_size: int
+    engines: int
+    judges: int
+    workers: int
+    max_staleness: int = 0
+
+    @classmethod
+    def of(cls, config: Config) -> Sizes:
+        return cls(
+            config.grpo.prompts_per_step, config.grpo.group_size, config.rollout.actors, config.reward_actors.actors,
+            config.learner.workers, config.grpo.max_staleness,
+        )  # fmt: skip
+
+    def share(self, processes: int) -> tuple[int, int]:
+        """(groups, replies) of the process that has most of a step."""
+        groups = math.ceil(self.groups / processes)
+        return groups, groups * self.group_size
+
+    def judged(self) -> tuple[int, int]:
+        """(0, replies) of the reward actor that has most: replies are dealt one by one."""
+        return 0, math.ceil(self.groups * self.group_size / self.judges)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's sizes and the medians of its phases, seconds."""
+
+    sizes: Sizes
+    seconds: float
+    generate: float
+    reward: float
+    learn: float
+    sync: float
+    control: float
+    prepare: float
+    """Of a group, at a step that found nothing prepared."""
+    reply_tokens: float
+
+    @classmethod
+    def of_run(cls, run: RunFolder) -> Measured:
+        """Of a run's GRPO stage. Raises ConfigError where it has too few steps."""
+        if not run.config_path.is_file():
+            raise ConfigError(f"{run.path} is not a run folder (no config.yaml)")
+        config = load_config(run.config_path)
+        rows = [row for row in read_jsonl(run.metrics_path) if row["stage"] == "grpo"]
+        used = rows[WARM_UP:]
+        if len(used) < FEWEST_STEPS:
+            raise ConfigError(
+                f"{run.path} has {len(rows)} GRPO steps; costs need at least {WARM_UP + FEWEST_STEPS}, the first "
+                f"{WARM_UP} of which are not counted"
+            )
+
+        def median(name: str) -> float:
+            return float(statistics.median(row[name] for row in used))
+
+        phases = ("seconds_sync", "seconds_prepare", "seconds_generate", "seconds_reward", "seconds_learn")
+        own = [row["seconds"] - sum(row[name] for name in phases) for row in used]
+        return cls(
+            sizes=Sizes.of(config),
+            seconds=median("seconds"),
+            generate=median("seconds_generate"),
+            reward=median("seconds_reward"),
+            learn=median("seconds_learn"),
+            sync=median("seconds_sync"),
+            # With max_staleness the learner works meanwhile, so that what is left of the step says nothing.
+            control=0.0 if config.grpo.max_staleness else max(0.0, statistics.median(own)),
+            prepare=float(rows[0]["seconds_prepare"]) / config.grpo.prompts_per_step,
+            reply_tokens=median("reply_tokens"),
+        )
+
+
+def fit(shares: Sequence[tuple[int, int]], seconds: Sequence[float]) -> Line:
+    """The line through the measured seconds of shares (groups, replies). Raises ValueError when there are none."""
+    if not shares:
+        raise ValueError("nothing was measured")
+    table = np.array([[1.0, groups, replies] for groups, replies in shares])
+    target = np.array(seconds, dtype=float)
+    for columns in ([0, 1, 2], [0, 2], [2]):
+        part = table[:, columns]
+        if np.linalg.matrix_rank(part) == len(columns):
+            break
+    # Relative errors: a second too much on a step of two is worse than on one of ten.
+    weights = 1 / np.maximum(target, 1e-9)
+    found, _ = nnls(part * weights[:, None], target * weights)
+    whole = [0.0, 0.0, 0.0]
+    for column, value in zip(columns, found, strict=True):
+        whole[column] = float(value)
+    return Line(*whole)
+
+
+def costs_of(measured: Sequence[Measured], parameters: int, image_bytes: int, machine: str) -> Costs:
+    """The costs of runs of one model on one machine; runs of several sizes tell more. Synchronous runs count alone
+    where there are some: with max_staleness phases disturb each other."""
+    used = [one for one in measured if one.sizes.max_staleness == 0] or list(measured)
+    sizes = [one.sizes for one in used]
+    return Costs(
+        generate=fit([s.share(s.engines) for s in sizes], [one.generate for one in used]),
+        reward=fit([s.judged() for s in sizes], [one.reward for one in used]),
+        learn=fit([s.share(s.workers) for s in sizes], [one.learn for one in used]),
+        control=fit([(s.groups, s.groups * s.group_size) for s in sizes], [one.control for one in used]),
+        prepare=float(statistics.median(one.prepare for one in used)),
+        sync=float(statistics.median(one.sync for one in used)),
+        reply_tokens=float(statistics.median(one.reply_tokens for one in used)),
+        parameters=parameters,
+        image_bytes=image_bytes,
+        machine=machine,
+        runs=len(used),
+    )

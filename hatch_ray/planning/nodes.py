@@ -1,0 +1,103 @@
+"""Nodes of a plan: how many of each kind, what they hold, what they cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hatch_ray.config import Config, ConfigError
+
+PRICES = Path(__file__).parent / "prices.yaml"
+ROLES = ("learner", "rollout", "reward")
+DEFAULTS = {"learner": "p5.4xlarge", "rollout": "p5.4xlarge", "reward": "c7i.2xlarge", "head": "m7i.2xlarge"}
+"""The kinds of cluster.yaml."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of machine: what one has and costs."""
+
+    name: str
+    cpus: int
+    gpus: int
+    network_gbit: float
+    usd_hour: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.network_gbit * 1e9 / 8
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A role's machines and the processes on each."""
+
+    kind: Kind
+    count: int
+    each: int
+
+    @property
+    def processes(self) -> int:
+        return self.count * self.each
+
+
+def read_prices(path: Path = PRICES) -> tuple[dict[str, Kind], str]:
+    """Kinds of machines by name, and where the prices come from. Raises ConfigError naming a line that is wrong."""
+    try:
+        tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        kinds = {name: Kind(name, **values) for name, values in tree["kinds"].items()}
+        source = f"{tree['source']}, {tree['date']}"
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a table of prices like {PRICES}: {error}") from None
+    for kind in kinds.values():
+        if min(kind.cpus, kind.network_gbit) <= 0 or min(kind.gpus, kind.usd_hour) < 0:
+            raise ConfigError(f"{path}: {kind.name} needs cpus and network_gbit above 0, gpus and usd_hour not below")
+    return kinds, source
+
+
+def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, Nodes]:
+    """ "learner=2,rollout=6:p5.48xlarge,reward=1" -> the nodes of every role, with as many processes as have room.
+
+    A role that is not named has what its processes in the config need. Raises ConfigError for anything else.
+    """
+    asked: dict[str, tuple[int, str]] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        role, equals, rest = part.partition("=")
+        number, colon, named = rest.partition(":")
+        if role not in ROLES or not equals or not number.isdecimal() or int(number) < 1 or (colon and not named):
+            raise ConfigError(
+                f"--nodes {part!r} is not ROLE=COUNT or ROLE=COUNT:KIND with a role of {', '.join(ROLES)}"
+            )
+        asked[role] = (int(number), named or DEFAULTS[role])
+    found = {}
+    for role in ROLES:
+        wanted, cpus, gpus = _processes(config, role)
+        count, name = asked.get(role, (0, DEFAULTS[role]))
+        if name not in kinds:
+            raise ConfigError(
+                f"no price for nodes of kind {name!r}; known: {', '.join(kinds)} (--prices FILE for others)"
+            )
+        kind = kinds[name]
+        room = math.floor(kind.cpus / cpus + 1e-9)
+        if gpus:
+            room = min(room, math.floor(kind.gpus / gpus + 1e-9))
+        if room < 1:
+            raise ConfigError(f"a {name} has no room for a process of {role} ({cpus:g} CPUs, {gpus:g} GPUs)")
+        if not count:
+            count = math.ceil(wanted / room)
+            room = min(room, wanted)
+        found[role] = Nodes(kind, count, room)
+    return found
+
+
+def _processes(config: Config, role: str) -> tuple[int, float, float]:
+    """(processes, CPUs each, GPUs each) of a role in a config."""
+    if role == "learner":
+        return config.learner.workers, config.learner.cpus, config.learner.gpus
+    if role == "rollout":
+        return config.rollout.actors, config.rollout.cpus, config.rollout.gpus
+    return config.reward_actors.actors, config.reward_actors.cpus, 0.0
