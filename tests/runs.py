@@ -27,6 +27,8 @@ SHORT = [
     "grpo.max_steps=4", "grpo.prompts_per_step=2", "grpo.group_size=4", "grpo.save_every=1",
     "grpo.max_new_tokens=24", "eval.samples=12", "eval.max_new_tokens=24", "eval.bootstrap=200",
 ]  # fmt: skip
+ALONE = ["learner.workers=1", "rollout.actors=1", "reward_actors.actors=1"]
+"""One process a role: where many stages start, on two cores a second worker only makes each start longer."""
 ROOMS = ["data.rooms.train_scenes=3", "data.rooms.heldout_scenes=3", "data.rooms.views_per_scene=6"]
 
 

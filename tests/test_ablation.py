@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from runs import ROOMS, SHORT, finish, kill, metrics, start, wait_for_step
+from runs import ALONE, ROOMS, SHORT, finish, kill, metrics, start, wait_for_step
 from typer.testing import CliRunner
 
 from hatch_ray.ablation.page import write_page
@@ -290,10 +290,6 @@ def test_a_step_without_actions_leaves_a_gap_in_the_curve(tmp_path: Path) -> Non
 
 
 # --- the command --------------------------------------------------------------------------------------------------
-
-
-ALONE = ["learner.workers=1", "rollout.actors=1", "reward_actors.actors=1"]
-"""One process a role: nine stages start, and on two cores a second worker only makes a start longer."""
 
 
 @pytest.mark.slow

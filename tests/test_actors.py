@@ -1,7 +1,6 @@
 """Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
 
 import gc
-import os
 import socket
 import tracemalloc
 
@@ -26,7 +25,7 @@ from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image
 from hatch_ray.protocol.prompt import build_prompt, gold_reply
 from hatch_ray.rewards.score import RewardTarget, score_reply
-from hatch_ray.run_folder import RunFolder, read_jsonl
+from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
 from tests.pictures import photo
 
@@ -408,35 +407,3 @@ def test_prompt_beyond_the_context_is_refused_before_anything_starts(ray_cluster
     config = make_settings(tiny_model, grpo={"max_new_tokens": 500})
     with pytest.raises(ConfigError, match=r"prompt of sample s\d .* exceeds model.max_length=512"):
         run_grpo(config, RunFolder(tmp_path / "run"), tiny_model, samples, lambda *_: None)
-
-
-@pytest.mark.slow
-def test_the_stage_learns_logs_saves_and_resumes(ray_cluster, tiny_model, taught_model, samples, tmp_path):
-    """Overlapped sampling with two engines; the second run goes on from the checkpoint of the first."""
-    grpo = {"max_staleness": 1, "save_every": 2, "epochs": 100, "temperature": 0.9}
-    folder = RunFolder(tmp_path / "run")
-    seen = []
-    config = make_settings(tiny_model, grpo=grpo | {"max_steps": 3}, rollout={"actors": 2, "cpus": 0.4})
-    summary = run_grpo(config, folder, taught_model, samples, lambda done, total: seen.append((done, total)))
-    assert summary["steps"] == 3
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-    first, last = load_model(taught_model), load_model(folder.stage_model("grpo"))
-    assert part_checksum(last, "all") != part_checksum(first, "all")
-    assert os.listdir(folder.checkpoints("grpo")) == ["step-000002"]
-
-    longer = make_settings(tiny_model, grpo=grpo | {"max_steps": 4}, rollout={"actors": 1, "cpus": 0.5})
-    run_grpo(longer, folder, taught_model, samples, lambda done, total: seen.append((done, total)))
-    assert seen[3:] == [(3, 4), (4, 4)]
-    metrics = read_jsonl(folder.metrics_path)
-    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
-    for row in metrics:
-        assert row["sampler_gap"] < 1e-3 or row["staleness"] > 0
-        assert row["staleness"] <= 1
-        assert {"reward_total", "reward_action", "reward_answer", "reward_format", "kl", "entropy"} <= set(row)
-        assert {"clip_share", "correction_share", "zero_variance_groups", "tokens_per_s"} <= set(row)
-    assert any(row["zero_variance_groups"] < 2 for row in metrics)
-    rows = read_jsonl(folder.samples("grpo"))
-    assert len(rows) == 4 * 2 * 4
-    assert {row["step"] for row in rows} == {0, 1, 2, 3}
-    assert {"prompt", "images", "completion", "plans", "terms", "reasons", "advantage"} <= set(rows[0])
-    assert not (folder.path / ".ray_train").exists()

@@ -1,4 +1,5 @@
-"""SIGTERM ends a run in order: every stage saves where it is, nothing is left behind, and the same command goes on."""
+"""SIGTERM ends a run in order: every stage saves where it is and nothing is left behind. (That stages go on from
+such states: test_supervised_stage, test_recipe; from a stopped job: test_ray_up.)"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ PLACES = [(0.0, 0.0), (1.3, 0.2), (0.4, 1.2)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pasta", "qa_sft"])
-def test_two_workers_save_at_one_step_and_go_on_from_it(ray_cluster, tiny_model, tmp_path, stage):
+def test_two_workers_save_at_one_step(ray_cluster, tiny_model, tmp_path, stage):
     run = RunFolder(tmp_path / "run")
     config = make_config({
         "run_dir": str(run.path), "model": {"template": "compact-v1", "max_length": 512},
@@ -39,24 +40,20 @@ def test_two_workers_save_at_one_step_and_go_on_from_it(ray_cluster, tiny_model,
     samples = [wall_sample(tmp_path, seed, PLACES, other_light=True) for seed in range(8)]
     run.path.mkdir()
 
-    def train() -> dict[str, Any]:
-        if stage == "pasta":
-            return run_pasta(config, run, tiny_model, samples[:6], samples[6:], lambda *_: None)
-        return run_sft(stage, config, run, tiny_model, samples, lambda *_: None)
-
     def stopped() -> None:
         with stoppable(run), stage_at_work():
             os.kill(os.getpid(), signal.SIGTERM)
-            train()
+            if stage == "pasta":
+                run_pasta(config, run, tiny_model, samples[:6], samples[6:], lambda *_: None)
+            else:
+                run_sft(stage, config, run, tiny_model, samples, lambda *_: None)
 
     with pytest.raises(StopAsked):
         stopped()
     (state,) = Checkpoints(run.checkpoints(stage)).all()
     assert state.name == "step-000001" and problem(state) is None
     assert not run.stage_model(stage).exists() and not run.stop_path.exists() and not asked()
-    assert train()["steps"] == 3
-    assert [row["step"] for row in read_jsonl(run.metrics_path)] == [1, 2, 3]
-    assert run.stage_model(stage).is_dir()
+    assert [row["step"] for row in read_jsonl(run.metrics_path)] == [1]
 
 
 def test_between_stages_and_at_the_second_time_the_end_comes_at_once(tmp_path):
@@ -126,6 +123,10 @@ def test_grpo_trains_what_it_has_sampled_saves_and_ends(taught_model, tmp_path):
     assert "stopped as asked" in output and "Traceback" not in output
     steps = [row["step"] for row in metrics(run, "grpo")]
     (state,) = Checkpoints(RunFolder(run).checkpoints("grpo")).all()
+    for row in metrics(run, "grpo"):
+        assert row["staleness"] <= 1 and (row["sampler_gap"] < 1e-3 or row["staleness"] > 0)
+        assert {"reward_total", "reward_action", "reward_answer", "reward_format", "kl", "entropy"} <= set(row)
+        assert {"clip_share", "correction_share", "zero_variance_groups", "tokens_per_s"} <= set(row)
     assert steps == list(range(1, len(steps) + 1)) and state.name == f"step-{len(steps):06d}"
     assert problem(state) is None
     assert [row["place"] for row in rows_of(run / "ledger.jsonl")] == list(range(2 * len(steps)))
