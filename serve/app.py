@@ -19,12 +19,11 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client.metrics_core import Metric
 from ray import serve as ray_serve
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from serve.engine import ReasonEngine
 from serve.examples import errors
 from serve.follow import Follower
-from serve.guard import Guard, internal_error
+from serve.guard import Guard, allow_origins, internal_error
 from serve.limits import MIB, Admission, refusal_response
 from serve.metrics import CONTENT_TYPE, Metrics, exposition
 from serve.pages import pages
@@ -71,12 +70,7 @@ class Service:
             key=os.environ[serving.api_key_env] if serving.api_key_env else "",
             log_requests=serving.log_requests,
         )
-        if not serving.cors_origins:
-            return app
-        headers = ["authorization", "content-type", "x-api-key"]
-        return CORSMiddleware(
-            app, allow_origins=serving.cors_origins, allow_methods=["GET", "POST"], allow_headers=headers
-        )
+        return allow_origins(app, serving.cors_origins) if serving.cors_origins else app
 
     async def follow(self) -> None:
         """Take over newer models, where serve.follow asks for it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from serve.limits import check_key, check_length, read_body, refusal_response
 from serve.metrics import Metrics
@@ -97,6 +98,16 @@ class _Sent:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self.send(message)
+
+
+def allow_origins(app: Any, origins: list[str]) -> CORSMiddleware:
+    """`app` (ASGI), which pages of these origins may call from a browser; it goes around the key, which a browser's
+    question beforehand (preflight) does not carry.
+    """
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-api-key"], expose_headers=["retry-after"],
+    )  # fmt: skip
 
 
 def internal_error() -> Refusal:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from hatch_ray.config import ConfigError, make_config
-from serve.guard import Edge, EdgeLimits, Guard
+from serve.guard import Edge, EdgeLimits, Guard, allow_origins
 from serve.limits import Admission
 from serve.metrics import Metrics, exposition
 from serve.schema import Refusal
@@ -131,10 +131,10 @@ async def fails(scope: Any, receive: Any, send: Any) -> None:
     raise ValueError("a secret of the request")
 
 
-def ask(app: Any, path: str = "/reason", **request: Any) -> httpx.Response:
+def ask(app: Any, path: str = "/reason", method: str = "POST", **request: Any) -> httpx.Response:
     async def go() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
-            return await client.post(path, **request)
+            return await client.request(method, path, **request)
 
     return asyncio.run(go())
 
@@ -186,6 +186,24 @@ def test_with_a_key_only_those_who_have_it_may_ask(headers, status):
     for path in ("/", "/healthz", "/readyz", "/page/app.js"):
         assert ask(guard(key="s3cret"), path).status_code == 200
     assert ask(guard(key="s3cret"), "/metrics").status_code == 401
+
+
+PAGE = "https://robots.example.org"
+
+
+@pytest.mark.parametrize(("origin", "allowed"), [(PAGE, PAGE), ("https://elsewhere.example.org", None), ("null", None)])
+def test_only_pages_of_a_named_origin_may_ask_and_read_the_answer(origin, allowed):
+    app = allow_origins(guard(key="s3cret"), [PAGE])
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "content-type, x-api-key"}
+    before = ask(app, method="OPTIONS", headers={"origin": origin} | asks)
+    assert before.status_code == (200 if allowed else 400)
+    assert before.headers.get("access-control-allow-origin") == allowed
+    for headers, status in (({"x-api-key": "s3cret"}, 200), ({}, 401)):
+        response = ask(app, headers={"origin": origin} | headers)
+        assert response.status_code == status
+        assert response.headers.get("access-control-allow-origin") == allowed
+        assert response.headers.get("access-control-allow-credentials") is None
+    assert "access-control-allow-origin" not in ask(guard(), headers={"origin": origin}).headers
 
 
 def test_a_mistake_of_ours_is_told_without_what_the_request_held():
