@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import phases
 from bench.measure import RESULTS
 from hatch_ray.run_folder import write_atomic
 
@@ -31,6 +32,8 @@ against the best large matrix product of the same run (on a GPU: the maker's fig
 """
 PHASES_TEXT = """
 Phases of our step, seconds (the driver waits while the learner learns, and prepares the next step's images meanwhile):
+
+![Phases of a step](images/phases.svg)
 
 """
 
@@ -70,7 +73,7 @@ def learner(found: dict[str, Any]) -> str:
 
 def step(found: dict[str, Any]) -> str:
     """Whole steps against TRL, and their phases."""
-    rows, phases = [], []
+    rows, parts = [], []
     for row in found["rows"]:
         name = f"{row['shape']}, {row['images']} x {row['pixels']} px"
         ours, other = row["ours"], row.get("trl")
@@ -78,9 +81,9 @@ def step(found: dict[str, Any]) -> str:
                      f"{other['seconds'] / ours['seconds']:.2f}" if other else "-", f"{ours['reply_tokens']:.0f}",
                      f"{other['reply_tokens']:.0f}" if other else "-",
                      f"{ours['processed_per_image']:.2f}"])  # fmt: skip
-        phases.append([name, *(f"{ours['phases'][phase]:.3f}" for phase in ours["phases"])])
+        parts.append([name, *(f"{ours['phases'][phase]:.3f}" for phase in ours["phases"])])
     headings = ["model, images", "ours, s", "TRL, s", "TRL / ours", "reply tokens, ours", "TRL", "processed / image"]
-    return table(headings, rows) + PHASES_TEXT + table(["model, images", *found["rows"][0]["ours"]["phases"]], phases)
+    return table(headings, rows) + PHASES_TEXT + table(["model, images", *found["rows"][0]["ours"]["phases"]], parts)
 
 
 def growth(found: dict[str, Any]) -> str:
@@ -239,6 +242,8 @@ def page() -> str:
 
 def main() -> None:
     write_atomic(PAGE, page())
+    if (steps := RESULTS / "step.json").exists():
+        phases.draw(json.loads(steps.read_text(encoding="utf-8")))
     print(f"written: {PAGE}")
 
 

@@ -108,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_tiny(folder / "model", 0, SMALL["6m"])
-        ray.init(num_cpus=8, include_dashboard=False, logging_level="warning", log_to_driver=False,
+        ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning", log_to_driver=False,
                  runtime_env={"env_vars": variables() | {"OMP_NUM_THREADS": "1"}})  # fmt: skip
         try:
             known = []

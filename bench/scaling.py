@@ -141,8 +141,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     ray.init(
-        include_dashboard=False, logging_level="warning", log_to_driver=False, runtime_env={"env_vars": variables()}
-    )
+        address="local", include_dashboard=False, logging_level="warning", log_to_driver=False,
+        runtime_env={"env_vars": variables()},
+    )  # fmt: skip
     queue_seconds = options.replies * options.milliseconds / 1000 / options.start
     with tempfile.TemporaryDirectory() as folder:
         cost = Path(folder) / "cost"

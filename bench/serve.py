@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import base64
 import collections
+import gc
 import io
 import json
 import os
@@ -155,6 +156,8 @@ async def measure(config: Config, run: RunFolder, url: str, options: argparse.Na
     finally:
         bare.engine.close()
         await served.client.aclose()
+    del bare
+    gc.collect()  # vLLM's engine complains when it is collected with the interpreter
     return found
 
 
@@ -238,7 +241,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load, on the first shape")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of each engine: the service's has one CPU
-    ray.init(include_dashboard=False, logging_level="warning", log_to_driver=False,
+    ray.init(address="local", include_dashboard=False, logging_level="warning", log_to_driver=False,
              runtime_env={"env_vars": variables()})  # fmt: skip
     figures: dict[str, Any] = {"command": vars(options), "models": {}}
     with tempfile.TemporaryDirectory() as name:
