@@ -27,6 +27,9 @@ from actors.stopping import StopAsked, asked
 from hatch_ray.config import Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
+Report = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
 POLL_SECONDS = 0.3
 log = logging.getLogger("hatch_ray")
 
@@ -47,7 +50,7 @@ def fit_stage(
     stage: str,
     workers: int,
     steps: int,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> None:
     """Run `loop({"job": reference to job})` on Ray Train workers until it ends, calling report(done, steps) on the way.
 
@@ -104,7 +107,7 @@ def fit_supervised(
     stage: str,
     workers: int,
     steps: int,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> None:
     """`fit_stage` of a stage whose workers go on from their last checkpoint: lost workers are started again."""
     recovery = Recovery(run, stage, config.recovery)
@@ -143,7 +146,7 @@ def first_failure(error: WorkerGroupError) -> BaseException:
     return next(failure for rank, failure in failures.items() if rank not in orphans)
 
 
-def _follow(run: RunFolder, stage: str, steps: int, report: Callable[[int, int], None], stop: threading.Event) -> None:
+def _follow(run: RunFolder, stage: str, steps: int, report: Report, stop: threading.Event) -> None:
     """Tail the metrics file that rank 0 writes and report its last step of the stage; pass on the workers' notices."""
     position, known = 0, -1
     while True:
@@ -163,6 +166,16 @@ def _follow(run: RunFolder, stage: str, steps: int, report: Callable[[int, int],
                 report(rows[-1]["step"], steps)
         if last:
             return
+
+
+def check_finite(stage: str, step: int, values: dict[str, float]) -> None:
+    """Raise FloatingPointError naming the stage, the step and what to change when a value is not finite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{stage}: {name} is {value} at step {step}; lower {stage}.lr, or raise {stage}.warmup_steps. "
+                "The run goes on from its last checkpoint when started again"
+            )
 
 
 def forget_after(run: RunFolder, stage: str, step: int) -> None:

@@ -138,7 +138,8 @@ def run_stage(
 ) -> dict[str, Any]:
     """One stage, from its input model to RUN/<stage>/model; returns what it achieved."""
     from actors.grpo_stage import run_grpo
-    from actors.supervised import run_pasta, run_sft
+    from actors.pasta_stage import run_pasta
+    from actors.sft_stage import run_sft
 
     model = stage_input(config, run, stage)
     if stage == "pasta":

@@ -19,8 +19,9 @@ from wall_scene import wall_sample
 
 from actors.boards import ExperienceBoard
 from actors.checkpoints import Checkpoints, problem
+from actors.pasta_stage import run_pasta
+from actors.sft_stage import StageCallback, run_sft
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
-from actors.supervised import StageCallback, run_pasta, run_sft
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder, read_jsonl
 

@@ -16,8 +16,9 @@ from torch.utils.data import BatchSampler
 from wall_scene import wall_sample
 
 from actors.checkpoints import Checkpoints
-from actors.fit import forget_after, stage_workers
-from actors.supervised import StageCallback, check_finite, make_scheduler, run_pasta, run_sft
+from actors.fit import check_finite, forget_after, stage_workers
+from actors.pasta_stage import make_scheduler, run_pasta
+from actors.sft_stage import StageCallback, run_sft
 from hatch_ray.config import Config, make_config
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on gold replies: QA SFT (answers alone) and ActoR's cold start (teacher actions, then answer).
 
-TRL's SFTTrainer does the training (`actors/supervised.py` runs it in Ray Train). What is ours is the data: prompts are
+TRL's SFTTrainer does the training (`actors/sft_stage.py` runs it in Ray Train). What is ours is the data: prompts are
 tokenised as for inference, so that a trained model meets the very tokens it was trained on, and the loss covers the
 reply and its end token alone.
 """
