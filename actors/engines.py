@@ -42,18 +42,19 @@ class EnginePool(Pool):
         rollout = config.rollout
         config = config.model_copy(update={"run_dir": RunFolder(config.run_dir).path})  # an actor has its own directory
         needs = rollout_resources(config) if beside else resources_of(rollout.cpus, rollout.gpus, rollout)
-        actor = ray.remote(engine).options(**actor_options(needs))
+        actor, options = ray.remote(engine), actor_options(needs)
         self._nodes: dict[Any, str] = {}
         self._prompts_per_call = rollout.prompts_per_call
         self._catch_up: Callable[[Any], None] = lambda engine: None
 
         def start() -> Any:
             if not beside:
-                return actor.remote(str(model), config, version)
+                return actor.options(**options).remote(str(model), config, version)
             node = self._free_node(beside)
             where = NodeAffinitySchedulingStrategy(node, soft=False)
             threads = {"env_vars": {"OMP_NUM_THREADS": str(max(1, math.floor(rollout.cpus)))}}
-            started = actor.options(scheduling_strategy=where, runtime_env=threads).remote(str(model), config, version)
+            placed = actor.options(**options, scheduling_strategy=where, runtime_env=threads)
+            started = placed.remote(str(model), config, version)
             self._nodes[started] = node
             return started
 

@@ -21,7 +21,7 @@ from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import FINAL, write_findings
 from hatch_ray.evaluation.heldout import SWAPPED, score_rows, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation
-from hatch_ray.model.base import model_source
+from hatch_ray.model.source import model_source
 from hatch_ray.protocol.prompt import Mode, stage_mode
 from hatch_ray.run_folder import STAGES, RunFolder
 from hatch_ray.sample import Sample

@@ -22,13 +22,11 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, Wo
 
 from actors.notices import arrived, relay_to_driver
 from actors.placement import learner_resources
+from actors.progress import Report
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
 from actors.stopping import StopAsked, asked
 from hatch_ray.config import Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
-
-Report = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 POLL_SECONDS = 0.3
 log = logging.getLogger("hatch_ray")

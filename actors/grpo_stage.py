@@ -12,7 +12,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from actors.messages import Group, Request, Sampling, WeightsHandle
 from actors.parity import make_probes
 from actors.placement import Need, reward_resources
 from actors.pools import Failed, Pool
+from actors.progress import Report
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery, lost_part
 from actors.resources import room_for
@@ -50,7 +51,7 @@ from actors.spans import Span, Spans
 from actors.stopping import asked
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
-from hatch_ray.model.base import model_source
+from hatch_ray.model.source import model_source
 from hatch_ray.rewards.check import check_scores
 from hatch_ray.rewards.score import RewardTarget
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
@@ -59,9 +60,6 @@ from hatch_ray.sample import Sample
 STAGE = "grpo"
 MAX_REFUSED = 3
 """Batches in a row that come back too old before the run stops."""
-
-Report = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 
 def choose_samples(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:

@@ -22,7 +22,8 @@ from ray.train.torch import get_device, prepare_model
 from transformers import get_scheduler
 
 from actors.checkpoints import Checkpoints, CheckpointWriter
-from actors.fit import Report, check_finite, fit_supervised, forget_after, stage_workers
+from actors.fit import check_finite, fit_supervised, forget_after, stage_workers
+from actors.progress import Report
 from actors.stopping import workers_stop
 from hatch_ray.config import Config, Trained
 from hatch_ray.learning.pasta import (

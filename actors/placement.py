@@ -124,31 +124,35 @@ def shortage(needs: Sequence[Need], nodes: Sequence[Node]) -> str | None:
 
 
 def _why(need: Need, found: int, needs: Sequence[Need], nodes: Sequence[Node]) -> str:
-    size = "workers" if need.role == "learner" else "actors"
+    """The most telling reason: a kind of node is absent, else each node is too small, else all of them together."""
+    size = f"{need.role}.{'workers' if need.role == 'learner' else 'actors'}"
+    keys = {name: {"CPU": f"{need.role}.cpus", "GPU": f"{need.role}.gpus"}.get(name, f"{need.role}.resources")
+            for name in need.each}  # fmt: skip
+    have = {name: [node.get(name, 0.0) for node in nodes] for name in need.each}
     text = f"{need.count} x {describe(need.each)} are needed, {found} find a place"
+    for name in need.each:
+        if not any(have[name]):
+            return f"{text}, because no node has {name}: add nodes that do, or change {keys[name]}"
     for name, amount in need.each.items():
-        have = sum(node.get(name, 0.0) for node in nodes)
-        largest = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        asked = {one.role: one.count * one.each.get(name, 0.0) for one in needs}
-        key = {"CPU": f"{need.role}.cpus", "GPU": f"{need.role}.gpus"}.get(name, f"{need.role}.resources")
-        if not have:
-            return f"{text}, because no node has {name}: add nodes that do, or change {key}"
+        largest = max(have[name])
         if amount > largest + SLACK:
-            return f"{text}, because no node has more than {largest:g} {name}: lower {key}, or add larger nodes"
+            return f"{text}, because no node has more than {largest:g} {name}: lower {keys[name]}, or add larger nodes"
         if need.together and amount * need.count > largest + SLACK:
             return (
-                f"{text}, because no node has {amount * need.count:g} {name} for all of them: lower "
-                f"{need.role}.{size}, or set {need.role}.together=PACK"
+                f"{text}, because no node has {amount * need.count:g} {name} for all of them: lower {size}, or set "
+                f"{need.role}.together=PACK"
             )
-        if sum(asked.values()) > have + SLACK:
+    for name in need.each:
+        asked = {one.role: one.count * one.each.get(name, 0.0) for one in needs}
+        if sum(asked.values()) > sum(have[name]) + SLACK:
             whole = " + ".join(f"{role} {amount:g}" for role, amount in asked.items() if amount)
             return (
-                f"{text}: the run needs {sum(asked.values()):g} {name} ({whole}) and the cluster has {have:g}; lower "
-                f"{need.role}.{size} or {key}, or add nodes"
+                f"{text}: the run needs {sum(asked.values()):g} {name} ({whole}) and the cluster has "
+                f"{sum(have[name]):g}; lower {size} or {keys[name]}, or add nodes"
             )
     return (
-        f"{text}: there is enough in sum, but what is left on single nodes is too small; lower {need.role}.{size} or "
-        "what each takes, or add nodes"
+        f"{text}: there is enough in sum, but what is left on single nodes is too small; lower {size} or what each "
+        "takes, or add nodes"
     )
 
 

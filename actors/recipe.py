@@ -28,11 +28,12 @@ from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppabl
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import choose_tasks
+from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.environment import variables
-from hatch_ray.model.base import model_source
 from hatch_ray.model.size import count_parameters
+from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
 from hatch_ray.run_version import compare_with_run, write_version
 from hatch_ray.sample import Sample
@@ -81,6 +82,8 @@ def check_inputs(config: Config) -> None:
         raise ConfigError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
     if root is not None and not root.is_dir():
         raise ConfigError(f"data.root={root} is not a folder")
+    if root is not None and config.data.kind == "rgbd" and not is_dataset(root / "train"):
+        read_sequences(config.data)
 
 
 def load_datasets(config: Config, run: RunFolder, console: Console) -> Datasets:

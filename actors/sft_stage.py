@@ -19,7 +19,8 @@ from ray.train.huggingface.transformers import prepare_trainer
 from transformers import TrainerCallback
 
 from actors.checkpoints import Checkpoints, CheckpointWriter
-from actors.fit import Report, check_finite, fit_supervised, forget_after, stage_workers
+from actors.fit import check_finite, fit_supervised, forget_after, stage_workers
+from actors.progress import Report
 from actors.stopping import workers_stop
 from hatch_ray.config import Config, SftConfig
 from hatch_ray.learning.sft import (

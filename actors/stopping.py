@@ -12,9 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-import torch
-from torch import distributed
+from typing import Any
 
 from hatch_ray.run_folder import RunFolder, write_atomic
 
@@ -78,8 +76,14 @@ def asked() -> bool:
     return _wish.asked.is_set()
 
 
-def workers_stop(run: RunFolder, device: torch.device) -> bool:
-    """Whether the workers of a supervised stage are to save and return: one answer for all that ask at a step."""
+def workers_stop(run: RunFolder, device: Any) -> bool:
+    """Whether the workers of a supervised stage are to save and return: one answer for all that ask at a step.
+
+    device: the worker's torch.device. (torch is imported here: the driver's command line does without.)
+    """
+    import torch
+    from torch import distributed
+
     wish = torch.tensor(float(run.stop_path.exists()), device=device)
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.all_reduce(wish)

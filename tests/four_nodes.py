@@ -7,9 +7,9 @@ import os
 import secrets
 import shutil
 import tempfile
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hatch_ray.environment import prepare_environment
@@ -99,17 +99,15 @@ def main():
 
     # Without the reward node: told at once, who lacks what. It joins while the run waits for it.
     text = refused(config)
-    assert "reward_actors: 3 x {CPU 0.2, reward 1} are needed, 0 find a place, because no node has reward" in text
+    assert "reward_actors: 3 x {CPU 0.2, reward 1} are needed, 0 find a place, because no node has reward" in text, text
     assert "1 x {CPU 2, rollout 2}" in text and "deadlines.nodes_seconds" in text, text
     said = []
-
-    def join():
+    with ThreadPoolExecutor() as pool:  # Ray starts nodes in the main thread only
+        waiting = pool.submit(wait_for_nodes, stage_needs(config, "grpo"), 60, said.append)
+        time.sleep(2)
+        assert not waiting.done()
         kinds["reward"] = cluster.add_node(object_store_memory=80 * MEBIBYTE, **KINDS["reward"]).node_id
-
-    late = threading.Timer(2, join)
-    late.start()
-    wait_for_nodes(stage_needs(config, "grpo"), 60, said.append)
-    late.join()
+        waiting.result(timeout=60)
     assert "waiting up to 60 s" in said[0] and "no node has reward" in said[0] and said[-1] == "all nodes are there"
     print("the late node has joined", flush=True)
 

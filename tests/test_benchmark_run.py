@@ -16,8 +16,8 @@ from hatch_ray.benchmarks.results import predict_row
 from hatch_ray.benchmarks.rooms import build_rooms, read_rooms
 from hatch_ray.benchmarks.spar_scorers import KINDS, check_gold
 from hatch_ray.config import ConfigError, make_config
-from hatch_ray.model.base import model_source
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
+from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder
 from tests import benchmark_files as files
 from tests.pictures import photo

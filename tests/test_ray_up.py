@@ -197,7 +197,7 @@ def test_a_submitted_run_streams_stops_with_a_checkpoint_and_goes_on(cluster, ti
     cluster.ray("job", "stop", "--address", cluster.address, "first")
     rest = process.communicate(timeout=180)[0]
     assert "stopped as asked" in rest, rest
-    assert "STOPPED" in cluster.ray("job", "status", "--address", cluster.address, "first")
+    assert "was stopped" in cluster.ray("job", "status", "--address", cluster.address, "first")
     done = len(metrics(run, "cold_start"))
     (state,) = Checkpoints(RunFolder(run).checkpoints("cold_start")).all()
     assert 2 <= done < steps and state.name == f"step-{done:06d}" and problem(state) is None

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
-from hatch_ray.model import tiny
+from hatch_ray.model import source
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.pretrain import (
     Packer,
@@ -28,7 +28,8 @@ from hatch_ray.model.pretrain import (
 )
 from hatch_ray.model.pretrain_data import CELLS, QUESTIONS, ViewSet, ask, render_views
 from hatch_ray.model.pretrain_heads import numbers_error
-from hatch_ray.model.tiny import TinyConfig, make_tiny, new_tiny, tiny_model_path, train_tokenizer
+from hatch_ray.model.source import tiny_model_path
+from hatch_ray.model.tiny import TinyConfig, make_tiny, new_tiny, train_tokenizer
 from hatch_ray.model.tiny_text import random_reply, tokenizer_corpus
 
 SMALL = TinyConfig(text_layers=2, vision_layers=1)
@@ -107,7 +108,7 @@ def test_the_faster_encoder_gives_the_same(views: ViewSet) -> None:
 
 
 def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tiny, "__file__", str(tmp_path / "tiny.py"))
+    monkeypatch.setattr(source, "__file__", str(tmp_path / "source.py"))
     with pytest.raises(ValueError, match="hatch tiny pretrain"):
         tiny_model_path()
 

@@ -18,9 +18,8 @@ import xxhash
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from hatch_ray.disk import replace_folder, when_there_is_room
-from hatch_ray.model.tiny import tiny_model_path
+from hatch_ray.model.source import check_kind, model_source
 
-TINY = "hatch-tiny"
 BAN_BIAS = -100.0
 """Added to a banned token's logit, by vLLM when it samples and by the learner when it scores: exp(-100) is nothing in
 float32 and bfloat16, and both sides then normalise over the same vocabulary."""
@@ -29,32 +28,13 @@ Part = Literal["all", "vision", "language"]
 """Which weights learn: "vision" is the image encoder with its merger, "language" everything else."""
 
 
-def model_source(base: str | Path) -> str:
-    """The absolute folder or the name to load: "hatch-tiny" becomes the packaged folder.
-
-    Raises ValueError for something that looks like a path and is not a model folder.
-    """
-    if str(base) == TINY:
-        return str(tiny_model_path())
-    path = Path(base).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{path} is not a Hugging Face model folder: it has no config.json")
-        return str(path.resolve())
-    if isinstance(base, Path) or path.is_absolute() or str(base).startswith((".", "~")):
-        raise ValueError(f"model folder {base} does not exist")
-    return str(base)
-
-
 def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditionalGeneration:
     """The model in training mode is the caller's wish; it comes in eval mode, on the CPU.
 
     Raises ValueError when it is not a Qwen2.5-VL.
     """
     source = model_source(base)
-    kind = AutoConfig.from_pretrained(source).model_type
-    if kind != "qwen2_5_vl":
-        raise ValueError(f"model.base={base} is a {kind!r}; a Qwen2.5-VL is needed")
+    check_kind(base, AutoConfig.from_pretrained(source).model_type)
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
         source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
-
 from hatch_ray.config import Config
-from hatch_ray.model.base import model_source
+from hatch_ray.model.source import check_kind, folder_kind, model_source
 
 PUBLISHED = {
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
@@ -23,21 +22,39 @@ ADAM_MOMENTS = 2
 
 
 def count_parameters(base: str) -> int:
-    """Parameters of a model folder (built without memory) or of a published name.
+    """Parameters of a model folder (from the headers of its files) or of a published name.
 
-    Raises ValueError for a name that is neither published nor on this disk.
+    Raises ValueError for a name that is neither published nor on this disk, for a folder of another architecture, and
+    for one without whole .safetensors files.
     """
     if base in PUBLISHED:
         return PUBLISHED[base]
-    source = model_source(base)
-    if not Path(source).is_dir():
+    source = Path(model_source(base))
+    if not source.is_dir():
         raise ValueError(
             f"model.base={base} is not a folder and its size is not known before it is downloaded; "
             f"known names: {', '.join(PUBLISHED)}"
         )
-    with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(source))
-    return sum(parameter.numel() for parameter in model.parameters())
+    check_kind(base, folder_kind(source))
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"model.base={base} has no .safetensors files (weights in other formats are not read)")
+    return sum(math.prod(shape) for file in files for shape in tensor_shapes(file))
+
+
+def tensor_shapes(file: Path) -> list[list[int]]:
+    """Of every tensor of a safetensors file, from its header alone. Raises ValueError when the file is cut short."""
+    with file.open("rb") as stream:
+        try:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            whole = stream.tell() + max((entry["data_offsets"][1] for entry in tensors), default=0)
+            shapes = [entry["shape"] for entry in tensors]
+        except (ValueError, KeyError, AttributeError, TypeError, MemoryError, OverflowError):
+            raise ValueError(f"{file} is not a safetensors file; copy it again") from None
+        if stream.seek(0, 2) < whole:
+            raise ValueError(f"{file} is cut short: {stream.tell()} of {whole} bytes; copy it again")
+    return shapes
 
 
 def learner_gib(config: Config, parameters: int) -> float:

@@ -200,11 +200,3 @@ def make_tiny(out: Path, seed: int = 0, config: TinyConfig | None = None) -> Pat
     model.save_pretrained(out)
     save_processor(tokenizer, out)
     return out
-
-
-def tiny_model_path() -> Path:
-    """The shipped hatch-tiny folder. Raises ValueError when the weights are not in the installation."""
-    path = Path(__file__).parent / "weights" / "hatch-tiny"
-    if not (path / "model.safetensors").is_file():
-        raise ValueError(f"no hatch-tiny weights at {path}: reinstall, or make them with `hatch tiny pretrain`")
-    return path

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hatch_ray.config import Config
-from hatch_ray.model.base import load_processor, model_source, pixel_size
+from hatch_ray.model.base import load_processor, pixel_size
+from hatch_ray.model.source import model_source
 
 BLOCK_SIZE = 32
 """Tokens of a key-value block on CPU: vLLM's default of 128 finds no shared prefix in short prompts."""
