@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_AUDIT := 2.10.1
 STAMP := $(VENV)/.installed-$(BACKEND)
 
-.PHONY: demo test bench bench-serve chaos audit lint format install lock doctor clean help
+.PHONY: demo test bench bench-serve bench-cluster chaos audit lint format install lock doctor clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## the whole loop on rendered rooms, without GPU, weights or data
@@ -16,10 +16,13 @@ test: $(STAMP)  ## every test, on real vLLM, Ray and Serve; prints the slowest
 	$(BIN)/python -m pytest
 
 bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results and docs/performance.md
-	for name in verifiers rollouts learner step growth scaling planning page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
+	for name in verifiers rollouts learner step growth page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 bench-serve: $(STAMP)  ## the service against its bare engine, and MINUTES (10) of mixed load
 	$(BIN)/python -W ignore -m bench.serve --minutes $(or $(MINUTES),10) && $(BIN)/python -m bench.page
+
+bench-cluster: $(STAMP)  ## reward actors that scale while they work, and what `hatch plan` predicts against runs
+	for name in scaling planning page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 chaos: $(STAMP)  ## kill every kind of process in a run, at random (SEEDS=1,2,3), and compare with a run left alone
 	$(BIN)/python -m tests.chaos $(if $(SEEDS),--seeds $(SEEDS))
@@ -66,5 +69,5 @@ clean:  ## remove the environment and the tools' caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo "  Variables: PYTHON=/path/to/python3.11  BACKEND=cpu|gpu  SEEDS=1,2,3  MINUTES=10"

@@ -18,8 +18,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 HEAD = """\
 # Performance
 
-Made by `make bench` from `bench/results/*.json`; each section names the command that measures it alone, and what is
-compared is measured in one run of it.
+Made by `make bench`, `make bench-serve` and `make bench-cluster` from `bench/results/*.json`; each section names the
+command that measures it alone, and what is compared is measured in one run of it.
 """
 
 

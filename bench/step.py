@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--reply", type=int, default=128)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--ways", nargs="+", choices=("ours", "trl"), default=["ours", "trl"])
     options = parser.parse_args()
     rows = []
