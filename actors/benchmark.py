@@ -19,6 +19,7 @@ from rich.console import Console
 from actors.engines import EnginePool
 from actors.evaluate import models_of
 from actors.messages import Request, Sampling, StoredImage
+from actors.placement import engine_needs
 from actors.progress import Report, progress_bar
 from actors.recipe import start_ray
 from hatch_ray.benchmarks.columns import Part
@@ -94,7 +95,7 @@ class Asker:
         images = item.images(self.config.model.max_pixels)
         if self.length(text, images) + self.config.eval.max_new_tokens > self.config.model.max_length:
             return "longer_than_model.max_length"
-        start_ray(self.config)
+        start_ray(self.config, engine_needs(self.config))
         stored = tuple(StoredImage(image_hash(image), ray.put(np.asarray(image))) for image in images)
         return Request(item.id, text, stored)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from actors.deadlines import expired, limits
+from actors.deadlines import StageTimeoutError, expired, limits
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class Crew:
             self._settle(actor)
         except (ray.exceptions.RayActorError, RuntimeError, ValueError) as error:
             self._forget(actor)
-            reason = str(error).strip().splitlines()[-1]
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[0 if isinstance(error, StageTimeoutError) else -1] if lines else type(error).__name__
             if len(self.actors) + len(self.starting) + 1 > self.reached:
                 self.trouble = reason  # the work goes on as it did before more were asked for
                 self.target = min(self.target, self.reached)

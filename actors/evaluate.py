@@ -12,6 +12,7 @@ from rich.console import Console
 
 from actors.engines import EnginePool
 from actors.messages import Sampling
+from actors.placement import engine_needs
 from actors.progress import Report, progress_bar
 from actors.prompts import PromptMaker
 from actors.recipe import load_datasets, start_ray
@@ -74,7 +75,7 @@ def evaluate_run(config: Config, console: Console) -> None:
     models = models_of(config, run)
     samples = load_datasets(config, run, console).heldout[: config.eval.samples]
     swapped = swap_images(samples, config.seed)
-    start_ray(config)
+    start_ray(config, engine_needs(config))
     engines = EnginePool(models["base"].folder, config)
     try:
         with progress_bar(console, "starting vLLM"):

@@ -21,14 +21,17 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
 from actors.notices import arrived, relay_to_driver
-from actors.placement import learner_resources
+from actors.placement import learner_resources, stage_needs
 from actors.progress import Report
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
+from actors.resources import wait_for_nodes
 from actors.stopping import StopAsked, asked
 from hatch_ray.config import Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
 POLL_SECONDS = 0.3
+BACK_SECONDS = 60.0
+"""How long a run waits for a lost machine, or another in its place, where deadlines.nodes_seconds is less."""
 log = logging.getLogger("hatch_ray")
 
 
@@ -120,6 +123,17 @@ def fit_supervised(
             return fit_stage(loop, job, config, run, stage, workers, steps, told)
         except RESTARTABLE as error:
             recovery.stage_lost(*lost_part(error), time.monotonic() - began, 0)
+            before_restart(config, stage, error)
+
+
+def before_restart(config: Config, stage: str, error: BaseException) -> None:
+    """A stage that lost workers starts again where its needs find a place; a lost machine has a while to come back.
+
+    Raises StopAsked when SIGTERM came meanwhile, ConfigError with what is missing when no machine came.
+    """
+    if asked():
+        raise StopAsked from error
+    wait_for_nodes(stage_needs(config, stage), max(config.deadlines.nodes_seconds, BACK_SECONDS), print)
 
 
 LOST_PEER = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|Connection refused")

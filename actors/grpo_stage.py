@@ -9,6 +9,7 @@ With max_staleness 0 the parts take turns. With k > 0 the engines sample the nex
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import time
@@ -23,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.checkpoints import Checkpoints
-from actors.deadlines import enter_process, limits, wait_for
+from actors.deadlines import enter_process, expired, limits, wait_for
 from actors.engines import EnginePool
 from actors.experience import (
     SampleOrder,
@@ -33,7 +34,7 @@ from actors.experience import (
     make_shards,
     sample_rows,
 )
-from actors.fit import fit_stage, forget_after
+from actors.fit import before_restart, fit_stage, forget_after
 from actors.grpo_view import GrpoView
 from actors.learner import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
@@ -57,6 +58,7 @@ from hatch_ray.rewards.score import RewardTarget
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
 from hatch_ray.sample import Sample
 
+log = logging.getLogger("hatch_ray")
 STAGE = "grpo"
 MAX_REFUSED = 3
 """Batches in a row that come back too old before the run stops."""
@@ -169,9 +171,13 @@ class GrpoRun:
         learner = self.experience.probes.remote()
         self.engines.check(wait_for(learner, "grpo: the learner's probes", limits.start, self.learner.check))
         self.learner_nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
-        for role, count in self.live.by_hand.items():
-            self.pools[role].fix(count)
-        self.live.show(GrpoView(self))
+        view = GrpoView(self)
+        self.live.show(view)
+        for role, count in list(self.live.by_hand.items()):
+            if why := view.refusal(role):
+                log.warning("%s=%d, asked for before GRPO, is left out: %s", role, count, why)
+            else:
+                self.pools[role].fix(count)
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
@@ -238,6 +244,8 @@ class GrpoRun:
             wait_for(self.experience.stop.remote(save=True), "grpo: the end as asked", limits.call)
         self.learner.join(timeout=limits.start)
         self.learner.check()
+        if self.learner.is_alive():
+            raise expired("grpo: the learner's end", limits.start)
         if problems := self.ledger.problems(self.steps, self.config.grpo.prompts_per_step):
             raise RuntimeError(f"grpo: {self.ledger.path} is not whole: {'; '.join(problems[:10])}")
 
@@ -416,7 +424,7 @@ def run_grpo(
     if not samples:
         raise ConfigError("grpo: there are no training samples")
     recovery = Recovery(run, STAGE, config.recovery)
-    live = live or Live(run, config.deadlines.start_seconds, config.deadlines.nodes_seconds > 0)
+    live = live or Live(run, config.stages, config.deadlines)
     while True:
         # Ray Train changes its workers' directory, so the folder must be absolute.
         stage = GrpoRun(config, run, model_source(model), samples, recovery, live)
@@ -427,5 +435,7 @@ def run_grpo(
         except RESTARTABLE as error:
             groups, seconds = stage.lost()
             recovery.stage_lost(*lost_part(error), seconds, groups)
+            lost: BaseException = error
         finally:
             stage.stop()
+        before_restart(config, STAGE, lost)

@@ -11,15 +11,18 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from actors.metrics import Metrics
-from actors.placement import Need, describe, describe_all
+from actors.placement import Need, describe, describe_all, placed
 from actors.pools import Pool
-from actors.resources import nodes, room_for
+from actors.resources import free, nodes
+from actors.stopping import StopAsked
+from hatch_ray.config import DeadlinesConfig
 from hatch_ray.control import answer, clear, take, whoami
 from hatch_ray.run_folder import RunFolder, write_atomic
 
@@ -53,8 +56,10 @@ class _Order:
 class Live:
     """One driver's heartbeat, as a context. Another one of the same folder is left as it was by `clear`."""
 
-    def __init__(self, run: RunFolder, start_seconds: float = 600.0, wait_for_nodes: bool = False) -> None:
-        self.run, self.start_seconds, self.wait_for_nodes = run, start_seconds, wait_for_nodes
+    def __init__(self, run: RunFolder, stages: Sequence[str], deadlines: DeadlinesConfig) -> None:
+        self.run, self.stages, self.deadlines = run, stages, deadlines
+        self.patience = deadlines.start_seconds + deadlines.nodes_seconds
+        """Seconds that what is asked for has to come true."""
         self.by_hand: dict[str, int] = {}
         """Numbers asked for by `hatch scale`: they outlive a stage that starts again."""
         self._state: dict[str, Any] = {"state": "running", "stage": None, "step": 0, "steps": 0} | whoami()
@@ -81,7 +86,7 @@ class Live:
         self._end_orders("the run has ended")
         if error is None:
             self._state["state"] = "ended"
-        elif isinstance(error, KeyboardInterrupt | SystemExit):
+        elif isinstance(error, KeyboardInterrupt | SystemExit | StopAsked):
             self._state["state"] = "was stopped"
         else:
             self._state["state"] = f"failed: {' '.join(str(error).split())[:500]}"
@@ -90,8 +95,9 @@ class Live:
 
     def at(self, stage: str, step: int, steps: int) -> None:
         """The stage has done so many of its steps."""
-        if stage != self._state["stage"]:
-            self._steps.clear()
+        before = self._state
+        if stage != before["stage"] or not before["steps"] or step < before["step"]:
+            self._steps.clear()  # the pace counts from the first step that this stage, or this start of it, has done
         self._state |= {"stage": stage, "step": step, "steps": steps}
         self._steps.append((time.monotonic(), step))
 
@@ -125,7 +131,7 @@ class Live:
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 for path, request in take(self.run):
-                    self._take_up(path, request["scale"])
+                    self._try(path, request["scale"])
                 self._orders = [order for order in self._orders if not self._finished(order)]
                 if time.monotonic() - written >= BEAT_SECONDS:
                     written = time.monotonic()
@@ -133,45 +139,62 @@ class Live:
             except Exception:  # a run must not end because it could not be watched; the next round tries again
                 log.exception("the run's status could not be written or a command not read")
 
+    def _try(self, path: Path, wanted: dict[str, int | None]) -> None:
+        try:
+            self._take_up(path, wanted)
+        except Exception as error:  # whoever asked is told, and the run goes on
+            answer(path, False, [f"{type(error).__name__}: {error}"])
+            log.exception("a command could not be followed")
+
     def _take_up(self, path: Path, wanted: dict[str, int | None]) -> None:
         with self._lock:
             shown = self._shown
             pools = shown.scalable() if shown is not None else {}
         if not pools:
-            self.by_hand |= {role: count for role, count in wanted.items() if count}
             stage = self._state["stage"] or "its start"
+            if "grpo" not in self.stages or self.run.progress().get("grpo", {}).get("done"):
+                answer(path, False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"])
+                return
+            for role, count in wanted.items():
+                self._by_hand(role, count)
             answer(path, True, [f"the run is at {stage}: GRPO will start with {_words(wanted)}"])
             return
         assert shown is not None, "pools belong to a stage"
-        for role, count in wanted.items():
-            why = shown.refusal(role) or self._no_room(role, count, *pools[role])
-            if why:
-                answer(path, False, [f"{role}: {why}. Nothing was changed"])
-                return
+        refusals = [f"{role}: {why}" for role in wanted if (why := shown.refusal(role))]
+        if refusals := refusals or self._no_room({role: (count, *pools[role]) for role, count in wanted.items()}):
+            answer(path, False, [f"{'; '.join(refusals)}. Nothing was changed"])
+            return
         before = {role: len(pools[role][0].actors) for role in wanted}
         for role, count in wanted.items():
             pool = pools[role][0]
             pool.trouble = ""
             pool.fix(count)
-            if count is None:
-                self.by_hand.pop(role, None)
-            else:
-                self.by_hand[role] = count
-        self._orders.append(_Order(path, wanted, before, time.monotonic() + self.start_seconds))
+            self._by_hand(role, count)
+        self._orders.append(_Order(path, wanted, before, time.monotonic() + self.patience))
 
-    def _no_room(self, role: str, count: int | None, pool: Pool, need: Need) -> str | None:
-        """Why the cluster has no room for so many; None when it has, or when more nodes may be waited for."""
-        more = (count or 0) - len(pool.actors) - len(pool.starting)
-        if self.wait_for_nodes or more <= 0:
-            return None
-        room = room_for(Need(need.role, more, need.each))
-        if room >= more:
-            return None
-        most = (count or 0) - more + room
-        return (
-            f"{more} more with {describe(need.each)} each are needed and {room} find a place beside what runs (the "
-            f"cluster has {describe_all(nodes())}); ask for at most {most}, or add nodes"
-        )
+    def _by_hand(self, role: str, count: int | None) -> None:
+        if count is None:
+            self.by_hand.pop(role, None)
+        else:
+            self.by_hand[role] = count
+
+    def _no_room(self, asked: dict[str, tuple[int | None, Pool, Need]]) -> list[str]:
+        """For which roles the cluster has no room, all of them together; none where more nodes may be waited for."""
+        if self.deadlines.nodes_seconds:
+            return []
+        needs = {}
+        for role, (count, pool, need) in asked.items():
+            more = (count or 0) - len(pool.actors) - len(pool.starting)
+            if more > 0:
+                needs[role] = replace(need, count=more)
+        found = dict(zip(needs, placed(list(needs.values()), free()), strict=True))
+        return [
+            f"{role}: {need.count} more with {describe(need.each)} each are needed and {found[role]} find a place "
+            f"beside what runs (the cluster has {describe_all(nodes())}); ask for at most "
+            f"{(asked[role][0] or 0) - need.count + found[role]}, or add nodes"
+            for role, need in needs.items()
+            if found[role] < need.count
+        ]
 
     def _finished(self, order: _Order) -> bool:
         with self._lock:
@@ -188,11 +211,13 @@ class Live:
             elif now == count and not going:
                 nodes = len({place.node for place in list(pool.places.values())})
                 lines.append(f"{role}: {order.before[role]} -> {now}, on {nodes} node{'' if nodes == 1 else 's'}")
-            elif pool.trouble or late:
+            elif late or (pool.trouble and now == pool.target and not going):
                 ok = False
-                self.by_hand[role] = pool.target
-                why = pool.trouble or f"{going} have not started in {self.start_seconds:.0f} s; they will join later"
-                lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {why}")
+                self._by_hand(role, pool.target)
+                slow = f"{going} have not started in {self.patience:.0f} s; they will join later"
+                if now > count:
+                    slow = f"{now - count} are still at work after {self.patience:.0f} s; they will leave later"
+                lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {pool.trouble or slow}")
             else:
                 return False
         answer(order.answer, ok, lines)

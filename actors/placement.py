@@ -71,6 +71,12 @@ def stage_needs(config: Config, stage: str) -> list[Need]:
     return [Need("learner", config.learner.workers, learner, together), engines, judges]
 
 
+def engine_needs(config: Config) -> list[Need]:
+    """What an evaluation has: engines, each on its own."""
+    rollout = config.rollout
+    return [Need("rollout", rollout.actors, resources_of(rollout.cpus, rollout.gpus, rollout))]
+
+
 def placed(needs: Sequence[Need], nodes: Sequence[Node]) -> list[int]:
     """How many of each need find a place, in the order that finds one for most of them."""
     best = [0] * len(needs)

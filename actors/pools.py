@@ -22,13 +22,15 @@ from typing import Any
 
 import ray
 
-from actors.crew import Crew
+from actors.crew import Crew, place_of
 from actors.deadlines import StageTimeoutError, limits, wait_for_all, who_is_where
 
 TRIES = 3
 """An item that was in work when this many actors failed is given up."""
 LOOK_SECONDS = 0.2
 """How often a working pool looks after its size."""
+LOST_SECONDS = 1.0
+"""How long a loss is looked into: who else died with it."""
 PATIENCE_SECONDS = 60.0
 """The jobs of the others wait at most this long for the successor of one that died."""
 
@@ -111,13 +113,17 @@ class Pool(Crew):
         refs = {actor: call(actor) for actor in self.actors}
         results = []
         began = time.monotonic()
-        for number, (actor, ref) in enumerate(refs.items()):
-            try:
-                results += wait_for_all([ref], stage, max(0.0, began + limits.call - time.monotonic()))
-            except ray.exceptions.RayActorError as error:
-                self._replace(actor, _reason(error), began, 0)
-            except ray.exceptions.RayTaskError as error:  # its text is a traceback
-                raise CallError(f"{stage}: {self.role} {number}: {error.cause}") from error
+        self.busy.update(refs)
+        try:
+            for number, (actor, ref) in enumerate(refs.items()):
+                try:
+                    results += wait_for_all([ref], stage, max(0.0, began + limits.call - time.monotonic()))
+                except ray.exceptions.RayActorError as error:
+                    self._replace([actor], _reason(error), began, 0)
+                except ray.exceptions.RayTaskError as error:  # its text is a traceback
+                    raise CallError(f"{stage}: {self.role} {number}: {error.cause}") from error
+        finally:
+            self.busy.clear()
         return results
 
     def map(
@@ -147,8 +153,10 @@ class Pool(Crew):
         while queue or running:
             self.waiting = len(items) - done
             self._watch([(job.started, len(job.items)) for _, job in running.values() if job.warm])
+            looked = time.monotonic()
             self.tend()
             self.meanwhile()
+            _cool(running, looked)
             for actor in [actor for actor in self.actors if actor not in self.busy]:
                 if not queue:
                     break
@@ -171,13 +179,22 @@ class Pool(Crew):
             )
             if isinstance(answer, Exception):
                 refused = isinstance(answer, ValueError)
-                for place in job.places:
-                    results[place] = Failed(_reason(answer))
-                again = self._again(job, refused)
-                queue.extendleft(reversed(again))
+                fallen = {actor: job}
+                if isinstance(answer, ray.exceptions.RayActorError):
+                    fallen |= self._fallen_too(running)
+                issued_again = 0
+                for failed in fallen.values():
+                    for place in failed.places:
+                        results[place] = Failed(_reason(answer))
+                    again = self._again(failed, refused)
+                    queue.extendleft(reversed(again))
+                    items_again = sum(len(part.items) for part in again)
+                    issued_again += items_again
+                    done += len(failed.items) - items_again
                 if not refused:
-                    self._replace(actor, _reason(answer), job.started, sum(len(part.items) for part in again))
-                done += len(job.items) - sum(len(part.items) for part in again)
+                    looked = time.monotonic()
+                    self._replace(list(fallen), _reason(answer), job.started, issued_again)
+                    _cool(running, looked)
             else:
                 for place, result in zip(job.places, answer, strict=True):
                     results[place] = result
@@ -188,6 +205,17 @@ class Pool(Crew):
         self.waiting = 0
         self.tend()
         return results
+
+    def _fallen_too(self, running: dict[ray.ObjectRef, tuple[Any, _Job]]) -> dict[Any, _Job]:
+        """Those at work that died with one that did (a node is lost): taken out of `running`, with their jobs."""
+        ready = ray.wait(list(running), num_returns=len(running), timeout=LOST_SECONDS)[0] if running else []
+        fallen = {}
+        for ref in ready:
+            if isinstance(self._answer(ref, running[ref][1]), ray.exceptions.RayActorError):
+                actor, job = running.pop(ref)
+                self.busy.discard(actor)
+                fallen[actor] = job
+        return fallen
 
     def _watch(self, running: Sequence[tuple[float, int]]) -> None:
         """Called while jobs run, with when they began (monotonic seconds) and their items."""
@@ -220,22 +248,49 @@ class Pool(Crew):
             return []
         return [_Job(job.places, job.items, failures)]
 
-    def _replace(self, actor: Any, reason: str, started: float, items: int) -> None:
-        """A settled actor for one that failed. Raises StageTimeoutError when none starts.
+    def _replace(self, failed: Sequence[Any], reason: str, started: float, items: int) -> None:
+        """A settled actor for those that failed, and for idle ones that died with them: together they are one loss.
 
+        Raises StageTimeoutError when none starts in deadlines.start_seconds, and nodes_seconds for a node to come.
         Where others can work on, they go on after a while although it has not started.
         """
-        self.dismiss(actor)
-        self.replaced += 1
+        for actor in failed:
+            if actor in self.actors:
+                self.dismiss(actor)
+        lost = len(failed) + self._dismiss_dead()
+        self.replaced += lost
         self.tend()
         if self.starting:
-            patience = PATIENCE_SECONDS if self.actors else limits.start
+            patience = PATIENCE_SECONDS if self.actors else limits.start + limits.nodes
             self.wait_for_one(patience, must=not self.actors)
+        if lost > 1:
+            reason += f", and {lost - 1} more with it"
         self._on_loss(Loss(self.role, reason, time.monotonic() - started, items))
+
+    def _dismiss_dead(self) -> int:
+        """Of the idle actors, those that are dead leave, before they are given work; how many."""
+        asked = {a.__ray_call__.remote(place_of): a for a in self.actors if a not in self.busy and a in self.places}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=LOST_SECONDS)[0] if asked else []
+        dead = []
+        for ref in answered:
+            try:
+                ray.get(ref, timeout=60)
+            except ray.exceptions.RayActorError:
+                dead.append(asked[ref])
+        for actor in dead:
+            self.dismiss(actor)
+        return len(dead)
 
     def _lost_at_start(self, reason: str) -> None:
         self.replaced += 1
         self._on_loss(Loss(self.role, reason, 0.0, 0))
+
+
+def _cool(running: dict[ray.ObjectRef, tuple[Any, _Job]], since: float) -> None:
+    """The driver did not look for a while: how long the jobs that run took will not be known."""
+    if time.monotonic() - since > LOOK_SECONDS:
+        for _, job in running.values():
+            job.warm = False
 
 
 def _reason(error: Exception) -> str:

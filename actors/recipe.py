@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,13 @@ import ray
 from rich.console import Console
 
 from actors.live import Live
-from actors.placement import stage_needs
+from actors.placement import Need, stage_needs
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
 from actors.resources import check_resources, wait_for_nodes
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.config import Config, ConfigError, save_config
+from hatch_ray.control import not_live, read_status
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.rgbd import read_sequences
@@ -62,6 +64,12 @@ def open_run(config: Config, console: Console | None = None) -> RunFolder:
         line = compare_with_run(config, run, FREE_TO_CHANGE)
         if line is not None and console is not None:
             console.print(line, markup=False)
+        if not_live(run, status := read_status(run)) is None:
+            assert status is not None
+            raise ConfigError(
+                f"{run.path} is being trained by process {status['pid']} on {status['host']}; stop that one first, or "
+                "choose another run_dir"
+            )
     elif run.path.exists() and any(run.path.iterdir()):
         raise ConfigError(f"{run.path} is not empty and is not a run folder; choose another run_dir")
     return run
@@ -109,8 +117,10 @@ def load_datasets(config: Config, run: RunFolder, console: Console) -> Datasets:
     return Datasets(splits["train"], splits["heldout"])
 
 
-def start_ray(config: Config) -> None:
-    """Join the cluster that RAY_ADDRESS (or a submitted job) names, or start one on this machine."""
+def start_ray(config: Config, needs: Sequence[Need] | None = None) -> None:
+    """Join the cluster that RAY_ADDRESS (or a submitted job) names, or start one on this machine; then check that
+    `needs`, or else the config's stages, find a place there.
+    """
     if ray.is_initialized():
         return
     # Says at every start that the cluster asks for a token, which the user need not act on.
@@ -124,7 +134,10 @@ def start_ray(config: Config) -> None:
             address="local", include_dashboard=False, logging_level="warning",
             log_to_driver=bool(os.environ.get("HATCH_DEBUG")),
         )  # fmt: skip
-    check_resources(config)
+    if needs is None:
+        check_resources(config)
+    else:
+        wait_for_nodes(needs, config.deadlines.nodes_seconds, print)
 
 
 def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
@@ -203,7 +216,7 @@ def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console) -
             shutil.rmtree(run.path)
         raise
     console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
-    with Live(run, config.deadlines.start_seconds, config.deadlines.nodes_seconds > 0) as live:
+    with Live(run, config.stages, config.deadlines) as live:
         for number, stage in enumerate(config.stages, start=1):
             if asked():
                 raise StopAsked

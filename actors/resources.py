@@ -22,10 +22,14 @@ LOOK_SECONDS = 1.0
 def check_resources(config: Config, say: Callable[[str], None] = print) -> None:
     """Raise ConfigError naming what is short, if a stage's actors can never all be placed.
 
-    Needs a running Ray. With deadlines.nodes_seconds it waits so long for nodes, and says for which.
+    Needs a running Ray. With deadlines.nodes_seconds it waits so long for nodes, and says for which. Where nodes have
+    what is needed and others use it now, it says so: the run will wait for them.
     """
     for stage in config.stages:
-        wait_for_nodes(stage_needs(config, stage), config.deadlines.nodes_seconds, say)
+        needs = stage_needs(config, stage)
+        wait_for_nodes(needs, config.deadlines.nodes_seconds, say)
+        if missing := shortage(needs, free()):
+            say(f"{stage} will wait for what others use on this cluster now. {missing}")
     check_memory(config, nodes())
 
 
@@ -34,9 +38,14 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def free() -> list[dict[str, float]]:
+    """What every living node has beside all that runs now."""
+    return list(available_resources_per_node().values())
+
+
 def room_for(need: Need) -> int:
     """How many of these find a place now, beside all that runs."""
-    return placed([need], list(available_resources_per_node().values()))[0]
+    return placed([need], free())[0]
 
 
 def wait_for_nodes(needs: Sequence[Need], seconds: float, say: Callable[[str], None]) -> None:
@@ -49,7 +58,7 @@ def wait_for_nodes(needs: Sequence[Need], seconds: float, say: Callable[[str], N
     if missing is None:
         return
     if seconds:
-        say(f"waiting up to {seconds:.0f} s (deadlines.nodes_seconds) for nodes. {missing}")
+        say(f"waiting up to {seconds:.0f} s for nodes (deadlines.nodes_seconds). {missing}")
         request_resources(bundles=[dict(need.each) for need in needs for _ in range(need.count)])
     try:
         while missing is not None:

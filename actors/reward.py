@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -63,21 +64,28 @@ class JudgePool(Pool):
         self.waits: deque[float] = deque(maxlen=4096)
         """Seconds from the end of a batch's sampling to each score of it, the newest."""
         self._room = room
+        self._lock = threading.Lock()
         self._asked_for_room = 0.0
         super().__init__("reward judge", lambda: actor.remote(config.reward), settings.actors, on_loss=on_loss)
 
     def fix(self, count: int | None) -> None:
         """So many from now on; None: as the queue calls for."""
-        self.by_hand = count is not None
-        if count is not None:
-            super().fix(count)
+        with self._lock:
+            self.by_hand = count is not None
+            if count is not None:
+                super().fix(count)
 
     def score(self, jobs: Sequence[Job], chunk: int | None = None) -> list[dict[str, Any] | Failed]:
         """Scores of all replies, in order; `Failed` where every judge failed. A free judge takes the next chunk."""
         scores = self.map(jobs, lambda judge, part: judge.score_many.remote(part), chunk or self.rule.part(len(jobs)))
-        if not self.by_hand:
-            self.target = self.rule.batch_done(self.target)
+        self._aim(self.rule.batch_done(self.target))
         return scores
+
+    def _aim(self, count: int) -> None:
+        """What the queue calls for, unless a number was given by hand, from another thread perhaps just now."""
+        with self._lock:
+            if not self.by_hand:
+                self.target = count
 
     def _watch(self, running: Sequence[tuple[float, int]]) -> None:
         now = time.monotonic()
@@ -85,12 +93,12 @@ class JudgePool(Pool):
         if self.by_hand or wanted <= self.target:
             return
         if self._room is None:
-            self.target = wanted
+            self._aim(wanted)
         elif now - self._asked_for_room >= 1.0:
             self._asked_for_room = now
             there = len(self.actors) + len(self.starting)
             if wanted > there:
-                self.target = max(self.target, there + min(wanted - there, self._room(wanted - there)))
+                self._aim(max(self.target, there + min(wanted - there, self._room(wanted - there))))
 
     def _measured(self, items: int, seconds: float, waited: float) -> None:
         self.waits.extend([waited] * items)

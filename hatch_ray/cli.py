@@ -37,6 +37,8 @@ Overrides = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(help="folder of a run, for example runs/tiny", metavar="RUN")]
 
+MEASURED_COSTS = Path(__file__).parent.parent / "bench" / "results" / "planning.json"
+
 
 def _load(config: Path, overrides: list[str] | None) -> Config:
     from hatch_ray.config import load_config
@@ -262,7 +264,7 @@ def plan(
         str, typer.Option(help="learner=2,rollout=6:p5.48xlarge,reward=1: nodes of each role, and their kind")
     ] = "",
     run: Annotated[list[Path] | None, typer.Option(help="take the costs of this run (repeatable: better fits)")] = None,
-    costs: Annotated[Path, typer.Option(help="else of this file")] = Path("bench/results/planning.json"),
+    costs: Annotated[Path, typer.Option(help="else of this file")] = MEASURED_COSTS,
     speed: Annotated[float, typer.Option(min=1e-6, help="how many times as fast the planned machine computes")] = 1.0,
     gpus: Annotated[int, typer.Option(min=0, help="show how it grows to this many GPUs")] = 0,
     prices: Annotated[Path | None, typer.Option(help="kinds of nodes and prices, like planning/prices.yaml")] = None,

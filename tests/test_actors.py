@@ -10,11 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import actors.fit
 from actors.experience import make_groups, make_shards
+from actors.fit import before_restart
 from actors.grpo_stage import choose_samples, run_grpo, total_steps
 from actors.learner import Learner, padded_keys, split_rows
 from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
 from actors.prompts import PromptMaker
+from actors.recovery import WorkerDiedError
 from actors.resources import check_resources
 from actors.reward import JudgePool, RewardJudge
 from actors.weights import learned_parts, only_learned, pack_weights, unpack_weights
@@ -154,6 +157,17 @@ def test_merged_lora_weights_compute_what_the_adapters_do(tiny_model):
 def test_what_is_short_is_said_at_the_start(ray_cluster, tiny_model, sections, message):
     with pytest.raises(ConfigError, match=message):
         check_resources(make_config(make_settings(tiny_model).model_dump() | sections))
+
+
+def test_a_stage_that_lost_a_machine_waits_for_it_and_then_says_what_is_missing(ray_cluster, tiny_model, monkeypatch):
+    config = make_config(make_settings(tiny_model).model_dump() | {"learner": {"workers": 40}})
+    monkeypatch.setattr(actors.fit, "BACK_SECONDS", 0.5)
+    said = []
+    monkeypatch.setattr("builtins.print", lambda text: said.append(text))
+    with pytest.raises(ConfigError, match=r"learner: 40 x .* are needed"):
+        before_restart(config, "pasta", WorkerDiedError("rank 0"))
+    assert "waiting up to" in said[0]
+    before_restart(make_settings(tiny_model), "pasta", WorkerDiedError("rank 0"))
 
 
 def test_enough_is_enough(ray_cluster, tiny_model):

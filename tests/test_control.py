@@ -12,8 +12,9 @@ import pytest
 from runs import hatch
 
 from actors.pools import Work
+from actors.recipe import open_run
 from actors.spans import KEPT_STEPS, MANY, Span, Spans
-from hatch_ray.config import make_config, save_config
+from hatch_ray.config import ConfigError, make_config, save_config
 from hatch_ray.control import (
     NotLiveError,
     answer,
@@ -35,6 +36,20 @@ def beat(run, **changes):
     status = {"state": "running", "time": time.time(), "beat": 1, "stage": "grpo", "step": 2, "steps": 8}
     write_atomic(run.status_path, json.dumps(status | whoami() | {"eta_seconds": 75.0} | changes))
     return read_status(run)
+
+
+def test_a_run_has_one_driver(tmp_path):
+    """A second `hatch train` of the folder is refused while the first one lives, and goes on when it does not."""
+    run, config = RunFolder(tmp_path / "run"), make_config({"run_dir": str(tmp_path / "run")})
+    run.path.mkdir()
+    save_config(config, run.config_path)
+    beat(run)
+    with pytest.raises(ConfigError, match=f"is being trained by process {os.getpid()} on "):
+        open_run(config)
+    beat(run, pid=dead_process())
+    assert open_run(config).path == run.path
+    beat(run, state="was stopped")
+    assert open_run(config).path == run.path
 
 
 def dead_process():

@@ -18,18 +18,20 @@ from ray import cloudpickle
 from runs import TIMES
 from safetensors.torch import load_file
 
+import actors.live
 from actors.grpo_stage import run_grpo
 from actors.live import Live
 from actors.placement import Need
 from actors.pools import Pool
 from actors.reward import JudgePool, RewardJudge
 from actors.scaling import CALM, LARGEST_PART, QueueRule
-from hatch_ray.config import make_config
+from actors.stopping import StopAsked
+from hatch_ray.config import DeadlinesConfig, make_config
 from hatch_ray.control import ask, not_live, read_status
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.trace import write_trace
 from hatch_ray.rewards.score import RewardTarget
-from hatch_ray.run_folder import RunFolder, read_jsonl
+from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
 from tests.pictures import photo
 
@@ -256,7 +258,7 @@ def live(ray_cluster, tmp_path):
             judges.tend()
 
     driver = threading.Thread(target=tend)
-    with Live(run, start_seconds=60) as window:
+    with Live(run, STAGES, DeadlinesConfig(start_seconds=60)) as window:
         window.at("grpo", 3, 10)
         window.show(Stage(judges))
         driver.start()
@@ -284,7 +286,7 @@ def test_a_live_run_is_scaled_from_outside(live):
 
 def test_before_the_stage_a_number_is_kept_for_it(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with Live(run) as window:
+    with Live(run, STAGES, DeadlinesConfig()) as window:
         window.at("pasta", 1, 2)
         found = ask(run, {"scale": {"reward": 3, "rollout": 2}}, 30)
         assert found["ok"] and "the run is at pasta: GRPO will start with reward=3, rollout=2" in found["lines"][0]
@@ -292,9 +294,54 @@ def test_before_the_stage_a_number_is_kept_for_it(ray_cluster, tmp_path):
     assert read_status(run)["state"] == "ended"
 
 
+def test_what_was_asked_before_the_stage_can_be_taken_back(ray_cluster, tmp_path):
+    run = RunFolder(tmp_path)
+    with Live(run, STAGES, DeadlinesConfig()) as window:
+        ask(run, {"scale": {"reward": 3}}, 30)
+        assert ask(run, {"scale": {"reward": None}}, 30)["ok"] and window.by_hand == {}
+
+
+def test_nothing_is_promised_where_no_grpo_is_to_come(ray_cluster, tmp_path):
+    run = RunFolder(tmp_path)
+    with Live(run, ["pasta", "cold_start"], DeadlinesConfig()) as window:
+        found = ask(run, {"scale": {"reward": 3}}, 30)
+        assert not found["ok"] and "no GRPO is to come" in found["lines"][0] and window.by_hand == {}
+    run.set_progress("grpo", step=2, done=True)
+    with Live(run, STAGES, DeadlinesConfig()):
+        assert not ask(run, {"scale": {"reward": 3}}, 30)["ok"]
+
+
+def test_a_command_that_cannot_be_followed_is_answered(live, monkeypatch):
+    run = live[0]
+    monkeypatch.setattr(actors.live, "free", lambda: 1 / 0)
+    found = ask(run, {"scale": {"reward": 2}}, 30)
+    assert not found["ok"] and "ZeroDivisionError" in found["lines"][0]
+    assert ask(run, {"scale": {"reward": 1}}, 30)["ok"]
+
+
+def test_the_pace_counts_from_the_first_step_of_this_start(tmp_path):
+    """A stage that goes on at step 50 has not done 50 steps in a second."""
+    window = Live(RunFolder(tmp_path), STAGES, DeadlinesConfig())
+    window.at("grpo", 0, 0)
+    window.at("grpo", 51, 100)
+    assert window._eta() is None
+    time.sleep(0.05)
+    window.at("grpo", 52, 100)
+    assert window._eta() >= 48 * 0.05 - 0.1
+    window.at("grpo", 40, 100)  # back to a checkpoint
+    assert window._eta() is None
+
+
+def test_a_run_that_was_stopped_has_not_failed(ray_cluster, tmp_path):
+    run = RunFolder(tmp_path)
+    with pytest.raises(StopAsked), Live(run, STAGES, DeadlinesConfig()):
+        raise StopAsked
+    assert read_status(run)["state"] == "was stopped"
+
+
 def test_how_a_run_ended_is_written(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with pytest.raises(RuntimeError), Live(run):
+    with pytest.raises(RuntimeError), Live(run, STAGES, DeadlinesConfig()):
         raise RuntimeError("no more\nmemory")
     assert json.loads(run.status_path.read_text())["state"] == "failed: no more memory"
 
@@ -330,7 +377,7 @@ def test_a_stage_that_is_scaled_is_the_same_to_the_last_bit(ray_cluster, taught_
     answers, statuses = [], []
     run_grpo(config, plain, taught_model, samples, lambda *_: None)
 
-    with Live(scaled, 120) as window:
+    with Live(scaled, STAGES, DeadlinesConfig(start_seconds=120)) as window:
 
         def report(done, total):
             if done in orders:

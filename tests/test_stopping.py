@@ -130,6 +130,7 @@ def test_grpo_trains_what_it_has_sampled_saves_and_ends(taught_model, tmp_path):
         assert {"clip_share", "correction_share", "zero_variance_groups", "tokens_per_s"} <= set(row)
     assert steps == list(range(1, len(steps) + 1)) and state.name == f"step-{len(steps):06d}"
     assert problem(state) is None
+    assert json.loads((run / "status.json").read_text())["state"] == "was stopped"
     assert [row["place"] for row in rows_of(run / "ledger.jsonl")] == list(range(2 * len(steps)))
     assert {row["step"] for row in rows_of(run / "samples" / "grpo.jsonl")} == set(range(len(steps)))
     assert not json.loads((run / "progress.json").read_text() if (run / "progress.json").exists() else "{}")
