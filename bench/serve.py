@@ -5,7 +5,8 @@
 
 Added time: one request after the other, in turn to the service and to a bare AsyncLLM with the service's arguments.
 The bare engine gets rendered prompts and decoded images, so what is added is base64, images, prompt, HTTP, Ray Serve
-and the reply's reading. Throughput: clients that each ask one request after the other, in turn the bare engine and the
+and the reply's reading. Two engine processes seldom run at quite the same speed; "outside" is a request's time beside the
+engine's own call in it, which they do not change. Throughput: clients that each ask one request after the other, in turn the bare engine and the
 service. Both write the same words (greedy), which is checked; random weights hardly ever end a reply early.
 """
 
@@ -15,7 +16,6 @@ import argparse
 import asyncio
 import base64
 import collections
-import gc
 import io
 import json
 import os
@@ -103,13 +103,18 @@ class Served:
     def __init__(self, url: str, asked: list[dict[str, Any]]) -> None:
         self.client = httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=64))
         self.bodies = [json.dumps(one).encode() for one in asked]
+        self.outside: list[float] = []
+        """Milliseconds of each request beside its generation, by the service's own clock."""
 
     async def ask(self, index: int) -> str:
+        start = time.perf_counter()
         response = await self.client.post(
             "/reason", content=self.bodies[index], headers={"content-type": "application/json"}
         )
         response.raise_for_status()
-        return str(response.json()["text"])
+        reply = response.json()
+        self.outside.append(1000 * (time.perf_counter() - start - reply["seconds"]["generate"]))
+        return str(reply["text"])
 
 
 async def added_time(bare: Bare, served: Served, rounds: int) -> dict[str, Any]:
@@ -124,7 +129,8 @@ async def added_time(bare: Bare, served: Served, rounds: int) -> dict[str, Any]:
             await way.ask(number % count)
             times[name].append(1000 * (time.perf_counter() - start))
     added = [there - here for here, there in zip(times["bare"], times["served"], strict=True)]
-    return {name: statistics.median(values) for name, values in times.items()} | {"added": statistics.median(added)}
+    found = {name: statistics.median(values) for name, values in times.items()}
+    return found | {"added": statistics.median(added), "outside": statistics.median(served.outside[-rounds:])}
 
 
 async def throughput(way: Bare | Served, clients: int, requests: int) -> float:
@@ -156,8 +162,6 @@ async def measure(config: Config, run: RunFolder, url: str, options: argparse.Na
     finally:
         bare.engine.close()
         await served.client.aclose()
-    del bare
-    gc.collect()  # vLLM's engine complains when it is collected with the interpreter
     return found
 
 
