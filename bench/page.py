@@ -141,8 +141,11 @@ def serve(found: dict[str, Any]) -> str:
     rows = []
     for shape, figures in found["models"].items():
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
-        rows.append([shape, f"{times['bare']:.1f}", f"{times['served']:.1f}", f"{times['added']:.1f}",
-                     f"{times['outside']:.1f}" if "outside" in times else "-", f"{speeds['bare']:.1f}", f"{speeds['served']:.1f}", f"{figures['share']:.1%}"])  # fmt: skip
+        milliseconds = [
+            f"{times[name]:.1f}" if name in times else "-" for name in ("bare", "served", "added", "outside")
+        ]
+        rates = [f"{speeds[name]:.1f}" for name in ("bare", "served")]
+        rows.append([shape, *milliseconds, *rates, f"{figures['share']:.1%}"])
     headings = [
         "model",
         "bare engine, ms",

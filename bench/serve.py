@@ -5,9 +5,10 @@
 
 Added time: one request after the other, in turn to the service and to a bare AsyncLLM with the service's arguments.
 The bare engine gets rendered prompts and decoded images, so what is added is base64, images, prompt, HTTP, Ray Serve
-and the reply's reading. Two engine processes seldom run at quite the same speed; "outside" is a request's time beside the
-engine's own call in it, which they do not change. Throughput: clients that each ask one request after the other, in turn the bare engine and the
-service. Both write the same words (greedy), which is checked; random weights hardly ever end a reply early.
+and the reply's reading. Two engine processes seldom run at quite the same speed; "outside" is a request's time beside
+the engine's own call in it, which that does not change. Throughput: clients that each ask one request after the other,
+in turn the bare engine and the service. Both write the same words (greedy), which is checked; random weights hardly
+ever end a reply early.
 """
 
 from __future__ import annotations
