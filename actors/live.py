@@ -187,6 +187,8 @@ class Live:
             more = (count or 0) - len(pool.actors) - len(pool.starting)
             if more > 0:
                 needs[role] = replace(need, count=more)
+        if not needs:
+            return []
         found = dict(zip(needs, placed(list(needs.values()), free()), strict=True))
         return [
             f"{role}: {need.count} more with {describe(need.each)} each are needed and {found[role]} find a place "

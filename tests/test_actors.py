@@ -160,11 +160,11 @@ def test_what_is_short_is_said_at_the_start(ray_cluster, tiny_model, sections, m
 
 
 def test_a_stage_that_lost_a_machine_waits_for_it_and_then_says_what_is_missing(ray_cluster, tiny_model, monkeypatch):
-    config = make_config(make_settings(tiny_model).model_dump() | {"learner": {"workers": 40}})
+    config = make_config(make_settings(tiny_model).model_dump() | {"learner": {"cpus": 40}})
     monkeypatch.setattr(actors.fit, "BACK_SECONDS", 0.5)
     said = []
     monkeypatch.setattr("builtins.print", lambda text: said.append(text))
-    with pytest.raises(ConfigError, match=r"learner: 40 x .* are needed"):
+    with pytest.raises(ConfigError, match=r"learner: 1 x .CPU 40. are needed"):
         before_restart(config, "pasta", WorkerDiedError("rank 0"))
     assert "waiting up to" in said[0]
     before_restart(make_settings(tiny_model), "pasta", WorkerDiedError("rank 0"))
