@@ -120,7 +120,9 @@ TIMES = ("time", "seconds", "tokens_per_s", "samples_per_s", "processed_per_imag
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two runs of one config, to the bit: weights, metrics, completions, ledger."""
     found = []
-    for stage in ("pasta", "qa_sft", "cold_start", "grpo"):
+    stages = json.loads((one / "progress.json").read_text())
+    assert stages == json.loads((other / "progress.json").read_text()) and stages
+    for stage in stages:
         left, right = (load_file(run / stage / "model" / "model.safetensors") for run in (one, other))
         if left.keys() != right.keys() or not all(torch.equal(left[name], right[name]) for name in left):
             found.append(f"{stage}: weights")
