@@ -32,7 +32,7 @@ def place_of(_: Any) -> Place:
 class Crew:
     """The actors of one role.
 
-    Life of an actor: _begin -> starting -> up, `settle`d -> in `actors`, where it gets work -> dismiss.
+    Life of an actor: _make -> starting -> up, `settle`d -> in `actors`, where it gets work -> dismiss.
     The `count` at the start are in `actors` at once: what they are given waits for them.
     """
 
@@ -93,8 +93,7 @@ class Crew:
             self._settle(actor)
         except (ray.exceptions.RayActorError, RuntimeError, ValueError) as error:
             self._forget(actor)
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[0 if isinstance(error, StageTimeoutError) else -1] if lines else type(error).__name__
+            reason = telling_line(error)
             if len(self.actors) + len(self.starting) + 1 > self.reached:
                 self.trouble = reason  # the work goes on as it did before more were asked for
                 self.target = min(self.target, self.reached)
@@ -147,6 +146,14 @@ class Crew:
         """End the actors and free their resources."""
         for actor in [*self.actors, *self.starting.values()]:
             ray.kill(actor)
+
+
+def telling_line(error: Exception) -> str:
+    """The line of an error's text that says what happened: the last, but of a deadline the first (below it: where every
+    process stands).
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0 if isinstance(error, StageTimeoutError) else -1] if lines else type(error).__name__
 
 
 def _up(asked: dict[ray.ObjectRef, Any]) -> list[ray.ObjectRef]:

@@ -31,12 +31,12 @@ class CollectiveError(RuntimeError):
 
 
 class Limits:
-    """The deadlines of this process, seconds: `start` for what must start, `call` for one call or collective, `nodes`
-    for machines that are still to come.
+    """The deadlines of this process, seconds: `start` for what must start, `call` for one call or collective, `join`
+    for what must start on a machine that is still to come.
     """
 
     def __init__(self) -> None:
-        self.start, self.call, self.nodes = START_SECONDS, CALL_SECONDS, 0.0
+        self.start, self.call, self.join = START_SECONDS, CALL_SECONDS, START_SECONDS
         self.stacks: Stacks | None = None
         self.boards: tuple[Any, ...] = ()
 
@@ -52,7 +52,7 @@ def enter_process(role: str, config: Config, boards: Sequence[Any] = (), first: 
     ask when a deadline expires; first: drop the stacks of earlier processes (the driver's part).
     """
     limits.start, limits.call = config.deadlines.start_seconds, config.deadlines.call_seconds
-    limits.nodes = config.deadlines.nodes_seconds
+    limits.join = config.deadlines.join_seconds
     limits.boards = tuple(boards)
     folder = RunFolder(config.run_dir).path
     if folder.is_dir():

@@ -54,11 +54,11 @@ class _Order:
 
 
 class Live:
-    """One driver's heartbeat, as a context. Another one of the same folder is left as it was by `clear`."""
+    """One driver's heartbeat, as a context. What was asked of an earlier driver of the folder is dropped."""
 
     def __init__(self, run: RunFolder, stages: Sequence[str], deadlines: DeadlinesConfig) -> None:
         self.run, self.stages, self.deadlines = run, stages, deadlines
-        self.patience = deadlines.start_seconds + deadlines.nodes_seconds
+        self.patience = deadlines.join_seconds
         """Seconds that what is asked for has to come true."""
         self.by_hand: dict[str, int] = {}
         """Numbers asked for by `hatch scale`: they outlive a stage that starts again."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from actors.crew import Crew, place_of
+from actors.crew import Crew, place_of, telling_line
 from actors.deadlines import StageTimeoutError, limits, wait_for_all, who_is_where
 
 TRIES = 3
@@ -261,7 +261,7 @@ class Pool(Crew):
         self.replaced += lost
         self.tend()
         if self.starting:
-            patience = PATIENCE_SECONDS if self.actors else limits.start + limits.nodes
+            patience = PATIENCE_SECONDS if self.actors else limits.join
             self.wait_for_one(patience, must=not self.actors)
         if lost > 1:
             reason += f", and {lost - 1} more with it"
@@ -295,9 +295,4 @@ def _cool(running: dict[ray.ObjectRef, tuple[Any, _Job]], since: float) -> None:
 
 def _reason(error: Exception) -> str:
     """What is worth knowing of an actor's error: that its process died or hangs, or the last line of what it raised."""
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its process died"
-    if isinstance(error, StageTimeoutError):
-        return str(error).splitlines()[0]  # below it: where every process stands
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return "its process died" if isinstance(error, ray.exceptions.RayActorError) else telling_line(error)

@@ -90,7 +90,8 @@ def check_inputs(config: Config) -> None:
         raise ConfigError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
     if root is not None and not root.is_dir():
         raise ConfigError(f"data.root={root} is not a folder")
-    if root is not None and config.data.kind == "rgbd" and not is_dataset(root / "train"):
+    built = RunFolder(config.run_dir).data("train")
+    if root is not None and config.data.kind == "rgbd" and not is_dataset(root / "train") and not is_dataset(built):
         read_sequences(config.data)
 
 

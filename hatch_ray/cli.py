@@ -158,7 +158,7 @@ def scale(
     from hatch_ray.run_folder import RunFolder
 
     wanted = parse_scale(roles)
-    seconds = _load_run(run).deadlines.start_seconds + 120
+    seconds = _load_run(run).deadlines.join_seconds + 120
     try:
         answer = ask(RunFolder(run), {"scale": wanted}, seconds)
     except TimeoutError as error:

@@ -335,6 +335,11 @@ class DeadlinesConfig(Section):
     """The longest that one call may work, or one process wait for the others in a collective (a step's rollouts, an
     update of the weights, a gradient), seconds. Then the run stops, naming who waits for what (RUN/stacks)."""
 
+    @property
+    def join_seconds(self) -> float:
+        """How long a new actor may take that needs a node which is still to come."""
+        return self.start_seconds + self.nodes_seconds
+
 
 class EvalConfig(Section):
     samples: Positive = 300
