@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.deadlines import limits, wait_for, wait_for_all
 from actors.messages import ProbeScores, Request, Rollout, Sampling, SyncAnswer, WeightsHandle
 from actors.parity import ParityError, check_engines, check_sync
-from actors.placement import actor_options, resources_of, rollout_resources
+from actors.placement import actor_options, rollout_resources
 from actors.pools import CallError, Failed, Loss, Pool
 from actors.rollout import RolloutEngine
 from hatch_ray.config import Config, ConfigError
@@ -41,8 +41,8 @@ class EnginePool(Pool):
     ) -> None:
         rollout = config.rollout
         config = config.model_copy(update={"run_dir": RunFolder(config.run_dir).path})  # an actor has its own directory
-        needs = rollout_resources(config) if beside else resources_of(rollout.cpus, rollout.gpus, rollout)
-        actor, options = ray.remote(engine), actor_options(needs)
+        actor = ray.remote(engine)
+        options = actor_options(rollout_resources(config, colocated=bool(beside)))
         self._nodes: dict[Any, str] = {}
         self._prompts_per_call = rollout.prompts_per_call
         self._catch_up: Callable[[Any], None] = lambda engine: None

@@ -41,9 +41,10 @@ def learner_resources(config: Config) -> dict[str, float]:
     return resources_of(cpus, learner.gpus, learner)
 
 
-def rollout_resources(config: Config) -> dict[str, float]:
-    """What an engine takes: colocated its share of the GPU alone."""
-    return resources_of(0 if config.colocated else config.rollout.cpus, config.rollout.gpus, config.rollout)
+def rollout_resources(config: Config, colocated: bool | None = None) -> dict[str, float]:
+    """What an engine takes: colocated (config.colocated where None) its share of the GPU alone."""
+    colocated = config.colocated if colocated is None else colocated
+    return resources_of(0 if colocated else config.rollout.cpus, config.rollout.gpus, config.rollout)
 
 
 def reward_resources(config: Config) -> dict[str, float]:
@@ -73,8 +74,7 @@ def stage_needs(config: Config, stage: str) -> list[Need]:
 
 def engine_needs(config: Config) -> list[Need]:
     """What an evaluation has: engines, each on its own."""
-    rollout = config.rollout
-    return [Need("rollout", rollout.actors, resources_of(rollout.cpus, rollout.gpus, rollout))]
+    return [Need("rollout", config.rollout.actors, rollout_resources(config, colocated=False))]
 
 
 def placed(needs: Sequence[Need], nodes: Sequence[Node]) -> list[int]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from vllm.v1.metrics.loggers import StatLoggerBase
+
+from hatch_ray.model.size import tensor_shapes
 
 
 class RequestTimes(StatLoggerBase):
@@ -32,12 +33,8 @@ def check_fit(before: Mapping[str, tuple[int, ...]], folder: Path) -> None:
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a folder, from the files' headers."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    """`tensor_shapes` of a folder that must have weights: OSError when it has none."""
+    found = tensor_shapes(folder)
+    if not found:
         raise FileNotFoundError(f"{folder} has no safetensors files")
-    found: dict[str, tuple[int, ...]] = {}
-    for path in files:
-        with safe_open(path, "pt") as file:
-            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     return found

@@ -6,7 +6,6 @@ import atexit
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +87,8 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of one service with the tiny model, for every test that only asks it."""
+    from runs import free_port
+
     from hatch_ray.config import make_config, save_config
     from hatch_ray.run_folder import RunFolder
     from serve.launch import start_service, stop_service
@@ -106,10 +107,3 @@ def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPat
     save_config(config, run.config_path)
     yield start_service(config, run, port=free_port())
     stop_service()
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

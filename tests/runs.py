@@ -146,6 +146,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

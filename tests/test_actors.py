@@ -1,7 +1,6 @@
 """Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
 
 import gc
-import socket
 import tracemalloc
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import free_port
 
 import actors.fit
 from actors.experience import make_groups, make_shards
@@ -318,12 +318,6 @@ def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
     learner = Learner(make_settings(tiny_model), tiny_model, 10, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="learner and vLLM differ"):
         learner.update(shard)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.slow

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from hatch_ray.config import Config
 from hatch_ray.model.source import check_kind, folder_kind, model_source
@@ -36,25 +37,25 @@ def count_parameters(base: str) -> int:
             f"known names: {', '.join(PUBLISHED)}"
         )
     check_kind(base, folder_kind(source))
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
+    shapes = tensor_shapes(source)
+    if not shapes:
         raise ValueError(f"model.base={base} has no .safetensors files (weights in other formats are not read)")
-    return sum(math.prod(shape) for file in files for shape in tensor_shapes(file))
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
-def tensor_shapes(file: Path) -> list[list[int]]:
-    """Of every tensor of a safetensors file, from its header alone. Raises ValueError when the file is cut short."""
-    with file.open("rb") as stream:
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a folder's safetensors files, from their headers; {} where there are none.
+
+    Raises ValueError for a file that is damaged.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
         try:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-            whole = stream.tell() + max((entry["data_offsets"][1] for entry in tensors), default=0)
-            shapes = [entry["shape"] for entry in tensors]
-        except (ValueError, KeyError, AttributeError, TypeError, MemoryError, OverflowError):
-            raise ValueError(f"{file} is not a safetensors file; copy it again") from None
-        if stream.seek(0, 2) < whole:
-            raise ValueError(f"{file} is cut short: {stream.tell()} of {whole} bytes; copy it again")
-    return shapes
+            with safe_open(path, "numpy") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file, or is cut short ({error}); copy it again") from None
+    return found
 
 
 def learner_gib(config: Config, parameters: int) -> float:
