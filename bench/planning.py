@@ -1,13 +1,14 @@
 """What `hatch plan` predicts against runs: costs from small runs, predictions of other sizes, and those sizes measured.
 
-    python -m bench.planning                      # ten sizes; on two cores about eight minutes
-    python -m bench.planning --steps 5 --few      # four sizes, to see it work
+    python -m bench.planning                      # ten sizes, three of them twice; on two cores about ten minutes
+    python -m bench.planning --steps 5 --few      # four sizes, two of them twice, to see it work
 
-Costs come from runs with one engine and one learner worker at three sizes (prompts a step, replies a prompt). Predicted
-and measured are twice the engines, twice the workers, both, other prompts and replies together, and a run whose learner
-works beside the engines. Every process has one thread and as many as are at work at once have a core each; a model of
-6 M parameters with random weights (its replies hardly ever end early), two images of 112 px, all on one machine, so
-that the network is not part of it. Written to bench/results/planning.json, where `hatch plan` finds the costs.
+Costs come from runs with one engine and one learner worker at three sizes (prompts a step, replies a prompt), each
+made before and again after the others, since a shared machine's speed drifts. Predicted and measured are twice the
+engines, twice the workers, both, other prompts and replies together, and a run whose learner works beside the engines.
+Every process has one thread and as many as are at work at once have a core each; a model of 6 M parameters with random
+weights (its replies hardly ever end early), two images of 112 px, all on one machine, so that the network is not part
+of it. Written to bench/results/planning.json, where `hatch plan` finds the costs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +69,19 @@ def measure(model: Path, folder: Path, sizes: Sizes, reply: int, steps: int) -> 
     run = RunFolder(folder / name)
     config = settings(model, run.path, sizes, reply, steps)
     save_config(config, run.config_path)
-    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     samples = make_samples(folder / "images", sizes.groups * steps, IMAGES, PIXELS)
     run_grpo(config, run, str(model), samples, lambda *_: None)
     return Measured.of_run(run)
+
+
+def measure_all(all_sizes: Sequence[Sizes], model: Path, folder: Path, options: argparse.Namespace) -> list[Measured]:
+    """`measure` of each size, told as it goes."""
+    found = []
+    for sizes in all_sizes:
+        found.append(measure(model, folder, sizes, options.reply, options.steps))
+        print(f"{folder.name}: {words(sizes)}: {found[-1].seconds:.2f} s a step", flush=True)
+    return found
 
 
 def row(sizes: Sizes, plan: Plan, found: Measured) -> dict[str, Any]:
@@ -104,29 +116,27 @@ def main() -> None:
     options = parser.parse_args()
     first, checked = (FIRST[:2], [CHECKED[0], CHECKED[4]]) if options.few else (FIRST, CHECKED)
     os.environ["OMP_NUM_THREADS"] = "1"
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_tiny(folder / "model", 0, SMALL["6m"])
         ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning", log_to_driver=False,
                  runtime_env={"env_vars": variables() | {"OMP_NUM_THREADS": "1"}})  # fmt: skip
         try:
-            known = []
-            for sizes in first:
-                known.append(measure(model, folder, sizes, options.reply, options.steps))
-                print(f"for the costs: {words(sizes)}: {known[-1].seconds:.2f} s a step", flush=True)
-            parameters = count_parameters(str(model))
-            found = machine()
-            work = Work.of(settings(model, folder / "run", first[0], options.reply, options.steps), parameters)
-            costs = costs_of(known, parameters, work.image_bytes, f"a core of {found['processor']} each")
-            for sizes in checked:
-                plan = predict(costs, Work(sizes, work.weight_bytes, work.image_bytes))
-                rows.append(row(sizes, plan, measure(model, folder, sizes, options.reply, options.steps)))
-                print(f"{words(sizes)}: predicted {rows[-1]['predicted']:.2f} s, measured {rows[-1]['measured']:.2f} "
-                      f"({rows[-1]['off']:+.0%})", flush=True)  # fmt: skip
+            known = measure_all(first, model, folder / "before", options)
+            seen = measure_all(checked, model, folder / "checked", options)
+            known += measure_all(first, model, folder / "after", options)
         finally:
             ray.shutdown()
         prepared = prepare_large(model)
+        parameters = count_parameters(str(model))
+        work = Work.of(settings(model, folder / "run", first[0], options.reply, options.steps), parameters)
+    found = machine()
+    costs = costs_of(known, parameters, work.image_bytes, f"a core of {found['processor']} each")
+    rows = []
+    for sizes, one in zip(checked, seen, strict=True):
+        rows.append(row(sizes, predict(costs, replace(work, sizes=sizes)), one))
+        print(f"{words(sizes)}: predicted {rows[-1]['predicted']:.2f} s, measured {rows[-1]['measured']:.2f} "
+              f"({rows[-1]['off']:+.0%})", flush=True)  # fmt: skip
     worst = max(abs(one["off"]) for one in rows)
     control = {
         "control_per_step": costs.control.step, "control_per_group": costs.control.group,
