@@ -35,8 +35,8 @@ pytestmark = pytest.mark.slow
 
 
 def words(run: Path, model: Path) -> list[str]:
-    """A batch of three leaves the first stage to one of the learner's two workers, which starts the sooner. One judge: of
-    several, one that dies while it has no work is noticed when it is given some, which these steps are too short for.
+    """A batch of three leaves the first stage to one of the learner's two workers, which starts the sooner. One judge:
+    of several, one that dies without work is noticed when it is given some, which these steps are too short for.
     """
     return [
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
