@@ -142,7 +142,7 @@ def serve(found: dict[str, Any]) -> str:
     for shape, figures in found["models"].items():
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
         milliseconds = [
-            f"{times[name]:.1f}" if name in times else "-" for name in ("bare", "served", "added", "outside")
+            f"{times[name]:.1f}" if name in times else "-" for name in ("bare", "served", "added", "outside", "own")
         ]
         rates = [f"{speeds[name]:.1f}" for name in ("bare", "served")]
         rows.append([shape, *milliseconds, *rates, f"{figures['share']:.1%}"])
@@ -152,6 +152,7 @@ def serve(found: dict[str, Any]) -> str:
         "service, ms",
         "added, ms",
         "outside the engine, ms",
+        "of that the replica, ms",
         "bare, requests/s",
         "service",
         "of bare",
@@ -167,9 +168,20 @@ def serve(found: dict[str, Any]) -> str:
     return text + (
         f"\n{load['minutes']:g} minutes of {load['clients']} clients, good and bad requests mixed: {statuses} (left: "
         f"the client went away). Good ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), "
-        f"{times['p99']:.0f} (p99). Memory of replica, engine and proxy: {memory[0]:.0f} MB at the start, "
-        f"{memory[-1]:.0f} MB at the end.\n"
+        f"{times['p99']:.0f} (p99).\n\n"
+        + table(
+            ["memory (PSS), MB", *memory[0]],
+            [
+                [f"after {share * load['minutes']:g} minutes", *(f"{mb:.0f}" for mb in at(memory, share).values())]
+                for share in (0, 0.1, 0.25, 0.5, 1)
+            ],
+        )
     )
+
+
+def at(values: list[dict[str, float]], share: float) -> dict[str, float]:
+    """The value of a series at a share of its length."""
+    return values[round(share * (len(values) - 1))]
 
 
 SCALING_TEXT = """\

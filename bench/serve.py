@@ -46,6 +46,8 @@ from serve.settings import Settings
 SHAPES = {"tiny": TinyConfig(), "30m": SMALL["30m"]}
 PORT = 8123
 IMAGES = 2
+PICTURES = 256
+"""Of the mixed load: 74 MiB once processed, of which the engine keeps 16."""
 
 
 def encoded(number: int) -> str:
@@ -72,7 +74,7 @@ def settings(model: Path, run: Path, tokens: int) -> tuple[Config, RunFolder]:
     config = make_config({
         "run_dir": str(run),
         "model": {"template": "compact-v1", "max_images": IMAGES, "max_length": 512, "max_pixels": 12544},
-        "rollout": {"kv_cache_mb": 128},
+        "rollout": {"kv_cache_mb": 128, "image_cache_mb": 16},
         "serve": {"port": PORT, "max_new_tokens": tokens, "cpus": 1, "deadline_seconds": 60, "max_waiting": 64},
     })  # fmt: skip
     save_config(config, folder.config_path)
@@ -106,6 +108,8 @@ class Served:
         self.bodies = [json.dumps(one).encode() for one in asked]
         self.outside: list[float] = []
         """Milliseconds of each request beside its generation, by the service's own clock."""
+        self.own: list[float] = []
+        """Of those, in the replica: base64, images, prompt, queue, reading of the reply. The rest is HTTP and Serve."""
 
     async def ask(self, index: int) -> str:
         start = time.perf_counter()
@@ -114,7 +118,9 @@ class Served:
         )
         response.raise_for_status()
         reply = response.json()
-        self.outside.append(1000 * (time.perf_counter() - start - reply["seconds"]["generate"]))
+        seconds = reply["seconds"]
+        self.outside.append(1000 * (time.perf_counter() - start - seconds["generate"]))
+        self.own.append(1000 * (seconds["total"] - seconds["generate"]))
         return str(reply["text"])
 
 
@@ -131,7 +137,8 @@ async def added_time(bare: Bare, served: Served, rounds: int) -> dict[str, Any]:
             times[name].append(1000 * (time.perf_counter() - start))
     added = [there - here for here, there in zip(times["bare"], times["served"], strict=True)]
     found = {name: statistics.median(values) for name, values in times.items()}
-    return found | {"added": statistics.median(added), "outside": statistics.median(served.outside[-rounds:])}
+    parts = {"outside": served.outside[-rounds:], "own": served.own[-rounds:]}
+    return found | {"added": statistics.median(added)} | {name: statistics.median(of) for name, of in parts.items()}
 
 
 async def throughput(way: Bare | Served, clients: int, requests: int) -> float:
@@ -180,8 +187,12 @@ BAD: list[tuple[str, Any]] = [
 
 
 async def mixed_load(url: str, minutes: float, clients: int) -> dict[str, Any]:
-    """Good requests, one in ten bad and one in fifty left before its answer; statuses, milliseconds, memory."""
-    asked = questions(clients * 2)
+    """Good requests, one in ten bad and one in fifty left before its answer; statuses, milliseconds, memory.
+
+    Each shows two of PICTURES, more than the engine keeps.
+    """
+    pictures = [encoded(number) for number in range(PICTURES)]
+    asked = questions(clients)
     statuses: collections.Counter[str] = collections.Counter()
     times: list[float] = []
     memory = [service_memory()]
@@ -190,7 +201,7 @@ async def mixed_load(url: str, minutes: float, clients: int) -> dict[str, Any]:
     async def client(number: int, http: httpx.AsyncClient) -> None:
         chance = random.Random(number)
         while time.monotonic() < end:
-            one, draw = chance.choice(asked), chance.random()
+            one, draw = chance.choice(asked) | {"images": chance.sample(pictures, IMAGES)}, chance.random()
             if draw < 0.1:
                 one = chance.choice(BAD)[1](one)
             start = time.perf_counter()
@@ -217,22 +228,24 @@ async def mixed_load(url: str, minutes: float, clients: int) -> dict[str, Any]:
         "clients": clients,
         "statuses": dict(sorted(statuses.items())),
         "milliseconds": {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]},
-        "memory_mb": [round(value, 1) for value in memory],
+        "memory_mb": memory,
     }
 
 
-def service_memory() -> float:
-    """MB (PSS) of the replicas with their engines, and of the proxy."""
-    total = 0
+def service_memory() -> dict[str, float]:
+    """MB (PSS) of the replica, its engine and the proxy."""
+    found: dict[str, float] = dict.fromkeys(("replica", "engine", "proxy"), 0.0)
     for process in psutil.process_iter():
         try:
             command = (process.cmdline() or [""])[0]
-            if command.startswith(("ray::ServeReplica:hatch:", "ray::ProxyActor")):
-                for one in (process, *process.children(recursive=True)):
-                    total += one.memory_full_info().pss
+            if command.startswith("ray::ProxyActor"):
+                found["proxy"] += process.memory_full_info().pss / 1e6
+            if command.startswith("ray::ServeReplica:hatch:"):
+                found["replica"] += process.memory_full_info().pss / 1e6
+                found["engine"] += sum(one.memory_full_info().pss for one in process.children(recursive=True)) / 1e6
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return total / 1e6
+    return {name: round(value, 1) for name, value in found.items()}
 
 
 def main() -> None:
@@ -262,8 +275,8 @@ def main() -> None:
                       f"requests/s of {speeds['bare']:.1f} ({found['share']:.1%})", flush=True)  # fmt: skip
                 if options.minutes and shape == options.shapes[0]:
                     figures["load"] = load = asyncio.run(mixed_load(url, options.minutes, options.clients))
-                    print(f"{load['minutes']:g} minutes: {load['statuses']}, {load['milliseconds']}, memory "
-                          f"{load['memory_mb'][0]:.0f} to {load['memory_mb'][-1]:.0f} MB", flush=True)  # fmt: skip
+                    print(f"{load['minutes']:g} minutes: {load['statuses']}, {load['milliseconds']}, memory MB "
+                          f"{load['memory_mb'][0]} to {load['memory_mb'][-1]}", flush=True)  # fmt: skip
             finally:
                 stop_service()
     print(f"written: {write_results('serve', figures)}")

@@ -271,6 +271,9 @@ class RolloutConfig(Placed):
     number makes batches that do not depend on how many engines there are."""
     kv_cache_mb: Positive = 128
     """Key-value cache of a CPU engine, MiB."""
+    image_cache_mb: Positive = 512
+    """Processed images that an engine keeps for the next prompt that shows them, MiB. A replica of the service has them
+    twice: in its own process and in its engine's."""
     gpu_memory_utilization: Fraction = 0.85
     """Share of a GPU's memory that an engine may take."""
 

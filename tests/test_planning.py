@@ -195,6 +195,24 @@ def test_nodes_hold_what_has_room(repository):
             parse_nodes(text, config, KINDS)
 
 
+def test_colocated_engines_are_on_the_learners_nodes(repository):
+    shares = ["colocated=true", "learner.workers=4", "rollout.actors=4", "learner.gpus=0.6", "rollout.gpus=0.4",
+              "rollout.gpu_memory_utilization=0.4"]  # fmt: skip
+    config = load_config(repository / "configs" / "hatch_3b.yaml", shares)
+    found = parse_nodes("learner=2:p5.48xlarge", config, KINDS)
+    assert (found["learner"].processes, found["rollout"].processes) == (16, 16)  # one of each a GPU
+    assert gpus_of(found) == 16
+    with pytest.raises(ConfigError, match="leave rollout out"):
+        parse_nodes("learner=2,rollout=1", config, KINDS)
+    cost = Costs(Line(reply=0.1), Line(), Line(reply=0.1), Line(), 0.0, 0.0, 10, 10**6, 1, "m", 1)
+    work = Work(Sizes(16, 8, 16, 4, 16), 12_500_000_000, 10**9)
+    apart = predict(cost, work, found | {"rollout": replace(found["rollout"], shared=False)}, HEAD)
+    beside = predict(cost, work, found, HEAD)
+    assert apart.usd_hour - beside.usd_hour == pytest.approx(2 * KINDS["p5.48xlarge"].usd_hour)
+    assert beside.moved["weights"] == apart.moved["weights"] / 2
+    assert beside.phases["generate"] == apart.phases["generate"]
+
+
 def test_prices_that_cannot_be_are_refused(tmp_path):
     path = tmp_path / "prices.yaml"
     path.write_text(PRICES.read_text().replace("usd_hour: 0.36", "usd_hour: -1"))

@@ -120,7 +120,8 @@ def predict(costs: Costs, work: Work, nodes: Mapping[str, Nodes] | None = None, 
         learner, rollout = nodes["learner"], nodes["rollout"]
         ring = 2 * (learner.count - 1) / learner.count * work.weight_bytes
         moved = {
-            "weights": float(work.weight_bytes * rollout.count),
+            # Of colocated engines one node's are where the weights come from.
+            "weights": float(work.weight_bytes * (rollout.count - rollout.shared)),
             "gradients": ring * learner.count,
             "images": float(groups * work.image_bytes),
             "replies": replies * costs.reply_tokens * TOKEN_BYTES,
@@ -130,7 +131,7 @@ def predict(costs: Costs, work: Work, nodes: Mapping[str, Nodes] | None = None, 
             "learn": ring / learner.kind.bytes_per_second,
             "prepare": moved["images"] / head.bytes_per_second,
         }
-        usd_hour = head.usd_hour + sum(one.count * one.kind.usd_hour for one in nodes.values())
+        usd_hour = head.usd_hour + sum(one.count * one.kind.usd_hour for one in nodes.values() if not one.shared)
     phases = {
         "sync": costs.sync + network["sync"],
         "generate": costs.generate.seconds(*sizes.share(sizes.engines)),
@@ -171,7 +172,8 @@ def grown(nodes: Mapping[str, Nodes], most_gpus: int) -> list[dict[str, Nodes]]:
 
 def gpus_of(nodes: Mapping[str, Nodes]) -> int:
     """GPUs of learner and rollout nodes; their processes where the machines have none."""
-    return sum(nodes[role].count * (nodes[role].kind.gpus or nodes[role].each) for role in ("learner", "rollout"))
+    own = [nodes[role] for role in ("learner", "rollout") if not nodes[role].shared]
+    return sum(one.count * (one.kind.gpus or one.each) for one in own)
 
 
 def on_nodes(costs: Costs, work: Work, nodes: Mapping[str, Nodes], head: Kind, factor: int = 1) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Nodes:
     kind: Kind
     count: int
     each: int
+    shared: bool = False
+    """The machines are the learner's, counted there: engines take turns with it (colocated)."""
 
     @property
     def processes(self) -> int:
@@ -62,7 +64,8 @@ def read_prices(path: Path = PRICES) -> tuple[dict[str, Kind], str]:
 def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, Nodes]:
     """ "learner=2,rollout=6:p5.48xlarge,reward=1" -> the nodes of every role, with as many processes as have room.
 
-    A role that is not named has what its processes in the config need. Raises ConfigError for anything else.
+    A role that is not named has what its processes in the config need; colocated engines are on the learner's nodes.
+    Raises ConfigError for anything else.
     """
     asked: dict[str, tuple[int, str]] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -72,9 +75,14 @@ def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, 
             raise ConfigError(
                 f"--nodes {part!r} is not ROLE=COUNT or ROLE=COUNT:KIND with a role of {', '.join(ROLES)}"
             )
+        if config.colocated and role == "rollout":
+            raise ConfigError(f"--nodes {part!r}: colocated engines are on the learner's nodes; leave rollout out")
         asked[role] = (int(number), named or DEFAULTS[role])
     found = {}
     for role in ROLES:
+        if config.colocated and role == "rollout":
+            found[role] = replace(found["learner"], shared=True)
+            continue
         wanted, cpus, gpus = _processes(config, role)
         count, name = asked.get(role, (0, DEFAULTS[role]))
         if name not in kinds:
@@ -84,7 +92,8 @@ def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, 
         kind = kinds[name]
         room = math.floor(kind.cpus / cpus + 1e-9)
         if gpus:
-            room = min(room, math.floor(kind.gpus / gpus + 1e-9))
+            # A process never has shares of two GPUs.
+            room = min(room, math.floor(kind.gpus / gpus + 1e-9) if gpus >= 1 else kind.gpus * math.floor(1 / gpus))
         if room < 1:
             raise ConfigError(f"a {name} has no room for a process of {role} ({cpus:g} CPUs, {gpus:g} GPUs)")
         if not count:
@@ -97,7 +106,8 @@ def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, 
 def _processes(config: Config, role: str) -> tuple[int, float, float]:
     """(processes, CPUs each, GPUs each) of a role in a config."""
     if role == "learner":
-        return config.learner.workers, config.learner.cpus, config.learner.gpus
+        beside = config.rollout.cpus if config.colocated else 0.0
+        return config.learner.workers, max(config.learner.cpus, beside), config.learner.gpus
     if role == "rollout":
         return config.rollout.actors, config.rollout.cpus, config.rollout.gpus
     return config.reward_actors.actors, config.reward_actors.cpus, 0.0

@@ -68,9 +68,10 @@ def _roles(plan: Plan, nodes: Mapping[str, Nodes], head: Kind) -> Table:
         table.add_column(name, justify="left" if name in ("role", "nodes") else "right")
     for role, phase in PHASES.items():
         one = nodes[role]
+        place = "the learner's" if one.shared else f"{one.count} x {one.kind.name}"
         busy = plan.busy[role]
         table.add_row(
-            role, f"{one.count} x {one.kind.name}", str(one.processes), f"{plan.phases[phase]:.3g}",
+            role, place, str(one.processes), f"{plan.phases[phase]:.3g}",
             f"{plan.network.get(phase, 0.0):.3g}", f"{busy:.0%}", f"{1 - min(1.0, busy):.0%}",
         )  # fmt: skip
     for phase in ("control", "prepare", "sync"):
