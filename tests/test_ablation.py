@@ -296,7 +296,7 @@ def test_a_step_without_actions_leaves_a_gap_in_the_curve(tmp_path: Path) -> Non
 def test_ablate_trains_shares_resumes_and_compares(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "ablation"
     words = ["ablate", "configs/tiny.yaml", "--seeds", "1", "--grids", "4", "--out", str(out),
-             "--only", "no_both,language", f"model.base={tiny_model}", *SHORT, *ROOMS, *ALONE,
+             "--only", "language", f"model.base={tiny_model}", *SHORT, *ROOMS, *ALONE,
              "grpo.max_steps=2"]  # fmt: skip
     process = start(words)
     wait_for_step(process, out / "seed0" / "full", "qa_sft", 2, timeout=240)
@@ -305,11 +305,9 @@ def test_ablate_trains_shares_resumes_and_compares(tiny_model: Path, tmp_path: P
     output = finish(process, 500)
     assert process.returncode == 0, output
     found = json.loads((out / "ablation.json").read_text())
-    assert set(found["variants"]) == {"full", "no_both", "language"}
+    assert set(found["variants"]) == {"full", "language"}
     assert found["samples"] == 12 and found["variants"]["full"]["columns"]["Avg"]["n"] == 12
     assert (out / "ablation.html").stat().st_size > 10_000
     assert (out / "seed0" / "language" / "qa_sft").resolve() == out.resolve() / "seed0" / "full" / "qa_sft"
     replies = [json.loads(line) for line in (out / "seed0/language/samples/grpo.jsonl").read_text().splitlines()]
     assert all("Think 0-1" in reply["prompt"] and reply["terms"]["action"] is None for reply in replies)
-    direct = json.loads((out / "seed0/no_both/eval/final.json").read_text())
-    assert direct["overall"]["action"] is None  # asked for the answer alone
