@@ -24,7 +24,7 @@ from actors.resources import free, nodes
 from actors.stopping import StopAsked
 from hatch_ray.config import DeadlinesConfig
 from hatch_ray.control import answer, clear, take, whoami
-from hatch_ray.run_folder import RunFolder, write_atomic
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
 LOOK_SECONDS = 0.5
 BEAT_SECONDS = 1.0
@@ -67,6 +67,7 @@ class Live:
         self._shown: Shown | None = None
         self._orders: list[_Order] = []
         self.metrics = Metrics(str(run.path))
+        self._lost = len(read_jsonl(run.recoveries))
         self._beat = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -116,6 +117,9 @@ class Live:
         status = self._state | {"beat": self._beat, "time": round(time.time(), 3), "eta_seconds": self._eta()} | shown
         write_atomic(self.run.status_path, json.dumps(status))
         self.metrics.beat(status)
+        lost = len(read_jsonl(self.run.recoveries))
+        self.metrics.lost(lost - self._lost)
+        self._lost = lost
 
     def _eta(self) -> float | None:
         """Seconds to the end of the stage, at the pace of its last steps."""

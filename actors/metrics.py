@@ -88,8 +88,6 @@ class Metrics:
             self._of["hatch_tokens"].inc(metrics["tokens"])
         if groups:
             self._of["hatch_groups"].inc(groups)
-        if metrics.get("recoveries"):
-            self._of["hatch_lost"].inc(metrics["recoveries"])
         for phase in PHASES:
             if f"seconds_{phase}" in metrics:
                 self._of["hatch_phase_seconds"].observe(metrics[f"seconds_{phase}"], {"phase": phase})
@@ -97,6 +95,11 @@ class Metrics:
             self._set("hatch_reward", metrics.get(f"reward_{term}"), {"term": term})
         for name in LEARNER:
             self._set("hatch_learner", metrics.get(name), {"value": name})
+
+    def lost(self, count: int) -> None:
+        """So many processes more were lost, in whichever stage."""
+        if count:
+            self._of["hatch_lost"].inc(count)
 
     def _set(self, name: str, value: float | None, tags: dict[str, str] | None = None) -> None:
         if value is not None:

@@ -44,7 +44,7 @@ class Recovery:
     def __init__(
         self, run: RunFolder, stage: str, settings: RecoveryConfig, say: Callable[[str], None] = print
     ) -> None:
-        self.path = run.path / "recoveries.jsonl"
+        self.path = run.recoveries
         self.stage, self.settings, self.say = stage, settings, say
         self.in_a_row = 0
         self._furthest = -1

@@ -175,6 +175,10 @@ class RunFolder:
         return self.path / "ledger.jsonl"
 
     @property
+    def recoveries(self) -> Path:
+        return self.path / "recoveries.jsonl"
+
+    @property
     def status_path(self) -> Path:
         return self.path / "status.json"
 
