@@ -139,15 +139,14 @@ def serve(found: dict[str, Any]) -> str:
     """The service against its bare engine, and a long mixed load."""
     load, command = found.get("load"), found["command"]
     rows = []
-    for shape, figures in found["models"].items():
+    measured = [(f"{shape}, {way}", one) for shape, ways in found["models"].items() for way, one in ways.items()]
+    for name, figures in measured:
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
-        milliseconds = [
-            f"{times[name]:.1f}" if name in times else "-" for name in ("bare", "served", "added", "outside", "own")
-        ]
-        rates = [f"{speeds[name]:.1f}" for name in ("bare", "served")]
-        rows.append([shape, *milliseconds, *rates, f"{figures['share']:.1%}"])
+        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "served", "added", "outside", "own")]
+        rates = [f"{speeds[part]:.1f}" for part in ("bare", "served")]
+        rows.append([name, *milliseconds, *rates, f"{figures['share']:.1%}"])
     headings = [
-        "model",
+        "model, ingress",
         "bare engine, ms",
         "service, ms",
         "added, ms",
@@ -159,7 +158,8 @@ def serve(found: dict[str, Any]) -> str:
     ]
     text = (
         f"Two images a request, {command['tokens']} new tokens. Medians of {command['rounds']} requests one at a time; "
-        f"requests a second of {command['clients']} clients.\n\n{table(headings, rows)}"
+        f"requests a second of {command['clients']} clients. Ingress: Ray Serve's own proxy, as shipped, or "
+        f"`serve.haproxy=true`.\n\n{table(headings, rows)}"
     )
     if load is None:
         return text + "\nThe long load is not measured yet.\n"

@@ -44,6 +44,8 @@ from serve.schema import ReasonRequest
 from serve.settings import Settings
 
 SHAPES = {"tiny": TinyConfig(), "30m": SMALL["30m"]}
+WAYS = ("proxy", "haproxy")
+"""Ray Serve's own proxy, as the service is shipped, and serve.haproxy=true."""
 PORT = 8123
 IMAGES = 2
 PICTURES = 256
@@ -65,7 +67,7 @@ def questions(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def settings(model: Path, run: Path, tokens: int) -> tuple[Config, RunFolder]:
+def settings(model: Path, run: Path, tokens: int, haproxy: bool = False) -> tuple[Config, RunFolder]:
     """A run folder whose model is the one to serve, on all cores."""
     folder = RunFolder(run)
     (folder.path / "grpo").mkdir(parents=True)
@@ -75,7 +77,8 @@ def settings(model: Path, run: Path, tokens: int) -> tuple[Config, RunFolder]:
         "run_dir": str(run),
         "model": {"template": "compact-v1", "max_images": IMAGES, "max_length": 512, "max_pixels": 12544},
         "rollout": {"kv_cache_mb": 128, "image_cache_mb": 16},
-        "serve": {"port": PORT, "max_new_tokens": tokens, "cpus": 1, "deadline_seconds": 60, "max_waiting": 64},
+        "serve": {"port": PORT, "max_new_tokens": tokens, "cpus": 1, "deadline_seconds": 60, "max_waiting": 64,
+                  "haproxy": haproxy},
     })  # fmt: skip
     save_config(config, folder.config_path)
     return config, folder
@@ -265,20 +268,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for shape in options.shapes:
             model = make_tiny(Path(name) / f"{shape}-model", 0, SHAPES[shape])
-            config, run = settings(model, Path(name) / shape, options.tokens)
-            url = start_service(config, run)
-            try:
-                found = asyncio.run(measure(config, run, url, options))
-                figures["models"][shape] = found
-                times, speeds = found["milliseconds"], found["requests_per_s"]
-                print(f"{shape}: {times['added']:.1f} ms added to {times['bare']:.1f} ms; {speeds['served']:.1f} "
-                      f"requests/s of {speeds['bare']:.1f} ({found['share']:.1%})", flush=True)  # fmt: skip
-                if options.minutes and shape == options.shapes[0]:
-                    figures["load"] = load = asyncio.run(mixed_load(url, options.minutes, options.clients))
-                    print(f"{load['minutes']:g} minutes: {load['statuses']}, {load['milliseconds']}, memory MB "
-                          f"{load['memory_mb'][0]} to {load['memory_mb'][-1]}", flush=True)  # fmt: skip
-            finally:
-                stop_service()
+            for way in WAYS:
+                config, run = settings(model, Path(name) / f"{shape}-{way}", options.tokens, way == "haproxy")
+                url = start_service(config, run)
+                try:
+                    found = asyncio.run(measure(config, run, url, options))
+                    figures["models"].setdefault(shape, {})[way] = found
+                    times, speeds = found["milliseconds"], found["requests_per_s"]
+                    print(f"{shape}, {way}: {times['added']:.1f} ms added to {times['bare']:.1f} ms, "
+                          f"{times['outside']:.1f} outside the engine; {speeds['served']:.1f} requests/s of "
+                          f"{speeds['bare']:.1f} ({found['share']:.1%})", flush=True)  # fmt: skip
+                    if options.minutes and (shape, way) == (options.shapes[0], WAYS[0]):
+                        figures["load"] = load = asyncio.run(mixed_load(url, options.minutes, options.clients))
+                        print(f"{load['minutes']:g} minutes: {load['statuses']}, {load['milliseconds']}, memory MB "
+                              f"{load['memory_mb'][0]} to {load['memory_mb'][-1]}", flush=True)  # fmt: skip
+                finally:
+                    stop_service()
     print(f"written: {write_results('serve', figures)}")
 
 

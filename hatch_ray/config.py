@@ -385,6 +385,9 @@ class ServeConfig(Section):
     """Name of the environment variable that holds the API key; empty: all who reach the service may ask."""
     cors_origins: list[str] = []
     """Origins whose pages may call the service from a browser, such as https://example.org; none by default."""
+    haproxy: bool = False
+    """HAProxy, which Ray Serve brings along, in place of Serve's own proxy: less time a request, other errors while a
+    replica is lost, and two more ports that listen on every address (docs/serving.md)."""
     log_requests: bool = False
     """Log a line for each request (path, status, seconds, bytes); never what it holds."""
     follow: bool = False

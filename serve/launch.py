@@ -26,10 +26,13 @@ from serve.settings import Settings
 APP_NAME = "hatch"
 START_DEADLINE_S = 600.0
 EDGE = "serve.guard.middlewares"
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 EDGE_MARGIN_S = 5.0
 """Seconds that Ray Serve waits longer than a replica's own deadline."""
 STOP_MARGIN_S = 30.0
 """Seconds beyond the requests' deadline in which a replica must have ended."""
+DRAIN_S = 5
+"""Seconds in which HAProxy sees that a replica stops."""
 SPARE_PLACES = 64
 """Requests beyond those that run and wait which a replica takes in, to refuse them, or to tell its health."""
 
@@ -132,13 +135,15 @@ def _deploy(config: Config, settings: Settings, port: int, name: str) -> None:
     serving = config.serve
     logger.setLevel(logging.WARNING)
     logs = {"log_level": "ERROR", "enable_access_log": False}
-    edge = EdgeLimits(serving.max_body_mb * MIB, serving.body_seconds).variable()
+    edge = EdgeLimits(serving.max_body_mb * MIB, serving.body_seconds).variable() | {CALLBACK: EDGE}
+    if serving.haproxy:
+        edge |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S)}
     ray_serve.start(
         http_options=HTTPOptions(
             host=serving.host, port=port, request_timeout_s=serving.deadline_seconds + EDGE_MARGIN_S
         ),
         logging_config=logs,
-        controller_options={"runtime_env": {"env_vars": edge | {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": EDGE}}},
+        controller_options={"runtime_env": {"env_vars": edge}},
     )
     key = {serving.api_key_env: os.environ[serving.api_key_env]} if serving.api_key_env else {}
     places = serving.max_running + serving.max_waiting
@@ -161,7 +166,7 @@ def _deploy(config: Config, settings: Settings, port: int, name: str) -> None:
         ray_actor_options={
             "num_cpus": serving.cpus,
             "num_gpus": serving.gpus,
-            "runtime_env": {"env_vars": variables() | key},
+            "runtime_env": {"env_vars": variables() | edge | key},
         },
         logging_config=logs,
     ).bind(settings)
