@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ import ray
 from rich.console import Console
 
 from actors.live import Live
+from actors.mirror import Mirror, brought_home
 from actors.placement import Need, stage_needs
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
@@ -42,7 +44,7 @@ from hatch_ray.sample import Sample
 
 FREE_TO_CHANGE = {
     "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "deadlines", "eval", "serve",
-    "colocated", "tensorboard",
+    "colocated", "tensorboard", "storage",
 }  # fmt: skip
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
 
@@ -192,20 +194,23 @@ def write_tensorboard(run: RunFolder, stage: str) -> None:
 def run_recipe(config: Config, console: Console) -> RunFolder:
     """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint.
 
-    Raises SystemExit when SIGTERM asked to stop, after the stage at work has saved.
+    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.mirror`). Raises SystemExit when SIGTERM
+    asked to stop, after the stage at work has saved.
     """
+    saved, config, home = config, *brought_home(config, console)
     check_inputs(config)
     run = open_run(config, console)
     start_ray(config)
-    fresh = not run.path.exists()
-    save_config(config, run.config_path)
-    write_version(run)
-    try:
-        with stoppable(run):
-            _run_stages(config, run, fresh, console)
-    except StopAsked:
-        console.print(f"stopped as asked; the same command goes on from what {run.path} has", markup=False)
-        raise SystemExit(EXIT_CODE) from None
+    with nullcontext() if home is None else Mirror(home, config.storage.mirror_seconds, console):
+        fresh = not run.path.exists()
+        save_config(saved, run.config_path)
+        write_version(run)
+        try:
+            with stoppable(run):
+                _run_stages(config, run, fresh, console)
+        except StopAsked:
+            console.print(f"stopped as asked; the same command goes on from what {run.path} has", markup=False)
+            raise SystemExit(EXIT_CODE) from None
     return run
 
 

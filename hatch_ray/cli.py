@@ -18,6 +18,7 @@ from hatch_ray.environment import prepare_environment
 
 if TYPE_CHECKING:
     from hatch_ray.config import Config
+    from hatch_ray.storage import Wants
 
 app = typer.Typer(
     help="Train vision-language models to reason over several photos of one place (HATCH), on Ray.",
@@ -35,7 +36,9 @@ ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example confi
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="changes to the config, for example grpo.beta=0.02", metavar="[KEY=VALUE]...")
 ]
-RunPath = Annotated[Path, typer.Argument(help="folder of a run, for example runs/tiny", metavar="RUN")]
+RunPath = Annotated[
+    str, typer.Argument(help="folder of a run, for example runs/tiny, or its home in a bucket, s3://...", metavar="RUN")
+]
 
 MEASURED_COSTS = Path(__file__).parent.parent / "bench" / "results" / "planning.json"
 
@@ -46,17 +49,40 @@ def _load(config: Path, overrides: list[str] | None) -> Config:
     return load_config(config, overrides)
 
 
-def _load_run(run: Path, overrides: list[str] | None = None) -> Config:
-    """The resolved config of an existing run, with changes that concern this command alone."""
+def _load_run(run: str, wants: Wants, overrides: list[str] | None = None) -> Config:
+    """The resolved config of an existing run, with changes that concern this command alone; its run_dir is a folder.
+
+    wants: what the command needs of a run in a bucket.
+    """
     from hatch_ray.config import ConfigError, load_config
     from hatch_ray.run_folder import RunFolder
+    from hatch_ray.storage import local_run
 
-    folder = RunFolder(run)
+    root = [text.partition("=")[2] for text in overrides or [] if text.startswith("storage.work_dir=")]
+    folder = RunFolder(local_run(run, wants, root[-1] if root else ""))
     if not folder.config_path.is_file():
         raise ConfigError(
             f"{run} is not a run folder (no config.yaml); make one with `hatch train CONFIG run_dir={run}`"
         )
     return load_config(folder.config_path, [f"run_dir={folder.path}", *(overrides or [])])
+
+
+def _push_back(run: str, config: Config, *names: str) -> None:
+    """What a command has written into the folder of a run in a bucket goes there."""
+    from hatch_ray.run_folder import is_bucket
+    from hatch_ray.storage import Home
+
+    if is_bucket(run):
+        Home(run, Path(config.run_dir)).put_back(*names)
+        console.print(f"pushed: {run}", markup=False)
+
+
+def _folder_only(option: str, place: str) -> Path:
+    from hatch_ray.run_folder import is_bucket
+
+    if is_bucket(place):
+        raise ValueError(f"{option} {place} is a bucket: this command needs a folder")
+    return Path(place)
 
 
 @app.command()
@@ -94,18 +120,22 @@ def evaluate(
 
     With --benchmark: the last model answers published benchmarks, for the paper's tables (docs/benchmarks.md).
     """
-    config = _load_run(run, overrides)
+    from hatch_ray.storage import for_evaluation
+
+    config = _load_run(run, for_evaluation, overrides)
     if benchmark:
         from actors.benchmark import evaluate_benchmarks
 
         names = dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip())
         evaluate_benchmarks(config, list(names), root or [], scorer, rescore, console)
+        _push_back(run, config, "eval/", "benchmarks/")
         return
     if root or rescore:
         raise ValueError("--root and --rescore need --benchmark")
     from actors.evaluate import evaluate_run
 
     evaluate_run(config, console)
+    _push_back(run, config, "eval/")
 
 
 @app.command()
@@ -113,9 +143,11 @@ def report(run: RunPath) -> None:
     """Write RUN/report.html: one offline page with curves, samples, camera plans and patch matches."""
     from hatch_ray.report.run_report import write_report
     from hatch_ray.run_folder import RunFolder
+    from hatch_ray.storage import for_report
 
-    _load_run(run)
-    console.print(f"report: {write_report(RunFolder(run))}")
+    config = _load_run(run, for_report)
+    console.print(f"report: {write_report(RunFolder(config.run_dir))}")
+    _push_back(run, config, "report.html")
 
 
 @app.command()
@@ -128,15 +160,17 @@ def status(
     import json
     import time
 
-    from hatch_ray.control import not_live, read_status
+    from hatch_ray.control import STALE_SECONDS, not_live, read_status
     from hatch_ray.report.status import status_text
-    from hatch_ray.run_folder import RunFolder
+    from hatch_ray.run_folder import RunFolder, is_bucket
+    from hatch_ray.storage import for_status
 
-    _load_run(run)
-    folder = RunFolder(run)
     while True:
+        config = _load_run(run, for_status)
+        folder = RunFolder(config.run_dir)
         found = read_status(folder)
-        ended = not_live(folder, found)
+        late = 3 * config.storage.mirror_seconds + 60 if is_bucket(run) else STALE_SECONDS
+        ended = not_live(folder, found, late)
         if found is None:
             raise ValueError(f"{run} says nothing of itself: no training run has been at work in it")
         text = json.dumps(found | {"live": ended is None, "ended": ended}) if as_json else status_text(found, ended)
@@ -156,11 +190,12 @@ def scale(
     """Give a live run more or fewer reward actors or vLLM engines; waits until they are at work. No restart."""
     from hatch_ray.control import ask, parse_scale
     from hatch_ray.run_folder import RunFolder
+    from hatch_ray.storage import driven_folder, everything
 
     wanted = parse_scale(roles)
-    seconds = _load_run(run).deadlines.join_seconds + 120
+    config = _load_run(str(driven_folder(run)), everything)
     try:
-        answer = ask(RunFolder(run), {"scale": wanted}, seconds)
+        answer = ask(RunFolder(config.run_dir), {"scale": wanted}, config.deadlines.join_seconds + 120)
     except TimeoutError as error:
         raise ValueError(str(error)) from None
     if not answer["ok"]:
@@ -178,21 +213,31 @@ def trace(
     """Write when each part of the last GRPO steps was at work, for ui.perfetto.dev or chrome://tracing."""
     from hatch_ray.report.trace import write_trace
     from hatch_ray.run_folder import RunFolder
+    from hatch_ray.storage import for_report
 
-    _load_run(run)
-    console.print(write_trace(RunFolder(run), out, steps), markup=False)
+    config = _load_run(run, for_report)
+    console.print(write_trace(RunFolder(config.run_dir), out, steps), markup=False)
+    if out is None:
+        _push_back(run, config, "trace.json")
 
 
 @app.command()
 def replay(
-    batch: Annotated[Path, typer.Argument(help="folder in RUN/bad_batches, or a file in it", metavar="BATCH")],
+    batch: Annotated[str, typer.Argument(help="folder in RUN/bad_batches, or a file in it", metavar="BATCH")],
     model: Annotated[str, typer.Option(help="the stage's first model, where it is not at its old place")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one")] = "",
 ) -> None:
     """Compute a GRPO batch again whose loss or gradient was not finite, and print where that begins."""
     from actors.replay import run_replay
+    from hatch_ray.storage import for_replay, local_run
 
-    run_replay(batch, model, device, lambda line: console.print(line, markup=False))
+    run, inside, name = batch.partition("/bad_batches/")
+    run_replay(
+        local_run(run, for_replay) / f"{inside}{name}".lstrip("/"),
+        model,
+        device,
+        lambda line: console.print(line, markup=False),
+    )
 
 
 @app.command()
@@ -202,11 +247,13 @@ def serve(
     follow: Annotated[bool, typer.Option("--follow", help="take over newer models of the run while serving")] = False,
 ) -> None:
     """Answer POST /reason with the run's model, until Ctrl-C."""
-    config = _load_run(run, [*(overrides or []), *(["serve.follow=true"] if follow else [])])
     from hatch_ray.run_folder import RunFolder
+    from hatch_ray.storage import for_service
+
+    config = _load_run(run, for_service, [*(overrides or []), *(["serve.follow=true"] if follow else [])])
     from serve.launch import start_service
 
-    start_service(config, RunFolder(run), port=config.serve.port, blocking=True)
+    start_service(config, RunFolder(config.run_dir), port=config.serve.port, blocking=True)
 
 
 @app.command()
@@ -252,7 +299,9 @@ def ask(
     if is_url(target):
         ask_service(target, key, images, question, fields, as_json, talk)
         return
-    with service_of(_load_run(Path(target)), talk) as url:
+    from hatch_ray.storage import for_service
+
+    with service_of(_load_run(target, for_service), talk) as url:
         ask_service(url, key, images, question, fields, as_json, talk)
 
 
@@ -263,7 +312,7 @@ def plan(
     nodes: Annotated[
         str, typer.Option(help="learner=2,rollout=6:p5.48xlarge,reward=1: nodes of each role, and their kind")
     ] = "",
-    run: Annotated[list[Path] | None, typer.Option(help="take the costs of this run (repeatable: better fits)")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="take the costs of this run (repeatable: better fits)")] = None,
     costs: Annotated[Path, typer.Option(help="else of this file")] = MEASURED_COSTS,
     speed: Annotated[float, typer.Option(min=1e-6, help="how many times as fast the planned machine computes")] = 1.0,
     gpus: Annotated[int, typer.Option(min=0, help="show how it grows to this many GPUs")] = 0,
@@ -273,11 +322,13 @@ def plan(
     from hatch_ray.model.size import count_parameters
     from hatch_ray.planning.costs import Costs
     from hatch_ray.planning.words import print_plan, run_costs
+    from hatch_ray.storage import for_report, local_run
 
     loaded = _load(config, overrides)
     if run:
-        first = _load_run(run[0])
-        measured = run_costs(run, first, count_parameters(first.model.base))
+        first = _load_run(run[0], for_report)
+        folders = [local_run(each, for_report) for each in run]
+        measured = run_costs(folders, first, count_parameters(first.model.base))
     else:
         measured = Costs.read(costs)
     parameters = count_parameters(loaded.model.base)
@@ -286,11 +337,11 @@ def plan(
 
 @app.command()
 def demo(
-    run_dir: Annotated[Path, typer.Option(help="where the run is written")] = Path("runs/demo"),
+    run_dir: Annotated[str, typer.Option(help="where the run is written")] = "runs/demo",
     config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),
 ) -> None:
     """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
-    loaded = _load(config, [f"run_dir={run_dir}"])
+    loaded = _load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}"])
     from actors.demo import run_demo
 
     run_demo(loaded, console)
@@ -306,14 +357,14 @@ def ablate(
         str,
         typer.Option(help="variants beside the full recipe, by commas: no_pasta, language, ...; default: all"),
     ] = "",
-    out: Annotated[Path, typer.Option(help="folder of all runs and the results; resumed")] = Path("runs/ablation"),
+    out: Annotated[str, typer.Option(help="folder of all runs and the results; resumed")] = "runs/ablation",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be trained and shared")] = False,
 ) -> None:
     """The paper's Tables 2 and 3 and figures 3 and 4: train the variants, each shared stage once, and compare."""
     from actors.ablate import Ablation, describe_ablation, run_ablation
 
     names = [name.strip() for name in only.split(",") if name.strip()]
-    plan = Ablation(_load(config, overrides), out, seeds, _numbers(grids), names)
+    plan = Ablation(_load(config, overrides), _folder_only("--out", out), seeds, _numbers(grids), names)
     (describe_ablation if dry_run else run_ablation)(plan, console)
 
 

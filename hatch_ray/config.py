@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from hatch_ray.run_folder import STAGES, write_atomic
+from hatch_ray.run_folder import STAGES, bucket_address, write_atomic
 
 Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
 Positive = Annotated[int, Field(gt=0)]
@@ -29,14 +29,11 @@ Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
-def _on_a_file_system(path: object) -> object:
-    scheme, found, _ = str(path).partition("://")
-    if found:
-        raise ValueError(
-            f"{scheme}:// is not written to directly: a run appends to files and renames them. Mount storage that can "
-            "(docs/cluster.md#shared-storage) and give its path"
-        )
-    return path
+def _place(path: object) -> object:
+    """A bucket's address stays text; anything else is a path."""
+    if not isinstance(path, str | Path) or "://" not in str(path):
+        return Path(path) if isinstance(path, str) else path
+    return bucket_address(str(path))
 
 
 def _whole_above_one(gpus: float) -> float:
@@ -344,6 +341,15 @@ class DeadlinesConfig(Section):
         return self.start_seconds + self.nodes_seconds
 
 
+class StorageConfig(Section):
+    """For a run_dir in a bucket."""
+
+    work_dir: Path = Path("~/.cache/hatch-ray/runs")
+    """The run is worked on in WORK_DIR/BUCKET/FOLDER, which the driver and every learner worker must see."""
+    mirror_seconds: Rate = 30.0
+    """Seconds between two looks for what is to be pushed."""
+
+
 class EvalConfig(Section):
     samples: Positive = 300
     """Held-out samples to answer (all when there are fewer)."""
@@ -403,8 +409,9 @@ class ServeConfig(Section):
 
 
 class Config(Section):
-    run_dir: Annotated[Path, BeforeValidator(_on_a_file_system)] = Path("runs/default")
-    """The run folder; an existing one is resumed."""
+    run_dir: Annotated[Path | str, BeforeValidator(_place)] = Path("runs/default")
+    """The run folder; an existing one is resumed. Or its home in a bucket, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER
+    (docs/cluster.md#shared-storage)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of data, order, sampling and weights."""
     stages: list[Stage] = ["pasta", "qa_sft", "cold_start", "grpo"]
@@ -422,6 +429,7 @@ class Config(Section):
     recovery: RecoveryConfig = RecoveryConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     deadlines: DeadlinesConfig = DeadlinesConfig()
+    storage: StorageConfig = StorageConfig()
     eval: EvalConfig = EvalConfig()
     serve: ServeConfig = ServeConfig()
     colocated: bool = False

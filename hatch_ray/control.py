@@ -45,18 +45,21 @@ def read_status(run: RunFolder) -> dict[str, Any] | None:
     return found
 
 
-def not_live(run: RunFolder, status: dict[str, Any] | None) -> str | None:
-    """Why nobody drives the run any more, in words; None while somebody does. May take WATCH_SECONDS."""
+def not_live(run: RunFolder, status: dict[str, Any] | None, stale: float = STALE_SECONDS) -> str | None:
+    """Why nobody drives the run any more, in words; None while somebody does. May take WATCH_SECONDS.
+
+    stale: a heartbeat older than so many seconds needs a second look.
+    """
     if status is None:
         return f"no run was ever started in {run.path}"
     age = time.time() - status["time"]
     who = f"process {status['pid']} on {status['host']}, last heard of {words_of(age)} ago"
     if status["state"] != "running":
         return f"the run is not live: it {status['state']} ({who})"
-    if status["host"] == socket.gethostname() and not _exists(status["pid"], status["created"]):
+    if driver_is_gone(status):
         return f"the run is not live: its driver is gone ({who})"
     end = time.monotonic() + WATCH_SECONDS
-    while age > STALE_SECONDS:
+    while age > stale:
         if (read_status(run) or status)["beat"] != status["beat"]:
             return None
         if time.monotonic() >= end:
@@ -65,11 +68,14 @@ def not_live(run: RunFolder, status: dict[str, Any] | None) -> str | None:
     return None
 
 
-def _exists(pid: int, created: float) -> bool:
-    try:
-        return abs(psutil.Process(pid).create_time() - created) < 1
-    except psutil.NoSuchProcess:
+def driver_is_gone(status: dict[str, Any]) -> bool:
+    """Whether the driver was a process of this machine that is no more."""
+    if status["host"] != socket.gethostname():
         return False
+    try:
+        return abs(psutil.Process(status["pid"]).create_time() - status["created"]) >= 1
+    except psutil.NoSuchProcess:
+        return True
 
 
 def words_of(seconds: float) -> str:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,6 +35,21 @@ from typing import Any
 from hatch_ray.disk import when_there_is_room
 
 STAGES = ("pasta", "qa_sft", "cold_start", "grpo")
+
+
+def is_bucket(place: str | Path) -> bool:
+    """Whether a run's place is a bucket, which `hatch_ray.storage` brings to a folder."""
+    return str(place).startswith(("s3://", "gs://"))
+
+
+def bucket_address(place: str) -> str:
+    """The address of a run in a bucket, without a slash at its end. Raises ValueError for any other."""
+    if not re.fullmatch(r"(s3|gs)://[\w-][\w.-]*(/[\w=+-][\w.=+-]*)+/?", place, re.ASCII):
+        raise ValueError(
+            "a run in a bucket is s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, of letters, digits and ._-=+ alone; keys "
+            "and endpoint come from the environment (docs/cluster.md#shared-storage)"
+        )
+    return place.rstrip("/")
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -131,6 +147,8 @@ class RunFolder:
     """Paths and small state of one run."""
 
     def __init__(self, path: str | Path) -> None:
+        if is_bucket(path):
+            raise ValueError(f"{path} is a bucket, where a folder is needed; copy the run, or name a folder")
         self.path = Path(path).expanduser().resolve()
 
     @property
@@ -193,6 +211,11 @@ class RunFolder:
     @property
     def bad_batches(self) -> Path:
         return self.path / "bad_batches"
+
+    def moved(self, path: str) -> str:
+        """A data file that a row names by its whole path, where it is now if the folder was at another place then."""
+        here = self.path / "data" / path.rpartition("/data/")[2]
+        return str(here) if not Path(path).exists() and here.exists() else path
 
     def evaluation(self, name: str) -> Path:
         return self.path / "eval" / f"{name}.json"

@@ -4,6 +4,7 @@ import pytest
 
 from hatch_ray.config import ConfigError, load_config, make_config, save_config
 from hatch_ray.config_reference import fields, reference
+from hatch_ray.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -65,7 +66,21 @@ def test_the_configuration_page_is_what_the_schema_says(pytestconfig):
     assert page == reference(), "docs/configuration.md is old; run: hatch config > docs/configuration.md"
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://bucket/run"])
-def test_a_bucket_is_refused_and_not_taken_for_a_folder_of_that_name(place):
-    with pytest.raises(ConfigError, match=r"is not written to directly.*Mount storage"):
+def test_a_bucket_is_a_runs_home_and_never_taken_for_a_folder_of_that_name(tmp_path):
+    config = make_config({"run_dir": "s3://bucket/runs/a_1.b/"})
+    assert config.run_dir == "s3://bucket/runs/a_1.b"
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    with pytest.raises(ValueError, match="is a bucket, where a folder is needed"):
+        RunFolder(config.run_dir)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["s3://bucket", "s3://bucket/", "s3://bucket/../x", "s3://bucket//x", "http://bucket/run", "s3:///run", "gs://b/.x",
+     "s3://AKIAKEY:hunter2@bucket/run", "s3://bucket/run?secret_key=hunter2", "s3://bucket/run#hunter2"],
+)  # fmt: skip
+def test_an_address_that_is_none_or_holds_keys_is_refused_and_not_repeated(place):
+    with pytest.raises(ConfigError, match=r"s3://BUCKET/FOLDER.*from the environment") as refusal:
         make_config({"run_dir": place})
+    assert "hunter2" not in str(refusal.value)

@@ -285,7 +285,7 @@ def _cards(run: RunFolder, before: str | None, after: str | None) -> list[Row]:
         return []
     rows = read_jsonl(run.evaluation(after).with_suffix(".jsonl"))
     earlier = {row["id"]: row for row in read_jsonl(run.evaluation(before).with_suffix(".jsonl"))} if before else {}
-    return [_card(row, earlier.get(row["id"])) for row in _choose(rows)]
+    return [_card(run, row, earlier.get(row["id"])) for row in _choose(rows)]
 
 
 def _choose(rows: Sequence[Row]) -> list[Row]:
@@ -302,13 +302,13 @@ def _choose(rows: Sequence[Row]) -> list[Row]:
     return turns[:SAMPLES]
 
 
-def _card(after: Row, before: Row | None) -> Row:
+def _card(run: RunFolder, after: Row, before: Row | None) -> Row:
     marks = [Mark.from_row(mark) for mark in after["marks"]]
     images: list[str] = []
     problem = ""
     try:
         for index, path in enumerate(after["images"]):
-            marked = draw_marks(load_image(path), [mark for mark in marks if mark.view == index])
+            marked = draw_marks(load_image(run.moved(path)), [mark for mark in marks if mark.view == index])
             images.append(inline_image(shrink(marked, IMAGE_PIXELS)))
     except ValueError as error:
         images, problem = [], str(error)
@@ -367,7 +367,7 @@ def _matches(run: RunFolder) -> list[Row]:
     pairs: list[Row] = []
     for match in _json(run.evaluation("patch_matches")) or []:
         try:
-            views = [shrink(load_image(path), IMAGE_PIXELS) for path in match["images"]]
+            views = [shrink(load_image(run.moved(path)), IMAGE_PIXELS) for path in match["images"]]
         except ValueError as error:
             pairs.append({"problem": str(error), "sides": []})
             continue
