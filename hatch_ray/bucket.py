@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,7 +31,9 @@ class Bucket:
         self.address = address
         scheme, _, self._root = address.partition("://")
         with self._talk():
-            self._files, _ = FileSystem.from_uri(f"{address}?{OPTIONS[scheme]}")
+            emulated = scheme == "gs" and "CLOUD_STORAGE_EMULATOR_ENDPOINT" in os.environ  # which asks for no keys
+            user = "anonymous@" if emulated else ""
+            self._files, _ = FileSystem.from_uri(f"{scheme}://{user}{self._root}?{OPTIONS[scheme]}")
 
     def list(self) -> dict[str, Stat]:
         """Every file."""

@@ -74,8 +74,9 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def address(server: Server, request: pytest.FixtureRequest) -> str:
-    """A home of this test's own."""
-    return f"s3://bucket/{request.node.name.translate({ord('['): '-', ord(']'): None})}/run"
+    """A home of this test's own; HATCH_TEST_STORE=gs: in the bucket of CLOUD_STORAGE_EMULATOR_ENDPOINT."""
+    name = request.node.name.replace("[", "-").replace("]", "")
+    return f"{os.environ.get('HATCH_TEST_STORE', 's3')}://bucket/{name}/run"
 
 
 def make_run(folder: Path, address: str) -> RunFolder:
@@ -380,6 +381,20 @@ def test_machines_take_turns_and_neither_loses_work(address, tmp_path):
     assert again.bucket.read("metrics.jsonl") == one.metrics_path.read_bytes()
 
 
+def test_a_run_that_another_machine_took_over_trains_to_its_end_and_then_says_so(address, tmp_path, caplog):
+    home = Home.of(address, tmp_path / "a")
+    run = make_run(home.folder, address)
+    pushing = Mirror(home, 0.1, Console(file=(tmp_path / "said").open("w")))
+    pushing.__enter__()
+    wait_until(lambda: home.bucket.read("status.json") is not None)
+    Home.of(address, tmp_path / "b").take(30)
+    run.log("grpo", 9, {"loss": 1.0})
+    wait_until(lambda: "nothing more is pushed" in caplog.text)
+    with pytest.raises(TakenOverError, match="which keeps this run's work"):
+        pushing.__exit__(None, None, None)
+    assert caplog.text.count("nothing more is pushed") == 1
+
+
 def test_a_pull_that_was_killed_goes_on(address, tmp_path):
     home = Home.of(address, tmp_path / "a")
     run = make_run(home.folder, address)
@@ -433,7 +448,7 @@ def test_readers_pull_what_they_need_and_use_the_folder_of_a_run_that_is_here(ad
     assert files(there).keys() == {"config.yaml", "progress.json", "status.json"}
     assert local_run(address, for_report, tmp_path / "b") == there
     assert files(there).keys() == {"config.yaml", "progress.json", "status.json", "metrics.jsonl", "ledger.jsonl"}
-    with pytest.raises(StorageError, match=r"not worked on here; .* hatch scale s3://"):
+    with pytest.raises(StorageError, match=r"not worked on here; .* hatch scale [gs3]+://"):
         driven_folder(address)
     (there / "report.html").write_text("<p>")
     reader = Home(address, there)
