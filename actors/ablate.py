@@ -77,7 +77,7 @@ def describe_ablation(plan: Ablation, console: Console) -> None:
             if stage not in config.stages:
                 cells.append("-")
             elif (owner := plan.owner(config, stage)) is not config:
-                cells.append(f"from {owner.run_dir.name}")
+                cells.append(f"from {Path(owner.run_dir).name}")
             else:
                 steps = stage_steps(config, stage)
                 cells.append(f"{steps} steps" if steps else "by pairs")

@@ -263,6 +263,7 @@ class Home:
         progress = self._whole("progress.json")
         self._check()
         try:
+            self._save()  # who writes, before anything is there by this name
             here = self._list_here()
             changed = [name for name, stat in here.items() if self._record.get(name) != stat and name not in LAST]
             pushed = each(self._put, [name for name in changed if not _state(name)])

@@ -229,6 +229,32 @@ def test_what_a_push_left_that_was_killed_before_it_noted_anything_goes(lives, a
     assert again.bucket.list().keys() - {MARK} == files(run.path).keys()
 
 
+@pytest.mark.parametrize("lives", [0, 1, 2, 7])
+def test_a_first_push_that_was_killed_before_it_noted_anything_is_gone_on_with(lives, address, tmp_path):
+    home = Home.of(address, tmp_path / "a")
+    home.take(30)
+    run = make_run(home.folder, address)
+
+    class DyingUnnoted(Dying):
+        noted: bytes | None = None
+
+        def _spend(self):
+            if self.made == 0 and (run.path / MARK).exists():
+                self.noted = (run.path / MARK).read_bytes()
+            super()._spend()
+
+    home.bucket = dying = DyingUnnoted(address, lives)
+    with pytest.raises(Killed):
+        home.push()
+    (run.path / MARK).unlink()
+    if dying.noted is not None:
+        (run.path / MARK).write_bytes(dying.noted)
+    again = Home.of(address, tmp_path / "a")
+    again.take(30)
+    again.push()
+    assert files(pulled(address, tmp_path / "b").path) == files(run.path)
+
+
 def check_goes_on(place: str, root: Path, later: bool) -> None:
     there = pulled(place, root)
     if not there.config_path.exists():

@@ -95,7 +95,7 @@ def stage_key(config: Config, stage: str) -> str:
     return json.dumps(depends, sort_keys=True)
 
 
-def stage_owners(configs: Sequence[Config]) -> dict[tuple[Path, str], Config]:
+def stage_owners(configs: Sequence[Config]) -> dict[tuple[Path | str, str], Config]:
     """(run folder, stage) -> the first of the configs whose run trains that very stage."""
     first: dict[str, Config] = {}
     return {
