@@ -361,10 +361,11 @@ def ablate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be trained and shared")] = False,
 ) -> None:
     """The paper's Tables 2 and 3 and figures 3 and 4: train the variants, each shared stage once, and compare."""
+    folder = _folder_only("--out", out)
     from actors.ablate import Ablation, describe_ablation, run_ablation
 
     names = [name.strip() for name in only.split(",") if name.strip()]
-    plan = Ablation(_load(config, overrides), _folder_only("--out", out), seeds, _numbers(grids), names)
+    plan = Ablation(_load(config, overrides), folder, seeds, _numbers(grids), names)
     (describe_ablation if dry_run else run_ablation)(plan, console)
 
 

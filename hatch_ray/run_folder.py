@@ -19,6 +19,7 @@ RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
 RUN/.stop                    there while a run that SIGTERM asked to stop saves
 RUN/model                    link to the last finished stage's model
 RUN/report.html
+RUN/.mirror.json             of a run in a bucket: what was pushed (`hatch_ray.storage`)
 """
 
 from __future__ import annotations

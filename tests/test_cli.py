@@ -37,6 +37,8 @@ def hatch(*words: str, cwd: Path = REPO, timeout: float = 120) -> subprocess.Com
         (["report", "{tmp}/nothing"], "is not a run folder"),
         (["serve", "{tmp}/nothing"], "is not a run folder"),
         (["data", "show", "{tmp}/empty"], "index.jsonl"),
+        (["ablate", "configs/tiny.yaml", "--out", "s3://bucket/runs"], "--out s3://bucket/runs is a bucket"),
+        (["report", "s3://bucket/.."], "s3://BUCKET/FOLDER"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, words, said):
