@@ -21,7 +21,7 @@ from runs import ALONE, ROOMS, SHORT, finish, hatch, kill, metrics, reserve_port
 from actors import mirror
 from actors.checkpoints import Checkpoints, problem
 from actors.mirror import Mirror
-from hatch_ray.bucket import Bucket, StorageError
+from hatch_ray.bucket import BLOCK, Bucket, StorageError
 from hatch_ray.config import CheckpointsConfig, make_config, save_config
 from hatch_ray.control import whoami
 from hatch_ray.run_folder import RunFolder, append_jsonl
@@ -137,6 +137,7 @@ def test_a_run_comes_back_whole_on_another_machine(address, tmp_path):
                  "grpo/checkpoints/bad-step-000001/x", "stacks/driver"):  # fmt: skip
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text("stays here")
+    (run.stage_model("cold_start") / "more.safetensors").write_bytes(os.urandom(BLOCK + 2**20))  # in several parts
     assert home.push() > 0
     there = pulled(address, tmp_path / "b")
     assert there.path == tmp_path / "b" / "bucket" / address.rpartition("bucket/")[2]
