@@ -75,7 +75,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def address(server: Server, request: pytest.FixtureRequest) -> str:
     """A home of this test's own; HATCH_TEST_STORE=gs: in the bucket of CLOUD_STORAGE_EMULATOR_ENDPOINT."""
-    name = request.node.name.replace("[", "-").replace("]", "")
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
     return f"{os.environ.get('HATCH_TEST_STORE', 's3')}://bucket/{name}/run"
 
 
@@ -361,16 +361,18 @@ def wait_until(what, seconds: float = 40) -> None:
         time.sleep(0.05)
 
 
-def test_a_failure_of_the_run_is_not_hidden_and_what_it_has_is_pushed(address, tmp_path):
+@pytest.mark.parametrize("end", [FloatingPointError("loss is nan"), SystemExit(143), KeyboardInterrupt()], ids=repr)
+def test_a_run_that_fails_or_is_stopped_is_pushed_and_ends_as_it_would(end, address, tmp_path):
     home = Home.of(address, tmp_path / "a")
 
-    def fail() -> None:
+    def run_to_its_end() -> None:
         with Mirror(home, 60, Console(file=(tmp_path / "said").open("w"))):
             make_run(home.folder, address)
-            raise FloatingPointError("loss is nan")
+            raise end
 
-    with pytest.raises(FloatingPointError, match="loss is nan"):
-        fail()
+    with pytest.raises(type(end)) as raised:
+        run_to_its_end()
+    assert raised.value is end
     assert files(pulled(address, tmp_path / "b").path) == files(home.folder)
 
 
