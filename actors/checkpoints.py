@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hatch_ray import __version__
-from hatch_ray.config import CheckpointsConfig
+from hatch_ray.config_sections import CheckpointsConfig
 from hatch_ray.disk import replace_folder, when_there_is_room
 from hatch_ray.manifest import MANIFEST, contents, problem, read_manifest, remember
 from hatch_ray.run_folder import write_atomic

@@ -22,7 +22,7 @@ from actors.placement import Need, describe, describe_all, placed
 from actors.pools import Pool
 from actors.resources import free, nodes
 from actors.stopping import StopAsked
-from hatch_ray.config import DeadlinesConfig
+from hatch_ray.config_sections import DeadlinesConfig
 from hatch_ray.control import answer, clear, take, whoami
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
-from hatch_ray.config import Config, Placed
+from hatch_ray.config import Config
+from hatch_ray.config_sections import Placed
 
 SLACK = 1e-6
 Node = Mapping[str, float]

@@ -7,7 +7,8 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from hatch_ray.config import Config, Trained
+from hatch_ray.config import Config
+from hatch_ray.config_sections import Trained
 from hatch_ray.model.size import count_parameters, engine_gib, learner_gib
 from hatch_ray.run_folder import STAGES
 

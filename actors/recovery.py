@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.pools import Loss
-from hatch_ray.config import RecoveryConfig
+from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.run_folder import RunFolder, append_jsonl
 
 

@@ -13,7 +13,8 @@ import ray
 from actors.placement import actor_options, reward_resources
 from actors.pools import Failed, Loss, Pool
 from actors.scaling import QueueRule
-from hatch_ray.config import Config, RewardConfig
+from hatch_ray.config import Config
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.rewards.score import RewardTarget, score_reply
 

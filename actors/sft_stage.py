@@ -22,7 +22,8 @@ from actors.checkpoints import Checkpoints, CheckpointWriter
 from actors.fit import check_finite, fit_supervised, forget_after, stage_workers
 from actors.progress import Report
 from actors.stopping import workers_stop
-from hatch_ray.config import Config, SftConfig
+from hatch_ray.config import Config
+from hatch_ray.config_sections import SftConfig
 from hatch_ray.learning.sft import (
     SampleEncoder,
     choose_samples,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hatch_ray.config import DataConfig
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.layout import TASKS, Marks, chosen_tasks
 from hatch_ray.data.spar.reader import TreeRows

@@ -24,7 +24,8 @@ import torch
 from actors.grpo_stage import run_grpo
 from bench.measure import write_results
 from bench.shapes import SMALL, picture
-from hatch_ray.config import Config, RewardConfig, make_config, save_config
+from hatch_ray.config import Config, make_config, save_config
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import variables
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.model.tiny import make_tiny

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.measure import write_results
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.overlap import PosedDepth, overlap_matrices
 from hatch_ray.protocol.prompt import format_plans
 from hatch_ray.rewards.score import RewardTarget, score_reply

@@ -30,7 +30,7 @@ from stat import S_ISREG
 from typing import Any
 
 from hatch_ray.bucket import Bucket, Stat, StorageError, each
-from hatch_ray.config import StorageConfig
+from hatch_ray.config_sections import StorageConfig
 from hatch_ray.control import driver_is_gone, not_live, read_status
 from hatch_ray.disk import when_there_is_room
 from hatch_ray.manifest import MANIFEST

@@ -11,7 +11,7 @@ import string
 import time
 from collections.abc import Callable, Sequence
 
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.protocol.prompt import Mode
 from hatch_ray.protocol.response import MAX_ANSWER_CHARS, MAX_BLOCK_CHARS, MAX_REPLY_CHARS
 from hatch_ray.rewards.score import RewardTarget, score_reply

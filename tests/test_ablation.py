@@ -20,7 +20,8 @@ from hatch_ray.ablation.shared import link_stage
 from hatch_ray.ablation.tables import print_ablation
 from hatch_ray.ablation.variants import COLUMNS, FULL, PAPER, make_variants, stage_key, stage_owners
 from hatch_ray.cli import app
-from hatch_ray.config import Config, ConfigError, RewardConfig, make_config, save_config
+from hatch_ray.config import Config, ConfigError, make_config, save_config
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.evaluation.heldout import score_rows, write_evaluation
 from hatch_ray.evaluation.intervals import Bootstrap
 from hatch_ray.protocol.prompt import gold_reply

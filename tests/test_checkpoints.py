@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from actors.checkpoints import MANIFEST, Checkpoints, CheckpointWriter, problem
 from hatch_ray import __version__
-from hatch_ray.config import CheckpointsConfig
+from hatch_ray.config_sections import CheckpointsConfig
 
 WEIGHTS = "model/model.safetensors"
 

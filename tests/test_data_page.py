@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from hatch_ray.config import DataConfig, RoomsConfig
+from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.rooms import camera_pose
 from hatch_ray.data.scene import SceneObject

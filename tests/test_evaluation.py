@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.spatial.transform import RigidTransform, Rotation
 
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.evaluation import baselines
 from hatch_ray.evaluation.control import blind_control, swap_images
 from hatch_ray.evaluation.findings import write_findings

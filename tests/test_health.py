@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hatch_ray.config import GrpoConfig
+from hatch_ray.config_sections import GrpoConfig
 from hatch_ray.learning.health import Health
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from tests.healthy_curve import HEALTHY

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hatch_ray.config import DataConfig, RewardConfig, RoomsConfig
+from hatch_ray.config_sections import DataConfig, RewardConfig, RoomsConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.store import read_dataset
 from hatch_ray.geometry.actions import check_atoms

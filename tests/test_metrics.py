@@ -9,7 +9,7 @@ import pytest
 
 from actors.live import Live
 from actors.metrics import TABLE
-from hatch_ray.config import DeadlinesConfig
+from hatch_ray.config_sections import DeadlinesConfig
 from hatch_ray.run_folder import STAGES, RunFolder, append_jsonl
 
 EXPORTED = {"gauge": {""}, "counter": {"_total"}, "histogram": {"_sum", "_count", "_bucket"}}

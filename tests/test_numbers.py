@@ -24,7 +24,8 @@ from actors.learner import Learner
 from actors.messages import Reply, Request, Rollout
 from actors.replay import describe, load_learner, replay_batch
 from hatch_ray.cli import app
-from hatch_ray.config import RewardConfig, make_config
+from hatch_ray.config import make_config
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import prepare_environment
 from hatch_ray.model.base import load_processor, part_checksum
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from wall_scene import wall_sample, wall_view
 
-from hatch_ray.config import PastaConfig
+from hatch_ray.config_sections import PastaConfig
 from hatch_ray.learning.pasta import (
     PairOrder,
     PairTargets,

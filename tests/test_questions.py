@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.spatial.transform import RigidTransform, Rotation
 
-from hatch_ray.config import DataConfig, RoomsConfig
+from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth
 from hatch_ray.data.pairs import Refused, SceneViews, ViewTuple, gold_plans

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hatch_ray.config import DataConfig, ModelConfig, PastaConfig, RewardConfig, RoomsConfig
+from hatch_ray.config_sections import DataConfig, ModelConfig, PastaConfig, RewardConfig, RoomsConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.pairs import Refused, SceneViews
 from hatch_ray.data.questions import TASKS, choose_tasks

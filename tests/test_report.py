@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from pictures import photo
 
-from hatch_ray.config import RewardConfig, make_config, save_config
+from hatch_ray.config import make_config, save_config
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.evaluation.findings import write_findings
 from hatch_ray.evaluation.heldout import score_rows, write_evaluation
 from hatch_ray.protocol.prompt import gold_reply

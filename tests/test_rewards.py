@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.prompt import format_plans
 from hatch_ray.rewards.answer import (

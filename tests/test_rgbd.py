@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hatch_ray.config import DataConfig
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, save_depth
 from hatch_ray.data.rgbd import FrameFiles, RgbdScene, read_sequences, scale_intrinsics, time_split

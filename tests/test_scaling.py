@@ -26,7 +26,8 @@ from actors.pools import Pool
 from actors.reward import JudgePool, RewardJudge
 from actors.scaling import CALM, LARGEST_PART, QueueRule
 from actors.stopping import StopAsked
-from hatch_ray.config import DeadlinesConfig, make_config
+from hatch_ray.config import make_config
+from hatch_ray.config_sections import DeadlinesConfig
 from hatch_ray.control import ask, not_live, read_status
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.trace import write_trace

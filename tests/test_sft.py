@@ -9,7 +9,7 @@ import pytest
 import torch
 from wall_scene import wall_sample, wall_view
 
-from hatch_ray.config import ModelConfig, SftConfig
+from hatch_ray.config_sections import ModelConfig, SftConfig
 from hatch_ray.learning.sft import (
     IGNORED,
     ReplyCollator,

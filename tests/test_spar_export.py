@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from hatch_ray.cli import app
-from hatch_ray.config import DataConfig, RoomsConfig, SparConfig
+from hatch_ray.config_sections import DataConfig, RoomsConfig, SparConfig
 from hatch_ray.data.build import build_dataset, build_splits
 from hatch_ray.data.spar.check import check_conventions, parse_answer
 from hatch_ray.data.spar.export import export_spar

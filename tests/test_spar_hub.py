@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hatch_ray.config import DataConfig, SparConfig
+from hatch_ray.config_sections import DataConfig, SparConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.data.spar.hub import open_stream, plain_record

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hatch_ray.config import Config, ConfigError, DataConfig, SparConfig
+from hatch_ray.config import Config, ConfigError
+from hatch_ray.config_sections import DataConfig, SparConfig
 from hatch_ray.data.build import build_dataset, build_splits
 from hatch_ray.data.images import load_depth, model_images
 from hatch_ray.data.spar.index import open_index

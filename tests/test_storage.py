@@ -22,7 +22,8 @@ from actors import mirror
 from actors.checkpoints import Checkpoints, problem
 from actors.mirror import Mirror
 from hatch_ray.bucket import BLOCK, Bucket, StorageError
-from hatch_ray.config import CheckpointsConfig, make_config, save_config
+from hatch_ray.config import make_config, save_config
+from hatch_ray.config_sections import CheckpointsConfig
 from hatch_ray.control import whoami
 from hatch_ray.run_folder import RunFolder, append_jsonl
 from hatch_ray.storage import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hatch_ray.config import DataConfig, RoomsConfig
+from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data import build
 from hatch_ray.data.build import build_dataset, build_splits
 from hatch_ray.data.images import load_depth, load_image

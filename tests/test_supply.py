@@ -11,7 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from hatch_ray.cli import app
-from hatch_ray.config import ServeConfig, load_config, save_config
+from hatch_ray.config import load_config, save_config
+from hatch_ray.config_sections import ServeConfig
 from hatch_ray.environment import variables
 
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

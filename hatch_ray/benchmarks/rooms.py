@@ -14,7 +14,7 @@ from PIL import Image
 
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.spar_scorers import KINDS
-from hatch_ray.config import DataConfig
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import model_images
 from hatch_ray.data.questions import TASKS

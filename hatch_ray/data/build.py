@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hatch_ray.config import DataConfig
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, Refused, SceneViews, ViewTuple, gold_plans
 from hatch_ray.data.questions import Question, Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences

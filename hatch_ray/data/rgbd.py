@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hatch_ray.config import DataConfig
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.data.scene import Frame, SceneObject
 from hatch_ray.geometry.se3 import as_transform

@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 from scipy.spatial.transform import RigidTransform, Rotation
 
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.actions import compose
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.rewards.action import score_pair

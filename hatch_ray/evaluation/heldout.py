@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
 from hatch_ray.protocol.prompt import Mode
 from hatch_ray.protocol.response import parse_response

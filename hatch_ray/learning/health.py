@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from hatch_ray.config import GrpoConfig
+from hatch_ray.config_sections import GrpoConfig
 
 WINDOW = 20
 """Steps in the moving means that are compared with their best. The reward of one step of the demo varies by 7 % of its

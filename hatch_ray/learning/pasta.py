@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hatch_ray.config import PastaConfig
+from hatch_ray.config_sections import PastaConfig
 from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.geometry.overlap import PosedDepth, overlap_matrices
 from hatch_ray.learning.pixels import PixelCache

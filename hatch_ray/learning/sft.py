@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from hatch_ray.config import ModelConfig, SftConfig
+from hatch_ray.config_sections import ModelConfig, SftConfig
 from hatch_ray.data.images import image_size, model_image, shrunk_size
 from hatch_ray.disk import when_there_is_room
 from hatch_ray.learning.pixels import PixelCache

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 
 OPTIONAL = ("action", "d_t", "d_r")
 """None where no actions are due, or none could be read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hatch_ray.config import RewardConfig
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.protocol.prompt import Mode, reply_mode
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.rewards.action import PairScore, score_plans

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hatch_ray.config import DataConfig
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.images import MILLIMETRES, image_hash, save_depth, save_image
 from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import chosen_tasks, heldout, space_of

@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from hatch_ray.config import ConfigError, DataConfig, Stage
+from hatch_ray.config import ConfigError
+from hatch_ray.config_sections import DataConfig, Stage
 from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, gold_plans
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.hub import HubRows
