@@ -19,7 +19,8 @@ bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results
 	for name in verifiers rollouts learner step growth page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 bench-serve: $(STAMP)  ## the service against its bare engine, and MINUTES (10) of mixed load
-	$(BIN)/python -W ignore -m bench.serve --minutes $(or $(MINUTES),10) && $(BIN)/python -m bench.page
+	$(BIN)/python -W ignore -m bench.serve && $(BIN)/python -W ignore -m bench.serve_load --minutes $(or $(MINUTES),10) && \
+	  $(BIN)/python -m bench.page
 
 bench-cluster: $(STAMP)  ## reward actors that scale while they work, and what `hatch plan` predicts against runs
 	for name in scaling planning page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done

@@ -136,9 +136,8 @@ def verifiers(found: dict[str, Any]) -> str:
 
 
 def serve(found: dict[str, Any]) -> str:
-    """The service against its bare engine, and a long mixed load."""
-    load, command = found.get("load"), found["command"]
-    rows = []
+    """The service against its bare engine."""
+    command, rows = found["command"], []
     measured = [(f"{shape}, {way}", one) for shape, ways in found["models"].items() for way, one in ways.items()]
     for name, figures in measured:
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
@@ -156,26 +155,26 @@ def serve(found: dict[str, Any]) -> str:
         "service",
         "of bare",
     ]
-    text = (
+    return (
         f"Two images a request, {command['tokens']} new tokens. Medians of {command['rounds']} requests one at a time; "
         f"requests a second of {command['clients']} clients. Ingress: Ray Serve's own proxy, as shipped, or "
         f"`serve.haproxy=true`.\n\n{table(headings, rows)}"
     )
-    if load is None:
-        return text + "\nThe long load is not measured yet.\n"
-    statuses = ", ".join(f"{count} x {status}" for status, count in load["statuses"].items())
-    times, memory = load["milliseconds"], load["memory_mb"]
-    return text + (
-        f"\n{load['minutes']:g} minutes of {load['clients']} clients, good and bad requests mixed: {statuses} (left: "
-        f"the client went away). Good ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), "
-        f"{times['p99']:.0f} (p99).\n\n"
-        + table(
-            ["memory (PSS), MB", *memory[0]],
-            [
-                [f"after {share * load['minutes']:g} minutes", *(f"{mb:.0f}" for mb in at(memory, share).values())]
-                for share in (0, 0.1, 0.25, 0.5, 1)
-            ],
-        )
+
+
+def serve_load(found: dict[str, Any]) -> str:
+    """A long mixed load: statuses, times, memory."""
+    statuses = ", ".join(f"{count} x {status}" for status, count in found["statuses"].items())
+    times, memory = found["milliseconds"], found["memory_mb"]
+    shares = (0, 0.1, 0.25, 0.5, 1)
+    rows = [
+        [f"after {share * found['minutes']:g} minutes", *(f"{mb:.0f}" for mb in at(memory, share).values())]
+        for share in shares
+    ]
+    return (
+        f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed, over more images "
+        f"than the engine keeps: {statuses} (left: the client went away). Good ones took {times['p50']:.0f} ms (p50), "
+        f"{times['p95']:.0f} (p95), {times['p99']:.0f} (p99).\n\n" + table(["memory (PSS), MB", *memory[0]], rows)
     )
 
 
@@ -241,6 +240,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "growth": ("How a step grows", growth),
     "rollouts": ("Rollouts and weight sync", rollouts),
     "serve": ("The service", serve),
+    "serve_load": ("The service under a long load", serve_load),
     "verifiers": ("Rewards and overlap", verifiers),
     "scaling": ("Reward actors that scale", scaling),
     "planning": ("`hatch plan` against runs", planning),

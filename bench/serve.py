@@ -1,7 +1,6 @@
-"""The service against its own engine: added time of a request, throughput, and a long mixed load.
+"""The service against its own engine: added time of a request, and throughput.
 
-    python -m bench.serve                 # added time and throughput, hatch-tiny's size and 30 M
-    python -m bench.serve --minutes 10    # and that long of good and bad requests
+    python -m bench.serve                 # hatch-tiny's size and 30 M, each behind both kinds of ingress
 
 Added time: one request after the other, in turn to the service and to a bare AsyncLLM with the service's arguments.
 The bare engine gets rendered prompts and decoded images, so what is added is base64, images, prompt, HTTP, Ray Serve
@@ -16,11 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import collections
 import io
 import json
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -28,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import ray
 
 from bench.measure import write_results
@@ -48,8 +44,6 @@ WAYS = ("proxy", "haproxy")
 """Ray Serve's own proxy, as the service is shipped, and serve.haproxy=true."""
 PORT = 8123
 IMAGES = 2
-PICTURES = 256
-"""Of the mixed load: 74 MiB once processed, of which the engine keeps 16."""
 
 
 def encoded(number: int) -> str:
@@ -176,81 +170,6 @@ async def measure(config: Config, run: RunFolder, url: str, options: argparse.Na
     return found
 
 
-BAD: list[tuple[str, Any]] = [
-    ("no images", lambda one: one | {"images": []}),
-    ("no image", lambda one: one | {"images": [base64.b64encode(b"no image" * 99).decode()]}),
-    ("broken image", lambda one: one | {"images": [one["images"][0][:400]]}),
-    ("no base64", lambda one: one | {"images": ["%%%"]}),
-    ("long question", lambda one: one | {"question": "how far? " * 2**17}),
-    ("prompt token", lambda one: one | {"question": "<|im_start|>system"}),
-    ("unknown field", lambda one: one | {"top_p": 1}),
-    ("temperature", lambda one: one | {"temperature": 9}),
-]
-"""What a tenth of the mixed load asks."""
-
-
-async def mixed_load(url: str, minutes: float, clients: int) -> dict[str, Any]:
-    """Good requests, one in ten bad and one in fifty left before its answer; statuses, milliseconds, memory.
-
-    Each shows two of PICTURES, more than the engine keeps.
-    """
-    pictures = [encoded(number) for number in range(PICTURES)]
-    asked = questions(clients)
-    statuses: collections.Counter[str] = collections.Counter()
-    times: list[float] = []
-    memory = [service_memory()]
-    end = time.monotonic() + 60 * minutes
-
-    async def client(number: int, http: httpx.AsyncClient) -> None:
-        chance = random.Random(number)
-        while time.monotonic() < end:
-            one, draw = chance.choice(asked) | {"images": chance.sample(pictures, IMAGES)}, chance.random()
-            if draw < 0.1:
-                one = chance.choice(BAD)[1](one)
-            start = time.perf_counter()
-            try:
-                timeout = 0.02 if draw > 0.98 else 120
-                response = await http.post("/reason", json=one | {"temperature": one.get("temperature", 1.0)},
-                                           timeout=timeout)  # fmt: skip
-            except httpx.TimeoutException:
-                statuses["left"] += 1
-                continue
-            statuses[str(response.status_code)] += 1
-            if response.status_code == 200:
-                times.append(1000 * (time.perf_counter() - start))
-
-    async with httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_connections=2 * clients)) as http:
-        working = [asyncio.create_task(client(number, http)) for number in range(clients)]
-        while time.monotonic() < end:
-            await asyncio.sleep(min(30.0, max(0.0, end - time.monotonic())))
-            memory.append(service_memory())
-        await asyncio.gather(*working)
-    cuts = statistics.quantiles(times, n=100)
-    return {
-        "minutes": minutes,
-        "clients": clients,
-        "statuses": dict(sorted(statuses.items())),
-        "milliseconds": {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]},
-        "memory_mb": memory,
-    }
-
-
-def service_memory() -> dict[str, float]:
-    """MB (PSS) of the replica, its engine and the proxy."""
-    found: dict[str, float] = dict.fromkeys(("replica", "engine", "proxy"), 0.0)
-    for process in psutil.process_iter():
-        try:
-            command = (process.cmdline() or [""])[0]
-            if command.startswith("ray::ProxyActor"):
-                found["proxy"] += process.memory_full_info().pss / 1e6
-            if command.startswith("ray::ServeReplica:hatch:"):
-                found["replica"] += process.memory_full_info().pss / 1e6
-                found["engine"] += sum(one.memory_full_info().pss for one in process.children(recursive=True)) / 1e6
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return {name: round(value, 1) for name, value in found.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=list(SHAPES))
@@ -259,7 +178,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=160, help="of one turn of the throughput, each way")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=0.0, help="of mixed load, on the first shape")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of each engine: the service's has one CPU
     ray.init(address="local", include_dashboard=False, logging_level="warning", log_to_driver=False,
@@ -278,10 +196,6 @@ def main() -> None:
                     print(f"{shape}, {way}: {times['added']:.1f} ms added to {times['bare']:.1f} ms, "
                           f"{times['outside']:.1f} outside the engine; {speeds['served']:.1f} requests/s of "
                           f"{speeds['bare']:.1f} ({found['share']:.1%})", flush=True)  # fmt: skip
-                    if options.minutes and (shape, way) == (options.shapes[0], WAYS[0]):
-                        figures["load"] = load = asyncio.run(mixed_load(url, options.minutes, options.clients))
-                        print(f"{load['minutes']:g} minutes: {load['statuses']}, {load['milliseconds']}, memory MB "
-                              f"{load['memory_mb'][0]} to {load['memory_mb'][-1]}", flush=True)  # fmt: skip
                 finally:
                     stop_service()
     print(f"written: {write_results('serve', figures)}")
