@@ -38,8 +38,8 @@ WITH_CPU_ENGINE = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # vLLM would bind every engine's threads to core 0 onwards, so all engines to the same cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # oneDNN keeps a kernel for each shape it has met, 1024 of them by default: an engine grows by half a gigabyte before
-    # that many are there, and is no faster with them (`python -m bench.serve_load`).
+    # oneDNN keeps a kernel for each shape it has met, by default 1024: an engine grows by half a gigabyte before that
+    # many are there, and is no faster with them (`python -m bench.serve_load`).
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     # Watches for cloud pre-emption through the dashboard; without one it only logs an error.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

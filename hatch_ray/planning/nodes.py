@@ -78,7 +78,7 @@ def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, 
         if config.colocated and role == "rollout":
             raise ConfigError(f"--nodes {part!r}: colocated engines are on the learner's nodes; leave rollout out")
         asked[role] = (int(number), named or DEFAULTS[role])
-    found = {}
+    found: dict[str, Nodes] = {}
     for role in ROLES:
         if config.colocated and role == "rollout":
             found[role] = replace(found["learner"], shared=True)
