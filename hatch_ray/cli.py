@@ -193,7 +193,7 @@ def scale(
     from hatch_ray.storage import driven_folder, everything
 
     wanted = parse_scale(roles)
-    config = _load_run(str(driven_folder(run)), everything)
+    config = _load_run(str(driven_folder(run, "scale")), everything)
     try:
         answer = ask(RunFolder(config.run_dir), {"scale": wanted}, config.deadlines.join_seconds + 120)
     except TimeoutError as error:
@@ -248,9 +248,11 @@ def serve(
 ) -> None:
     """Answer POST /reason with the run's model, until Ctrl-C."""
     from hatch_ray.run_folder import RunFolder
-    from hatch_ray.storage import for_service
+    from hatch_ray.storage import driven_folder, for_service
 
     config = _load_run(run, for_service, [*(overrides or []), *(["serve.follow=true"] if follow else [])])
+    if config.serve.follow:
+        driven_folder(run, "serve")
     from serve.launch import start_service
 
     start_service(config, RunFolder(config.run_dir), port=config.serve.port, blocking=True)

@@ -88,15 +88,18 @@ def local_run(place: str | Path, wants: Wants, root: str | Path = "") -> Path:
     return Home.of_reader(str(place), root).pull(wants) if is_bucket(place) else Path(place)
 
 
-def driven_folder(place: str | Path) -> Path:
-    """The folder that a run is worked on in. Raises StorageError where this machine does not see it."""
+def driven_folder(place: str | Path, command: str) -> Path:
+    """The folder that a run is worked on in. Raises StorageError where this machine does not see it.
+
+    command: the one that needs it, for the words.
+    """
     if not is_bucket(place):
         return Path(place)
     home = Home.of_reader(str(place))
     if not home.is_pushed_from:
         raise StorageError(
             f"{place} is not worked on here; give the command on its driver's machine, for example by "
-            f"ray job submit ... -- hatch scale {place} ..."
+            f"ray job submit ... -- hatch {command} {place} ..."
         )
     return home.folder
 

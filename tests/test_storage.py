@@ -479,14 +479,14 @@ def test_readers_pull_what_they_need_and_use_the_folder_of_a_run_that_is_here(ad
     assert local_run(address, for_report, tmp_path / "b") == there
     assert files(there).keys() == {"config.yaml", "progress.json", "status.json", "metrics.jsonl", "ledger.jsonl"}
     with pytest.raises(StorageError, match=r"not worked on here; .* hatch scale [gs3]+://"):
-        driven_folder(address)
+        driven_folder(address, "scale")
     (there / "report.html").write_text("<p>")
     reader = Home(address, there)
     assert reader.put_back("report.html") == 1 and reader.put_back("report.html") == 0
     shutil.move(tmp_path / "away", run.path)
     run.log("grpo", 9, {"loss": 1.0})
     home.push()
-    assert driven_folder(address) == run.path
+    assert driven_folder(address, "scale") == run.path
     shutil.move(run.path, tmp_path / "away")
     assert local_run(address, for_report, tmp_path / "b") == there
     assert len(metrics(there, "grpo")) == STEPS + 1, "pulled again, and the report in between took nothing over"
@@ -553,8 +553,9 @@ def test_a_killed_run_goes_on_from_the_bucket_on_a_new_machine_and_is_read_from_
         assert reader.returncode == 0 and part in output, output
     assert first.bucket.read("report.html") == (there / "report.html").read_bytes()
     assert not (there / "cold_start").exists() and b"cold_start" in (there / "metrics.jsonl").read_bytes()
-    asked = start(["scale", address, "reward=2"], {"HOME": str(tmp_path)})
-    assert "not worked on here" in finish(asked, 60) and asked.returncode == 2
+    for command in (["scale", address, "reward=2"], ["serve", address, "--follow"]):
+        asked = start(command, {"HOME": str(tmp_path)})
+        assert "not worked on here" in finish(asked, 60) and asked.returncode == 2
 
 
 def states_of(bucket: Bucket) -> dict[str, int]:
