@@ -1,14 +1,14 @@
 """What `hatch plan` predicts against runs: costs from small runs, predictions of other sizes, and those sizes measured.
 
-    python -m bench.planning                      # ten sizes, three of them twice; on two cores about ten minutes
-    python -m bench.planning --steps 5 --few      # four sizes, two of them twice, to see it work
+    python -m bench.planning                      # ten sizes, three of them twice; on two slow cores 20 minutes
+    python -m bench.planning --steps 5 --few      # six sizes, two of them twice, to see it work
 
 Costs come from runs with one engine and one learner worker at three sizes (prompts a step, replies a prompt), each
-made before and again after the others, since a shared machine's speed drifts. Predicted and measured are twice the
-engines, twice the workers, both, other prompts and replies together, and a run whose learner works beside the engines.
-Every process has one thread and as many as are at work at once have a core each; a model of 6 M parameters with random
-weights (its replies hardly ever end early), two images of 112 px, all on one machine, so that the network is not part
-of it. Written to bench/results/planning.json, where `hatch plan` finds the costs.
+made before and again after the others, since a shared machine's speed drifts, and from one run with two engines and one
+with two workers. Predicted and measured are both at once, other prompts and replies, and a run whose learner works
+beside the engines. Every process has one thread; a model of 6 M parameters with random weights (its replies hardly ever
+end early), two images of 112 px, all on one machine, so that the network is not part of it. Written to
+bench/results/planning.json, where `hatch plan` finds the costs.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ WITHIN = 0.25
 
 FIRST = [Sizes(4, 4, 1, 1, 1), Sizes(4, 8, 1, 1, 1), Sizes(8, 4, 1, 1, 1)]
 """What the costs come from."""
+BESIDE = [Sizes(4, 8, 2, 1, 1), Sizes(4, 8, 1, 1, 2)]
+"""What the slowdown of several on one machine comes from."""
 CHECKED = [
-    Sizes(4, 4, 2, 1, 1), Sizes(4, 8, 2, 1, 1), Sizes(4, 4, 1, 1, 2), Sizes(4, 8, 1, 1, 2), Sizes(8, 8, 1, 1, 1),
-    Sizes(8, 8, 2, 2, 2), Sizes(8, 8, 1, 1, 1, max_staleness=1),
+    Sizes(4, 4, 2, 1, 1), Sizes(4, 4, 1, 1, 2), Sizes(8, 8, 1, 1, 1), Sizes(8, 8, 2, 2, 2),
+    Sizes(8, 8, 1, 1, 1, max_staleness=1),
 ]  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def main() -> None:
     parser.add_argument("--few", action="store_true", help="two sizes for the costs and two to check")
     parser.add_argument("--out", type=Path, help="default: bench/results/planning.json")
     options = parser.parse_args()
-    first, checked = (FIRST[:2], [CHECKED[0], CHECKED[4]]) if options.few else (FIRST, CHECKED)
+    first, beside, checked = (FIRST[:2], BESIDE[:1], CHECKED[::2]) if options.few else (FIRST, BESIDE, CHECKED)
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -122,7 +124,7 @@ def main() -> None:
         ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="warning", log_to_driver=False,
                  runtime_env={"env_vars": variables() | {"OMP_NUM_THREADS": "1"}})  # fmt: skip
         try:
-            known = measure_all(first, model, folder / "before", options)
+            known = measure_all([*first, *beside], model, folder / "before", options)
             seen = measure_all(checked, model, folder / "checked", options)
             known += measure_all(first, model, folder / "after", options)
         finally:

@@ -162,6 +162,39 @@ def test_costs_of_a_run_are_medians_without_the_warm_up(tmp_path):
     assert predicted.seconds == pytest.approx(one.seconds)
 
 
+def test_several_on_one_machine_slow_each_other_down(tmp_path):
+    """One engine and worker give the line, runs of two what being two costs; it is not laid on machines with GPUs."""
+    two_engines = {"rollout": {"actors": 2}, "grpo": {"group_size": 8}}
+    two_workers = {"learner": {"workers": 2}}
+    runs = [
+        write_run(tmp_path / "a", {}, learn=1.6), write_run(tmp_path / "b", {"grpo": {"group_size": 8}}, learn=3.2),
+        write_run(tmp_path / "c", two_engines, learn=3.2), write_run(tmp_path / "d", two_workers, learn=1.2),
+    ]  # fmt: skip
+    measured = [Measured.of_run(run) for run in runs]
+    measured[2] = replace(measured[2], generate=1.3 * measured[2].generate)
+    found = costs_of(measured, 10**6, 1, "here")
+    assert (found.generate_beside, found.learn_beside, found.runs) == (pytest.approx(1.3), pytest.approx(1.5), 4)
+    assert found.generate.reply == pytest.approx(0.1) and found.learn.reply == pytest.approx(0.1)
+    both = Work(Sizes(8, 4, 2, 1, 2), 0, 0)
+    alone = replace(found, generate_beside=1.0, learn_beside=1.0)
+    assert predict(found, both).phases["generate"] == pytest.approx(1.3 * predict(alone, both).phases["generate"])
+    assert predict(found, both).phases["learn"] == pytest.approx(1.5 * predict(alone, both).phases["learn"])
+    one_group = Work(Sizes(1, 4, 2, 1, 2), 0, 0)  # the second of each has nothing to do
+    assert predict(found, one_group) == predict(alone, one_group)
+    overlapping = Work(Sizes(8, 4, 1, 1, 1, max_staleness=1), 0, 0)
+    assert predict(found, overlapping).phases["learn"] == pytest.approx(1.5 * 3.2)
+    with_gpus = {"learner": Nodes(KINDS["p5.48xlarge"], 1, 8), "rollout": Nodes(KINDS["p5.48xlarge"], 1, 8)}
+    where = with_gpus | {"reward": Nodes(HEAD, 1, 4)}
+    assert predict(found, both, where, HEAD) == predict(alone, both, where, HEAD)
+
+
+def test_runs_of_several_alone_are_taken_as_they_are(tmp_path):
+    one = Measured.of_run(write_run(tmp_path / "a", {"rollout": {"actors": 2}}, learn=2.4))
+    found = costs_of([one], 10**6, 1, "here")
+    assert (found.generate_beside, found.learn_beside) == (1.0, 1.0)
+    assert predict(found, Work(one.sizes, 0, 0)).seconds == pytest.approx(one.seconds)
+
+
 def test_a_run_that_is_too_short_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has 4 GRPO steps; costs need at least 5"):
         Measured.of_run(write_run(tmp_path / "a", {}, learn=1.0, steps=4))

@@ -3,6 +3,10 @@
 A phase that several processes share costs each of them `step + group * groups + reply * replies` seconds, of the groups
 and replies that are its share. The three coefficients are the least squares fit over the runs, none below 0; runs of
 one size tell one coefficient (all of it goes by replies), of two sizes two.
+
+Engines that work at once on one machine, or learner workers, slow each other down (caches, memory, cores that others
+use too): where there are runs with one of each and runs with several, the first give the coefficients and the second
+how many times as long a share then takes (`beside`).
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,10 @@ class Costs:
     """Of a group's images in the object store."""
     machine: str
     runs: int
+    generate_beside: float = 1.0
+    """How many times as long an engine takes when others work on its machine at the same time."""
+    learn_beside: float = 1.0
+    """The same of a learner worker."""
 
     @classmethod
     def read(cls, path: Path) -> Costs:
@@ -124,6 +132,10 @@ class Sizes:
         """(groups, replies) of the process that has most of a step."""
         groups = math.ceil(self.groups / processes)
         return groups, groups * self.group_size
+
+    def at_work(self, processes: int) -> int:
+        """How many of so many processes have a share."""
+        return min(self.groups, processes)
 
     def judged(self) -> tuple[int, int]:
         """(0, replies) of the reward actor that has most: replies are dealt one by one."""
@@ -198,11 +210,15 @@ def fit(shares: Sequence[tuple[int, int]], seconds: Sequence[float]) -> Line:
 
 
 def costs_of(measured: Sequence[Measured], parameters: int, image_bytes: int, machine: str) -> Costs:
-    """The costs of runs of one model on one machine; runs of several sizes tell more. Synchronous runs count alone
-    where there are some: with max_staleness phases disturb each other."""
-    used = [one for one in measured if one.sizes.max_staleness == 0] or list(measured)
+    """The costs of runs of one model on one machine; runs of several sizes tell more.
+
+    Synchronous runs count alone where there are some: with max_staleness phases disturb each other. Of these, runs with
+    one engine and one worker count alone where there are some, and the others tell what being several costs.
+    """
+    calm = [one for one in measured if one.sizes.max_staleness == 0] or list(measured)
+    used = [one for one in calm if one.sizes.engines == one.sizes.workers == 1] or calm
     sizes = [one.sizes for one in used]
-    return Costs(
+    costs = Costs(
         generate=fit([s.share(s.engines) for s in sizes], [one.generate for one in used]),
         reward=fit([s.judged() for s in sizes], [one.reward for one in used]),
         learn=fit([s.share(s.workers) for s in sizes], [one.learn for one in used]),
@@ -213,5 +229,16 @@ def costs_of(measured: Sequence[Measured], parameters: int, image_bytes: int, ma
         parameters=parameters,
         image_bytes=image_bytes,
         machine=machine,
-        runs=len(used),
+        runs=len(calm),
     )
+    if used is calm:
+        return costs
+    engines = [one.generate / costs.generate.seconds(*one.sizes.share(one.sizes.engines))
+               for one in calm if one.sizes.engines > 1]  # fmt: skip
+    workers = [one.learn / costs.learn.seconds(*one.sizes.share(one.sizes.workers))
+               for one in calm if one.sizes.workers > 1]  # fmt: skip
+    return replace(costs, generate_beside=_at_least_one(engines), learn_beside=_at_least_one(workers))
+
+
+def _at_least_one(factors: Sequence[float]) -> float:
+    return max(1.0, statistics.median(factors)) if factors else 1.0

@@ -132,12 +132,16 @@ def predict(costs: Costs, work: Work, nodes: Mapping[str, Nodes] | None = None, 
             "prepare": moved["images"] / head.bytes_per_second,
         }
         usd_hour = head.usd_hour + sum(one.count * one.kind.usd_hour for one in nodes.values() if not one.shared)
+    engines, workers = sizes.at_work(sizes.engines), sizes.at_work(sizes.workers)
+    overlap = nodes is None and sizes.max_staleness > 0  # learner and engines at once, on one machine
+    rollout_beside = costs.generate_beside if overlap or _share_a_machine(nodes, "rollout", engines) else 1.0
+    learner_beside = costs.learn_beside if overlap or _share_a_machine(nodes, "learner", workers) else 1.0
     phases = {
         "sync": costs.sync + network["sync"],
-        "generate": costs.generate.seconds(*sizes.share(sizes.engines)),
+        "generate": costs.generate.seconds(*sizes.share(sizes.engines)) * rollout_beside,
         "reward": costs.reward.seconds(*sizes.judged()),
         "control": costs.control.seconds(groups, replies),
-        "learn": costs.learn.seconds(*sizes.share(sizes.workers)) + network["learn"],
+        "learn": costs.learn.seconds(*sizes.share(sizes.workers)) * learner_beside + network["learn"],
         # Images are sent while others are prepared.
         "prepare": max(costs.prepare * groups, network["prepare"]),
     }
@@ -156,6 +160,13 @@ def predict(costs: Costs, work: Work, nodes: Mapping[str, Nodes] | None = None, 
         usd_hour=usd_hour,
         reply_tokens=costs.reply_tokens,
     )
+
+
+def _share_a_machine(nodes: Mapping[str, Nodes] | None, role: str, at_work: int) -> bool:
+    """Whether several of a role's processes compute on the CPUs of one machine. With GPUs each has its own."""
+    if nodes is None:
+        return at_work > 1
+    return nodes[role].each > 1 and not nodes[role].kind.gpus and at_work > nodes[role].count
 
 
 def grown(nodes: Mapping[str, Nodes], most_gpus: int) -> list[dict[str, Nodes]]:
