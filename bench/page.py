@@ -223,8 +223,8 @@ def planning(found: dict[str, Any]) -> str:
         ])  # fmt: skip
     own = found["driver"]
     return (
-        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker, and two runs of two of\n"
-        f"either, against runs of these sizes ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
+        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker, and two runs of two\n"
+        f"of either, against runs of these sizes ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
         + table(["prompts x replies", "engines", "workers", "learner", "predicted, s", "measured, s", "off"], rows)
         + f"\nThe driver's own time between the phases: {1000 * own['control_per_step']:.1f} ms a step, "
         f"{1000 * own['control_per_group']:.1f} ms a group and {1000 * own['control_per_reply']:.2f} ms a reply. "
