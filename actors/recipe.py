@@ -7,7 +7,6 @@ One function a step; Ray is started here and nowhere else in a training run.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
@@ -126,8 +125,6 @@ def start_ray(config: Config, needs: Sequence[Need] | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    # Says at every start that the cluster asks for a token, which the user need not act on.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})

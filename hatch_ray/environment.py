@@ -7,6 +7,7 @@ Standard library only, so that `hatch --help` stays quick.
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import metadata
 
@@ -68,3 +69,5 @@ def variables() -> dict[str, str]:
 def prepare_environment() -> None:
     """Set what is not set yet. Call it before torch, vLLM or Ray are imported."""
     os.environ.update(variables())
+    # Ray says at every start that the cluster asks for a token, which the user need not act on.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
