@@ -103,7 +103,7 @@ def test_a_process_that_does_not_listen_is_not_ended_by_the_question(tmp_path):
                           stdout=subprocess.PIPE) as process:  # fmt: skip
         assert process.stdout.readline() == b"1\n"
         one = Process("engine", "", process.pid, psutil.Process(process.pid).create_time())
-        assert signal_all([one]) == {one: "sleeping"}
+        assert signal_all([one])[one] in ("sleeping", "running")  # it may not have come to its sleep yet
         time.sleep(0.3)
         assert process.poll() is None
         process.kill()
