@@ -70,6 +70,9 @@ def write_state(run: RunFolder, step: int, model: Path) -> Path:
 
 # --- one replica, in this process
 
+ENDED: list[Any] = []
+"""Engines that were shut down. A later garbage collection of one may wait for ever in ZeroMQ for what was not sent."""
+
 
 class Replica:
     """A `Service` without Ray Serve: the same ASGI application, asked in memory."""
@@ -102,6 +105,7 @@ class Replica:
     def close(self) -> None:
         self.service.engine.close()
         self.loop.close()
+        ENDED.append(self.service.engine.engine)
 
 
 @pytest.fixture(scope="module")
