@@ -434,7 +434,7 @@ def learner_loop(settings: dict[str, Any]) -> None:
         learner.restore(read_state(latest))
         ledger = read_jsonl(latest / LEDGER)
     reports: list[dict[str, Any]] = []
-    publisher = Publisher(job.weights)
+    publisher = Publisher(job.weights, job.config.rollout.weights)
     if rank == 0:
         scores = [learner.score_probe(probe, first, with_blank=True) for probe in job.probes]
         wait_for(job.experience.put_probes.remote(scores), "grpo: handing over the learner's probes", limits.call)

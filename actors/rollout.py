@@ -30,7 +30,7 @@ from actors.messages import (
     WeightsHandle,
 )
 from actors.parity import NEVER, ParityError
-from actors.weights import PackedWeights, unpack_weights
+from actors.weights import LiveWeights, PackedWeights, unpack_weights
 from hatch_ray.config import Config
 
 IMAGE_CACHE = 512
@@ -132,7 +132,7 @@ class RolloutEngine:
         logprobs = np.array([found[token].logprob for token in scores.tokens], dtype=np.float32)
         return ProbeAnswer(tuple(output.prompt_token_ids), logprobs, output.num_cached_tokens or 0)
 
-    def load(self, packed: PackedWeights) -> int:
+    def load(self, packed: PackedWeights | LiveWeights) -> int:
         """Take over a full state dict; returns the version now served. The caches are emptied."""
         weights = unpack_weights(packed)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -152,7 +152,7 @@ class RolloutEngine:
         The probe fills the caches first, so that one which is not emptied shows. It leaves them empty: the next replies
         do not depend on whether a probe was asked.
         """
-        packed: PackedWeights = ray.get(handle.ref, timeout=limits.call)
+        packed: PackedWeights | LiveWeights = ray.get(handle.ref, timeout=limits.call)
         scores = handle.probe
         before = after = None
         if scores is not None:
@@ -166,7 +166,7 @@ class RolloutEngine:
                     raise
                 raise ParityError(f"version {handle.version}: the encoder cache was not reset ({error})") from error
             self.reset_caches()
-        head = "lm_head.weight" in packed.arrays or not any("embed_tokens" in name for name in packed.arrays)
+        head = "lm_head.weight" in packed.names or not any("embed_tokens" in name for name in packed.names)
         return SyncAnswer(self.version, packed.checksum, head, before, after)
 
     def load_folder(self, model: str | Path, version: int = 0) -> int:

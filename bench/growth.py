@@ -1,6 +1,6 @@
 """How the phases of a GRPO step grow: images, completions, their length and the model doubled, one at a time.
 
-    python -m bench.growth                        # about 5 minutes
+    python -m bench.growth                        # about 6 minutes
 
 The exponent e says that a phase takes 2^e times as long when that one number is doubled: 1 is in proportion.
 """
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--reply", type=int, default=64)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
     longer, larger = copy.copy(options), copy.copy(options)
     longer.reply, larger.group = 2 * options.reply, 2 * options.group

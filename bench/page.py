@@ -103,10 +103,12 @@ def growth(found: dict[str, Any]) -> str:
 
 
 def rollouts(found: dict[str, Any]) -> str:
-    """Rollouts against bare vLLM, and a sync."""
+    """Rollouts against bare vLLM, and a sync by each carrier."""
     speeds, sync = found["rollouts"]["tokens_per_s"], found["sync"]
-    parts = sync["parts"]
-    milliseconds = {name: 1000 * timed["median"] for name, timed in sync["seconds"].items()}
+    parts = {"copy": "the learner waits: copy in memory", "memory_copy": "a memory copy of the same bytes",
+             "send": "checksum and carrier (in a thread)",
+             "engine": "the engine: fetch, checksum, reload, empty caches"}  # fmt: skip
+    carriers = list(sync["parts"])
     return (
         table(
             ["rollouts", "tokens/s", "of bare vLLM"],
@@ -115,12 +117,9 @@ def rollouts(found: dict[str, Any]) -> str:
         )
         + "\n"
         + table(
-            [f"sync of {sync['bytes'] / 2**20:.1f} MiB", "ms"],
-            [["the learner waits: copy in memory", f"{1000 * parts['copy']:.1f}"],
-             ["checksum, object store (in a thread)", f"{1000 * parts['checksum_and_store']:.1f}"],
-             ["the engine: fetch, checksum, reload, empty caches", f"{1000 * parts['engine']:.1f}"],
-             ["all of it", f"{milliseconds['sync']:.1f}"],
-             ["a memory copy of the same bytes", f"{milliseconds['memory_copy']:.1f}"]],
+            [f"sync of {sync['bytes'] / 2**20:.1f} MiB, ms", *(f"`{carrier}`" for carrier in carriers)],
+            [[words, *(f"{1000 * sync['parts'][carrier][name]:.1f}" for carrier in carriers)]
+             for name, words in parts.items()],
         )
     )  # fmt: skip
 

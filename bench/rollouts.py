@@ -3,36 +3,43 @@
     python -m bench.rollouts
 
 Both engines are up and take turns, with the same seeds, so they sample the same tokens. Prompts repeat, so prefixes and
-images are cached: what is compared is decoding. A sync is what happens between two steps: the learner's copy, then
-checksum, object store and the engine's reload; beside it a memory copy of as many bytes. One engine on all cores, a
-model of hatch-tiny's size with random weights (its replies hardly ever end early), two images a prompt.
+images are cached: what is compared is decoding. A sync is what happens between two steps, by either carrier
+(`rollout.weights`): the learner's copy, then checksum, carrier and the engine's reload; beside it a memory copy of as
+many bytes in the learner's process. One engine on all cores, a model of hatch-tiny's size with random weights (its
+replies hardly ever end early), two images a prompt.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import ray
 import torch
 
+from actors.boards import WeightsBoard
 from actors.engines import EnginePool
-from actors.messages import Request, Sampling, StoredImage, WeightsHandle
+from actors.messages import Request, Sampling, StoredImage
 from actors.rollout import RolloutEngine
-from actors.weights import pack_weights
+from actors.weights import Publisher
 from bench.measure import in_turn, write_results
 from bench.shapes import picture
 from hatch_ray.config import Config, make_config
+from hatch_ray.config_sections import WeightsCarrier
 from hatch_ray.data.images import image_hash
 from hatch_ray.environment import variables
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.model.tiny import make_tiny
 from hatch_ray.protocol.prompt import build_prompt
+
+WARM_UP = 2
+"""Syncs that are not counted."""
 
 
 def settings(model: Path, cores: int) -> Config:
@@ -79,32 +86,53 @@ def measure_rollouts(bare: RolloutEngine, engines: EnginePool, requests: list[Re
     return {"tokens": tokens, "seconds": seconds, "tokens_per_s": speeds, "share": speeds["actor"] / speeds["vllm"]}
 
 
-def measure_sync(engines: EnginePool, model: torch.nn.Module, rounds: int) -> dict[str, Any]:
-    """Seconds of each part of a sync, and of a memory copy of the same bytes."""
-    state = model.state_dict()
-    size = sum(tensor.nbytes for tensor in state.values())
-    version = [0]
-    parts: dict[str, list[float]] = {"copy": [], "checksum_and_store": [], "engine": []}
+class Learning:
+    """The learner's side of a sync, in a process of its own."""
 
-    def sync() -> None:
+    def __init__(self, model: str, board: ray.actor.ActorHandle, carrier: WeightsCarrier) -> None:
+        self.state = load_model(model).state_dict()
+        self.publisher = Publisher(board, carrier)
+        self.bytes = sum(tensor.nbytes for tensor in self.state.values())
+        self.source = torch.zeros(self.bytes, dtype=torch.uint8)
+        self.target = torch.zeros_like(self.source)
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Seconds that the learner waits, and that its thread takes; and of a memory copy of as many bytes."""
         start = time.perf_counter()
-        copy = {name: tensor.detach().clone() for name, tensor in state.items()}
-        copied = time.perf_counter()
-        version[0] += 1
-        handle = WeightsHandle(version[0], ray.put(pack_weights(copy, version[0])))
-        stored = time.perf_counter()
-        engines.sync(handle)
-        for name, seconds in zip(parts, (copied - start, stored - copied, time.perf_counter() - stored), strict=True):
-            parts[name].append(seconds)
+        self.publisher.publish(self.state, version)
+        waited = time.perf_counter()
+        self.publisher.wait()
+        sent = time.perf_counter()
+        self.target.copy_(self.source)
+        return {"copy": waited - start, "send": sent - waited, "memory_copy": time.perf_counter() - sent}
 
-    source = torch.empty(size, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    sync()  # the first one is a warm-up for its parts, too
-    for values in parts.values():
-        values.clear()
-    seconds = in_turn({"sync": sync, "memory_copy": lambda: target.copy_(source)}, rounds, warm_up=0)
-    medians = {name: sorted(values)[len(values) // 2] for name, values in parts.items()}
-    return {"bytes": size, "seconds": seconds, "parts": medians}
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return self.bytes
+
+
+def measure_sync(engines: EnginePool, model: str, rounds: int) -> dict[str, Any]:
+    """Seconds of each part of a sync, and of a memory copy of the same bytes, for each carrier in turn."""
+    learners, boards = {}, {}
+    for carrier in get_args(WeightsCarrier):
+        boards[carrier] = ray.remote(WeightsBoard).options(num_cpus=0, max_concurrency=4).remote(0)
+        learners[carrier] = ray.remote(Learning).options(num_cpus=0).remote(model, boards[carrier], carrier)
+    parts: dict[str, dict[str, list[float]]] = {carrier: {} for carrier in learners}
+    for version in range(1, 1 + WARM_UP + rounds):
+        for carrier, learner in learners.items():
+            seconds = ray.get(learner.publish.remote(version), timeout=120)
+            handle = ray.get(boards[carrier].wait_for.remote(version), timeout=120)[1]
+            start = time.perf_counter()
+            engines.sync(handle)
+            seconds["engine"] = time.perf_counter() - start
+            for name, value in seconds.items():
+                if version > WARM_UP:
+                    parts[carrier].setdefault(name, []).append(value)
+    size = ray.get(learners["object_store"].size.remote(), timeout=60)
+    medians = {
+        carrier: {name: statistics.median(values) for name, values in found.items()} for carrier, found in parts.items()
+    }
+    return {"bytes": size, "parts": medians}
 
 
 def main() -> None:
@@ -122,15 +150,14 @@ def main() -> None:
     bare = RolloutEngine(source, config)
     try:
         rollouts = measure_rollouts(bare, engines, make_requests(config, options.prompts, 2), options.rounds)
-        sync = measure_sync(engines, load_model(source), options.rounds)
+        sync = measure_sync(engines, source, options.rounds)
     finally:
         engines.stop()
     speeds = rollouts["tokens_per_s"]
     print(f"rollouts: vLLM {speeds['vllm']:.0f} tokens/s, actor {speeds['actor']:.0f} ({rollouts['share']:.1%})")
-    times = {name: found["median"] * 1000 for name, found in sync["seconds"].items()}
-    parts = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.1f} ms" for name, value in sync["parts"].items())
-    print(f"sync of {sync['bytes'] / 2**20:.1f} MiB: {times['sync']:.1f} ms ({parts}); memory copy "
-          f"{times['memory_copy']:.1f} ms")  # fmt: skip
+    for carrier, found in sync["parts"].items():
+        parts = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.1f} ms" for name, value in found.items())
+        print(f"sync of {sync['bytes'] / 2**20:.1f} MiB by {carrier}: {parts}")
     print(f"written: {write_results('rollouts', {'rollouts': rollouts, 'sync': sync})}")
 
 

@@ -165,7 +165,7 @@ async def measure(config: Config, run: RunFolder, url: str, options: argparse.Na
         found["requests_per_s"] = {name: statistics.median(values) for name, values in speeds.items()}
         found["share"] = found["requests_per_s"]["served"] / found["requests_per_s"]["bare"]
     finally:
-        bare.engine.close()
+        await bare.engine.close()
         await served.client.aclose()
     return found
 

@@ -1,10 +1,10 @@
 """Whole GRPO steps: this project's stage (vLLM rollouts, CPU judges, Ray Train learner) against TRL's GRPOTrainer.
 
-    python -m bench.step                          # 6 M, 3 and 8 images of 224 px; about 6 minutes
+    python -m bench.step                          # 6 M, 3 and 8 images of 224 px; about 8 minutes
 
 The same model of random weights, pictures, questions, reward function, group size and longest completion, fp32, all
 cores for each, one after the other. TRL samples with transformers (its vLLM mode does not run on a CPU as it is
-published) and keeps activations, as we do. Seconds of a step are medians after the first two. Random weights hardly
+published) and keeps activations, as we do. Seconds of a step are medians after the first one. Random weights hardly
 ever end a reply early; the mean length of both is reported.
 """
 
@@ -34,7 +34,7 @@ from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
 
-WARM_UP = 2
+WARM_UP = 1
 PHASES = ("prepare", "generate", "reward", "wait", "sync", "learn")
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--reply", type=int, default=128)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--ways", nargs="+", choices=("ours", "trl"), default=["ours", "trl"])
     options = parser.parse_args()
     rows = []

@@ -154,7 +154,7 @@ def report(run: RunPath) -> None:
 def status(
     run: RunPath,
     as_json: Annotated[bool, typer.Option("--json", help="print what the run wrote, for programs")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="every second until the run ends or Ctrl-C")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="again and again until the run ends or Ctrl-C")] = False,
 ) -> None:
     """Roles, nodes, versions, queues, waits and the time left of a run; works without a Ray connection."""
     import json
@@ -179,7 +179,7 @@ def status(
         console.print(text, markup=False)
         if ended or not watch:
             return
-        time.sleep(1)
+        time.sleep(config.storage.mirror_seconds if is_bucket(run) else 1)
 
 
 @app.command()

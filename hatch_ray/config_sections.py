@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
+WeightsCarrier = Literal["object_store", "nixl"]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -253,6 +254,9 @@ class RolloutConfig(Placed):
     twice: in its own process and in its engine's."""
     gpu_memory_utilization: Fraction = 0.85
     """Share of a GPU's memory that an engine may take."""
+    weights: WeightsCarrier = "object_store"
+    """What carries new weights from the learner: object_store (through the machines' memory) or nixl (an engine reads
+    them from the learner's GPU by NVLink or RDMA, or from its memory; needs the package nixl)."""
 
 
 class RewardActorsConfig(Placed):

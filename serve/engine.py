@@ -122,6 +122,8 @@ class ReasonEngine:
             self._broken = False
             self.settings = settings
 
-    def close(self) -> None:
-        """End the engine's process."""
+    async def close(self) -> None:
+        """End the engine's process. To be awaited in the event loop in which the engine was asked: vLLM closes its
+        sockets there, and a garbage collection waits for ever for one that stayed open."""
         self.engine.shutdown()
+        await asyncio.sleep(0)  # a round of the loop, in which vLLM's cancelled tasks end

@@ -20,7 +20,15 @@ from actors.prompts import PromptMaker
 from actors.recovery import WorkerDiedError
 from actors.resources import check_resources
 from actors.reward import JudgePool, RewardJudge
-from actors.weights import learned_parts, only_learned, pack_weights, unpack_weights
+from actors.weights import (
+    LiveWeights,
+    check_carrier,
+    checksum_in_place,
+    learned_parts,
+    only_learned,
+    pack_weights,
+    unpack_weights,
+)
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import image_hash, load_image
 from hatch_ray.model.base import load_model, load_processor, part_checksum
@@ -100,6 +108,25 @@ def test_changed_weights_are_noticed():
     packed.arrays["a"] = np.ones(3, np.float32)
     with pytest.raises(ValueError, match="version 1 arrived with checksum"):
         dict(unpack_weights(packed))
+
+
+@given(seed=st.integers(0, 2**16), size=st.integers(1, 300), half=st.booleans())
+def test_any_changed_word_changes_the_sums(seed, size, half):
+    generator = torch.Generator().manual_seed(seed)
+    tensor = torch.randn(size, generator=generator).to(torch.bfloat16 if half else torch.float32)
+    live = LiveWeights(2, {"a": tensor}, checksum_in_place({"a": tensor}))
+    assert torch.equal(dict(unpack_weights(live))["a"], tensor)
+    place = seed % size
+    tensor[place] = 0 if tensor[place] else 1
+    with pytest.raises(ValueError, match="version 2 arrived with checksum"):
+        unpack_weights(live)
+
+
+def test_a_carrier_that_is_not_installed_is_named_with_the_mend(monkeypatch):
+    monkeypatch.setattr("actors.weights.find_spec", lambda _: None)
+    check_carrier("object_store")
+    with pytest.raises(RuntimeError, match=r"nixl, which is not installed: `make install BACKEND=gpu`"):
+        check_carrier("nixl")
 
 
 def test_all_that_learns_is_sent_and_a_tied_head_too(tiny_model):

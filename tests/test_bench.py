@@ -26,6 +26,19 @@ def test_ways_take_turns_and_warm_up_is_not_counted():
     assert found["a"]["least"] >= 0.02 and set(found["b"]) == {"median", "least", "most"}
 
 
+def test_long_enough_rounds_end_early_but_one_always_counts():
+    calls: list[str] = []
+
+    def way() -> None:
+        calls.append("a")
+        time.sleep(0.01)
+
+    in_turn({"a": way}, rounds=5, enough=0.001)
+    assert len(calls) == 2
+    in_turn({"a": way}, rounds=5, enough=0.015)
+    assert len(calls) == 2 + 3
+
+
 def test_the_ceiling_is_the_ratio_of_tokens():
     assert shapes.ceiling(prompt=100, group=8, reply=0) == 8
     assert shapes.ceiling(prompt=0, group=8, reply=100) == 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.boards import WeightsBoard
 from actors.engines import EnginePool
 from actors.messages import Request, Sampling, StoredImage, WeightsHandle
 from actors.weights import learned_parts, only_learned, pack_weights
@@ -16,6 +17,7 @@ from hatch_ray.model.packing import pack
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
 from tests.pictures import photo
+from tests.publishing import Learning, disturb
 
 pytestmark = pytest.mark.slow
 MAX_PIXELS = 112 * 112
@@ -126,6 +128,29 @@ def test_weights_after_a_sync_give_the_learners_greedy_text(ray_cluster, engines
     expected = out[0, inputs["input_ids"].shape[1] :].tolist()
     assert list(rollout.replies[0].token_ids) == expected
     assert rollout.replies[0].ended == (expected[-1] in eos_token_ids(model, processor))
+
+
+@pytest.mark.parametrize("carrier", ["object_store", "nixl"])
+def test_either_carrier_brings_what_was_published(ray_cluster, engines, policy, tiny_model, carrier):
+    """The first version is fetched when the second one is published already."""
+    model, processor = policy
+    board = ray_cluster.remote(WeightsBoard).options(num_cpus=0, max_concurrency=4).remote(30)
+    learning = ray_cluster.remote(Learning).options(num_cpus=0).remote(tiny_model, board, carrier)
+    request = make_request(ray_cluster, processor, IMAGES[2])
+    handles = []
+    for version in (31, 32):
+        ray_cluster.get(learning.publish.remote(version), timeout=120)
+        handles.append(ray_cluster.get(board.wait_for.remote(version), timeout=60)[1])
+    for handle in handles:
+        disturb(model, handle.version)
+        engines.sync(handle)
+        (rollout,) = engines.generate([request], Sampling(4, 1.0, 12))
+        assert rollout.version == handle.version
+        _, found = learner_logprobs(model, processor, request, IMAGES[2], rollout.replies, 1.0)
+        for logprobs, reply in zip(found, rollout.replies, strict=True):
+            assert np.abs(logprobs.numpy() - reply.logprobs).max() < 1e-3
+    for actor in (learning, board):
+        ray_cluster.kill(actor)
 
 
 def test_what_learns_is_enough_for_the_engines(ray_cluster, engines, policy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import io
 import json
 import shutil
@@ -70,9 +71,6 @@ def write_state(run: RunFolder, step: int, model: Path) -> Path:
 
 # --- one replica, in this process
 
-ENDED: list[Any] = []
-"""Engines that were shut down. A later garbage collection of one may wait for ever in ZeroMQ for what was not sent."""
-
 
 class Replica:
     """A `Service` without Ray Serve: the same ASGI application, asked in memory."""
@@ -103,9 +101,8 @@ class Replica:
                 await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        self.service.engine.close()
+        self.do(self.service.engine.close())
         self.loop.close()
-        ENDED.append(self.service.engine.engine)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +111,8 @@ def replica(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     replica = Replica(*make_run(tmp_path_factory.mktemp("replica"), tiny_model, serving))
     yield replica
     replica.close()
+    del replica
+    gc.collect()  # it would wait here for ever for a socket of vLLM that stayed open
 
 
 def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, replica):
