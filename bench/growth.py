@@ -2,6 +2,7 @@
 
     python -m bench.growth                        # about 6 minutes
 
+One engine and one learner worker, so that nothing of what grows is waiting for another of its kind.
 The exponent e says that a phase takes 2^e times as long when that one number is doubled: 1 is in proportion.
 """
 
@@ -37,7 +38,7 @@ def one_run(options: argparse.Namespace, images: int, model: TinyConfig) -> dict
         ray.init(address="local", include_dashboard=False, logging_level="warning", log_to_driver=False,
                  runtime_env={"env_vars": variables()})  # fmt: skip
         try:
-            found = ours(settings(base, folder / "run", options, images), samples)
+            found = ours(settings(base, folder / "run", options, images, processes=1), samples)
         finally:
             ray.shutdown()
     return {phase: found["phases"][phase] for phase in PHASES} | {"step": found["seconds"]}

@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a row on a CPU, after which no round begins")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a row on a CPU, after which no round begins")
     parser.add_argument("--ways", nargs="+", choices=("shared", "naive", "trl"), default=None)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     options = parser.parse_args()

@@ -112,26 +112,27 @@ class Learning:
 
 
 def measure_sync(engines: EnginePool, model: str, rounds: int) -> dict[str, Any]:
-    """Seconds of each part of a sync, and of a memory copy of the same bytes, for each carrier in turn."""
-    learners, boards = {}, {}
+    """Seconds of each part of a sync, and of a memory copy of the same bytes, by each carrier.
+
+    One after the other: once a process has sent or fetched by NIXL, a thread of NIXL's keeps a core busy in it.
+    """
+    medians = {}
     for carrier in get_args(WeightsCarrier):
-        boards[carrier] = ray.remote(WeightsBoard).options(num_cpus=0, max_concurrency=4).remote(0)
-        learners[carrier] = ray.remote(Learning).options(num_cpus=0).remote(model, boards[carrier], carrier)
-    parts: dict[str, dict[str, list[float]]] = {carrier: {} for carrier in learners}
-    for version in range(1, 1 + WARM_UP + rounds):
-        for carrier, learner in learners.items():
+        board = ray.remote(WeightsBoard).options(num_cpus=0, max_concurrency=4).remote(0)
+        learner = ray.remote(Learning).options(num_cpus=0).remote(model, board, carrier)
+        parts: dict[str, list[float]] = {}
+        for version in range(1, 1 + WARM_UP + rounds):
             seconds = ray.get(learner.publish.remote(version), timeout=120)
-            handle = ray.get(boards[carrier].wait_for.remote(version), timeout=120)[1]
+            handle = ray.get(board.wait_for.remote(version), timeout=120)[1]
             start = time.perf_counter()
             engines.sync(handle)
             seconds["engine"] = time.perf_counter() - start
-            for name, value in seconds.items():
-                if version > WARM_UP:
-                    parts[carrier].setdefault(name, []).append(value)
-    size = ray.get(learners["object_store"].size.remote(), timeout=60)
-    medians = {
-        carrier: {name: statistics.median(values) for name, values in found.items()} for carrier, found in parts.items()
-    }
+            if version > WARM_UP:
+                for name, value in seconds.items():
+                    parts.setdefault(name, []).append(value)
+        medians[carrier] = {name: statistics.median(values) for name, values in parts.items()}
+        size = ray.get(learner.size.remote(), timeout=60)
+        ray.kill(learner)
     return {"bytes": size, "parts": medians}
 
 

@@ -256,7 +256,8 @@ class RolloutConfig(Placed):
     """Share of a GPU's memory that an engine may take."""
     weights: WeightsCarrier = "object_store"
     """What carries new weights from the learner: object_store (through the machines' memory) or nixl (an engine reads
-    them from the learner's GPU by NVLink or RDMA, or from its memory; needs the package nixl)."""
+    them from the learner's GPU by NVLink or RDMA, or from its memory; needs the package nixl, and a core of its own in
+    each process)."""
 
 
 class RewardActorsConfig(Placed):
