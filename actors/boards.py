@@ -1,4 +1,5 @@
-"""Two small actors where the parts of the GRPO stage meet. They hold references and numbers and import no torch.
+"""Two small actors where the parts of the GRPO stage meet. They hold references and numbers and import no torch
+(Ray itself does where a reference to weights was made with rollout.weights=nixl).
 
 driver --shards--> ExperienceBoard --a shard each--> learner workers --metrics--> ExperienceBoard --> driver
 learner's rank 0 --reference of the weights--> WeightsBoard --newest--> driver --> engines

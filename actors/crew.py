@@ -14,6 +14,9 @@ import ray
 
 from actors.deadlines import StageTimeoutError, expired, limits
 
+SOURCE_LOST = (ray.exceptions.ObjectLostError, ray.exceptions.RayDirectTransportError)
+"""What an actor raises when the process that held what it was to read is gone."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -91,7 +94,7 @@ class Crew:
         try:
             self._note(ref, actor)
             self._settle(actor)
-        except (ray.exceptions.RayActorError, RuntimeError, ValueError) as error:
+        except (ray.exceptions.RayActorError, *SOURCE_LOST, RuntimeError, ValueError) as error:
             self._forget(actor)
             reason = telling_line(error)
             if len(self.actors) + len(self.starting) + 1 > self.reached:

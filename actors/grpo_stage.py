@@ -50,7 +50,6 @@ from actors.resources import room_for
 from actors.reward import JudgePool
 from actors.spans import Span, Spans
 from actors.stopping import asked
-from actors.weights import check_carrier
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
 from hatch_ray.model.source import model_source
@@ -111,7 +110,6 @@ class GrpoRun:
         recovery: Recovery,
         live: Live,
     ) -> None:
-        check_carrier(config.rollout.weights)
         self.config, self.run, self.recovery, self.live = config, run, recovery, live
         self.began = time.time()
         self.samples = choose_samples(samples, config.grpo.fraction, config.seed)

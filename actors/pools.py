@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from actors.crew import Crew, place_of, telling_line
+from actors.crew import SOURCE_LOST, Crew, place_of, telling_line
 from actors.deadlines import StageTimeoutError, limits, wait_for_all, who_is_where
 
 TRIES = 3
@@ -108,7 +108,8 @@ class Pool(Crew):
     def call_all(self, call: Callable[[Any], ray.ObjectRef], stage: str) -> list[Any]:
         """The results of one call on every actor. One that dies is replaced and settled, and gives no result.
 
-        Raises CallError naming the actor that raised, StageTimeoutError after deadlines.call_seconds.
+        Raises CallError naming the actor that raised, StageTimeoutError after deadlines.call_seconds, and one of
+        SOURCE_LOST where that is why an actor raised.
         """
         refs = {actor: call(actor) for actor in self.actors}
         results = []
@@ -121,6 +122,8 @@ class Pool(Crew):
                 except ray.exceptions.RayActorError as error:
                     self._replace([actor], _reason(error), began, 0)
                 except ray.exceptions.RayTaskError as error:  # its text is a traceback
+                    if isinstance(error.cause, SOURCE_LOST):
+                        raise error.cause from None
                     raise CallError(f"{stage}: {self.role} {number}: {error.cause}") from error
         finally:
             self.busy.clear()

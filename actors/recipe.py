@@ -25,7 +25,7 @@ from actors.mirror import Mirror, brought_home
 from actors.placement import Need, stage_needs
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
-from actors.resources import check_resources, wait_for_nodes
+from actors.resources import check_carrier, check_resources, wait_for_nodes
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.control import not_live, read_status
@@ -77,7 +77,9 @@ def open_run(config: Config, console: Console | None = None) -> RunFolder:
 
 
 def check_inputs(config: Config) -> None:
-    """Refuse a missing data folder, a wrong model folder or an unknown task before anything is made."""
+    """Refuse a missing data folder or package, a wrong model folder or an unknown task before anything is made."""
+    if "grpo" in config.stages:
+        check_carrier(config)
     source = Path(model_source(config.model.base))
     if source.is_dir():
         count_parameters(config.model.base)

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from actors.crew import SOURCE_LOST
 from actors.pools import Loss
 from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.run_folder import RunFolder, append_jsonl
@@ -21,7 +22,7 @@ class WorkerDiedError(RuntimeError):
 RESTARTABLE = (
     WorkerDiedError,
     ray.exceptions.RayActorError,
-    ray.exceptions.ObjectLostError,
+    *SOURCE_LOST,
     ray.exceptions.ActorUnschedulableError,  # a colocated engine whose node is gone
 )
 """What a stage that starts again from its last checkpoint gets over: a process or its memory is gone."""
@@ -31,8 +32,8 @@ def lost_part(error: Exception) -> tuple[str, str]:
     """What a stage has lost, and the reason in a few words (Ray's own are a dozen lines)."""
     if isinstance(error, WorkerDiedError):
         return "learner worker", str(error)
-    if isinstance(error, ray.exceptions.ObjectLostError):
-        return "object", "its node died"
+    if isinstance(error, SOURCE_LOST):
+        return "object", "the process that held it died"
     name = re.search(r"class_name: (\w+)", str(error))
     node = "node" if "node has died" in str(error) else "process"
     return name[1] if name else "actor", f"its {node} died"

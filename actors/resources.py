@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,24 @@ PROCESS_GIB = 0.7
 """Python, torch and vLLM or transformers in one process, before any weights (measured on CPU)."""
 JUDGE_GIB = 0.2
 LOOK_SECONDS = 1.0
+
+
+def check_carrier(config: Config) -> None:
+    """Raise ConfigError where weights cannot be carried as the config says."""
+    if config.rollout.weights != "nixl":
+        return
+    if bool(config.learner.gpus) != bool(config.rollout.gpus):
+        raise ConfigError(
+            f"rollout.weights=nixl needs learner and engines on the same kind of device, and learner.gpus="
+            f"{config.learner.gpus:g}, rollout.gpus={config.rollout.gpus:g}; set rollout.weights=object_store"
+        )
+    try:
+        importlib.import_module("nixl._api")
+    except ImportError as error:
+        raise ConfigError(
+            f"rollout.weights=nixl needs the package nixl, which cannot be imported ({error}): `make install "
+            "BACKEND=gpu` brings it along; or set rollout.weights=object_store"
+        ) from None
 
 
 def check_resources(config: Config, say: Callable[[str], None] = print) -> None:

@@ -11,18 +11,17 @@ Both are pulled. A broadcast among GPUs (NCCL) would need every engine at once, 
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
 import torch
 import xxhash
-from torch.nn import functional
 
 from actors.deadlines import limits, wait_for
 from actors.messages import ProbeScores, WeightsHandle
@@ -49,29 +48,56 @@ class PackedWeights:
 
 @dataclass(frozen=True)
 class LiveWeights:
-    """A state dict, or the part of it that learns, whose tensors stay where they are until an engine reads them."""
+    """A state dict, or the part of it that learns, in one tensor that stays where it is until an engine reads it.
+
+    places: of each name, dtype, shape and first byte.
+    """
 
     version: int
-    tensors: dict[str, torch.Tensor]
-    checksum: str
+    memory: torch.Tensor
+    places: dict[str, tuple[str, tuple[int, ...], int]]
+    checksum: str = ""
 
     @property
     def names(self) -> Iterable[str]:
-        return self.tensors.keys()
+        return self.places.keys()
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, view of the memory) pairs."""
+        for name, (dtype, shape, first) in self.places.items():
+            kind: torch.dtype = getattr(torch, dtype)
+            yield name, self.memory[first : first + math.prod(shape) * kind.itemsize].view(kind).view(shape)
 
 
-SUMS = 64
-"""`checksum_in_place` adds up every 64th word."""
+ALIGNED = 64
+"""Bytes: each tensor of a `LiveWeights` begins at a multiple of this."""
+PIECE = 2**22
+"""Words that `checksum_in_place` takes at a time."""
 
 
-def checksum_in_place(tensors: Mapping[str, torch.Tensor]) -> str:
-    """XXH3 over names, shapes, types and 64 sums of 16-bit words a tensor. The sums are made where the tensor lies."""
-    digest = xxhash.xxh3_64()
-    for name, tensor in sorted(tensors.items()):
-        words = tensor.detach().contiguous().reshape(-1).view(torch.int16)
-        sums = functional.pad(words, (0, -len(words) % SUMS)).view(-1, SUMS).sum(0, dtype=torch.int64)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sums.cpu().numpy().data)
+def lay_out(state: Mapping[str, torch.Tensor], version: int) -> LiveWeights:
+    """A copy of a state dict in one tensor on its device, not yet with its checksum."""
+    places, size = {}, 0
+    for name, tensor in state.items():
+        places[name] = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), size)
+        size += -(-tensor.nbytes // ALIGNED) * ALIGNED
+    device = next(iter(state.values())).device
+    live = LiveWeights(version, torch.empty(size, dtype=torch.uint8, device=device), places)
+    torch._foreach_copy_([view for _, view in live.tensors()], [tensor.detach() for tensor in state.values()])
+    return live
+
+
+def checksum_in_place(live: LiveWeights) -> str:
+    """XXH3 over the places and two sums of all 32-bit words, one of them weighted by position (as in Fletcher's
+    checksum: a word that changed or moved changes them). The sums are made where the memory lies."""
+    words = live.memory.view(torch.int32)
+    sums = torch.zeros(2, dtype=torch.int64, device=words.device)
+    for first in range(0, len(words), PIECE):
+        piece = words[first : first + PIECE].to(torch.int64)
+        sums[0] += piece.sum()
+        sums[1] += (piece * torch.arange(first + 1, first + 1 + len(piece), device=words.device)).sum()
+    digest = xxhash.xxh3_64(repr(sorted(live.places.items())).encode())
+    digest.update(sums.cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -91,10 +117,10 @@ def unpack_weights(packed: PackedWeights | LiveWeights) -> Iterator[tuple[str, t
     Raises ValueError at once, before the first pair, when the weights are not those that were packed: vLLM does not
     survive a reload that breaks off.
     """
-    found = checksum_in_place(packed.tensors) if isinstance(packed, LiveWeights) else checksum(packed.arrays)
+    found = checksum_in_place(packed) if isinstance(packed, LiveWeights) else checksum(packed.arrays)
     if found != packed.checksum:
         raise ValueError(f"weights of version {packed.version} arrived with checksum {found}, not {packed.checksum}")
-    return iter(packed.tensors.items()) if isinstance(packed, LiveWeights) else _tensors(packed)
+    return packed.tensors() if isinstance(packed, LiveWeights) else _tensors(packed)
 
 
 def _tensors(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
@@ -126,23 +152,14 @@ def only_learned(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dic
     return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
 
 
-def check_carrier(carrier: WeightsCarrier) -> None:
-    """Raise RuntimeError where this environment cannot carry weights so."""
-    if carrier == "nixl" and find_spec("nixl") is None:
-        raise RuntimeError(
-            "rollout.weights=nixl needs the package nixl, which is not installed: `make install BACKEND=gpu` brings it "
-            "along; or set rollout.weights=object_store"
-        )
-
-
 class Publisher:
-    """Sends versions from the learner's rank 0 to the board. The learner waits for a copy in memory, no longer.
+    """Sends versions from the learner's rank 0 to the board. The learner waits for a copy in memory, and for the send of
+    the version before where that has not ended.
 
     Checksum, carrier and board follow in a thread, one version after the other.
     """
 
     def __init__(self, board: ray.actor.ActorHandle, carrier: WeightsCarrier = "object_store") -> None:
-        check_carrier(carrier)
         self.board, self.carrier = board, carrier
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._last: Future[None] | None = None
@@ -154,19 +171,22 @@ class Publisher:
         probe: what an engine must answer with these weights.
         """
         self.wait()
-        self._last = self._thread.submit(self._send, self.copied(state), version, probe)
+        if self.carrier == "nixl":  # memory of its own: engines read a version while the next one is made
+            self._last = self._thread.submit(self._send_live, lay_out(state, version), probe)
+        else:
+            self._last = self._thread.submit(self._send_packed, self._buffered(state), version, probe)
 
-    def copied(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A copy that stays as it is until it has been sent."""
-        tensors = {name: tensor.detach() for name, tensor in state.items()}
-        if self.carrier == "nixl":  # engines read the copies themselves, some while the next version is made
-            return {name: tensor.clone() for name, tensor in tensors.items()}
-        if not self._buffer:  # used again for every version: fresh memory would cost more than the copy
+    def _buffered(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A copy in memory that is used again for every version: fresh memory would cost more than the copy."""
+        if not self._buffer:
             self._buffer = {
                 name: torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-                for name, tensor in tensors.items()
+                for name, tensor in state.items()
             }
-        torch._foreach_copy_(list(self._buffer.values()), list(tensors.values()))
+        assert self._buffer.keys() == state.keys(), "the same parts learn in every step"
+        torch._foreach_copy_(
+            [self._buffer[name] for name in state], [tensor.detach() for tensor in state.values()]
+        )  # fmt: skip
         return self._buffer
 
     def check(self) -> None:
@@ -179,17 +199,13 @@ class Publisher:
         if self._last is not None:
             self._last.result()
 
-    def _send(self, state: Mapping[str, torch.Tensor], version: int, probe: ProbeScores | None) -> None:
-        handle = stored_weights(state, version, self.carrier, probe)
+    def _send_packed(self, state: Mapping[str, torch.Tensor], version: int, probe: ProbeScores | None) -> None:
+        packed = pack_weights(state, version)
+        self._tell(WeightsHandle(version, ray.put(packed), packed.checksum, probe))
+
+    def _send_live(self, live: LiveWeights, probe: ProbeScores | None) -> None:
+        live = replace(live, checksum=checksum_in_place(live))
+        self._tell(WeightsHandle(live.version, ray.put(live, _tensor_transport="nixl"), live.checksum, probe))
+
+    def _tell(self, handle: WeightsHandle) -> None:
         wait_for(self.board.publish.remote(handle), "grpo: publishing weights", limits.call)
-
-
-def stored_weights(
-    state: Mapping[str, torch.Tensor], version: int, carrier: WeightsCarrier, probe: ProbeScores | None = None
-) -> WeightsHandle:
-    """A version where engines can fetch it. With nixl only an actor can do this, and `state` must stay as it is."""
-    if carrier == "nixl":
-        live = LiveWeights(version, dict(state), checksum_in_place(state))
-        return WeightsHandle(version, ray.put(live, _tensor_transport="nixl"), live.checksum, probe)
-    packed = pack_weights(state, version)
-    return WeightsHandle(version, ray.put(packed), packed.checksum, probe)

@@ -31,6 +31,8 @@ EVERYWHERE = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "NIXL_LOG_LEVEL": "WARN",
+    # Ray gives an engine a minute to read weights over NIXL; large ones that several engines read may take longer.
+    "RAY_rdt_fetch_fail_timeout_milliseconds": "300000",
 }
 
 WITH_CPU_ENGINE = {

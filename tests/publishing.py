@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 from actors.weights import Publisher
@@ -35,3 +36,7 @@ class Learning:
         disturb(self.model, 0)
         self.publisher.wait()
         self.model.load_state_dict(published)
+
+    def held(self) -> int:
+        """Versions that Ray Direct Transport keeps in this process."""
+        return int(ray._private.worker.global_worker.rdt_manager.rdt_store.get_num_objects())

@@ -1,7 +1,9 @@
 """Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
 
 import gc
+import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +20,11 @@ from actors.learner import Learner, padded_keys, split_rows
 from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
 from actors.prompts import PromptMaker
 from actors.recovery import WorkerDiedError
-from actors.resources import check_resources
+from actors.resources import check_carrier, check_resources
 from actors.reward import JudgePool, RewardJudge
 from actors.weights import (
-    LiveWeights,
-    check_carrier,
     checksum_in_place,
+    lay_out,
     learned_parts,
     only_learned,
     pack_weights,
@@ -110,23 +111,52 @@ def test_changed_weights_are_noticed():
         dict(unpack_weights(packed))
 
 
-@given(seed=st.integers(0, 2**16), size=st.integers(1, 300), half=st.booleans())
-def test_any_changed_word_changes_the_sums(seed, size, half):
+def live_weights(seed, size):
     generator = torch.Generator().manual_seed(seed)
-    tensor = torch.randn(size, generator=generator).to(torch.bfloat16 if half else torch.float32)
-    live = LiveWeights(2, {"a": tensor}, checksum_in_place({"a": tensor}))
-    assert torch.equal(dict(unpack_weights(live))["a"], tensor)
-    place = seed % size
-    tensor[place] = 0 if tensor[place] else 1
+    state = {
+        "a": torch.randn(size, 3, generator=generator),
+        "b": torch.randn(size, generator=generator).bfloat16(),
+        "c": torch.randn(2, size, generator=generator).t(),
+    }
+    live = lay_out(state, 2)
+    return state, replace(live, checksum=checksum_in_place(live))
+
+
+@given(seed=st.integers(0, 2**16), size=st.integers(1, 100))
+def test_weights_laid_out_in_one_tensor_are_the_same_bits(seed, size):
+    state, live = live_weights(seed, size)
+    arrived = dict(unpack_weights(live))
+    assert list(arrived) == list(state)
+    assert all(torch.equal(arrived[name], state[name]) and arrived[name].dtype == state[name].dtype for name in state)
+
+
+@given(seed=st.integers(0, 2**16), size=st.integers(1, 100), data=st.data())
+def test_a_word_that_changed_or_moved_is_noticed(seed, size, data):
+    _, live = live_weights(seed, size)
+    words = live.memory.view(torch.int32)
+    one, other = (data.draw(st.integers(0, len(words) - 1)) for _ in range(2))
+    if words[one] == words[other]:
+        words[one] += 1
+    else:
+        words[[one, other]] = words[[other, one]]
     with pytest.raises(ValueError, match="version 2 arrived with checksum"):
         unpack_weights(live)
 
 
-def test_a_carrier_that_is_not_installed_is_named_with_the_mend(monkeypatch):
-    monkeypatch.setattr("actors.weights.find_spec", lambda _: None)
-    check_carrier("object_store")
-    with pytest.raises(RuntimeError, match=r"nixl, which is not installed: `make install BACKEND=gpu`"):
-        check_carrier("nixl")
+def test_sums_go_over_all_pieces(monkeypatch):
+    _, live = live_weights(0, 50)
+    monkeypatch.setattr("actors.weights.PIECE", 7)
+    assert checksum_in_place(live) == live.checksum
+
+
+def test_a_carrier_that_cannot_work_is_refused_with_the_mend(monkeypatch):
+    check_carrier(make_config({"rollout": {"weights": "nixl"}}))
+    with pytest.raises(ConfigError, match=r"learner.gpus=1, rollout.gpus=0; set rollout.weights=object_store"):
+        check_carrier(make_config({"rollout": {"weights": "nixl"}, "learner": {"gpus": 1}}))
+    monkeypatch.setitem(sys.modules, "nixl._api", None)
+    check_carrier(make_config({}))
+    with pytest.raises(ConfigError, match=r"cannot be imported .*: `make install BACKEND=gpu`"):
+        check_carrier(make_config({"rollout": {"weights": "nixl"}}))
 
 
 def test_all_that_learns_is_sent_and_a_tied_head_too(tiny_model):

@@ -1,5 +1,6 @@
 """Two stages of the recipe for real, in small. One run is left alone; another loses its driver in both stages, an
-engine, a judge and a learner worker: both end alike, to the last bit. (`make chaos` does that with all four stages.)
+engine, a judge and a learner worker, and has its weights carried by the other carrier: both end alike, to the last bit.
+(`make chaos` does that with all four stages.)
 """
 
 import json
@@ -34,7 +35,7 @@ STEPS = 8
 pytestmark = pytest.mark.slow
 
 
-def words(run: Path, model: Path) -> list[str]:
+def words(run: Path, model: Path, *more: str) -> list[str]:
     """A batch of three leaves the first stage to one of the learner's two workers, which starts the sooner. One judge:
     of several, one that dies without work is noticed when it is given some, which these steps are too short for.
     """
@@ -42,7 +43,7 @@ def words(run: Path, model: Path) -> list[str]:
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
         f"data.tasks=[{','.join(TASKS)}]", f"stages=[{','.join(STAGES)}]",
         "cold_start.batch_size=3", f"grpo.max_steps={STEPS}", "grpo.save_every=2", "grpo.lr=5e-4",
-        "reward_actors.actors=1",
+        "reward_actors.actors=1", *more,
     ]  # fmt: skip
 
 
@@ -67,10 +68,11 @@ def disturbed(taught_model, tmp_path_factory):
 
 def disturb(run, model, environment):
     """The output of the last of the run's three starts."""
-    process = start(words(run, model), environment)
+    said = words(run, model, "rollout.weights=nixl")
+    process = start(said, environment)
     wait_for_step(process, run, "cold_start", 1, timeout=240)
     kill(process)
-    process = start(words(run, model), environment)
+    process = start(said, environment)
     for step, title in ((1, "RolloutEngine.generate"), (2, "RewardJudge"), (3, "RayTrainWorker")):
         wait_for_step(process, run, "grpo", step, timeout=240)
         before = len(rows_of(run / "recoveries.jsonl"))
@@ -78,7 +80,7 @@ def disturb(run, model, environment):
         wait_for_recovery(process, run, before)
     wait_for_step(process, run, "grpo", 5, timeout=240)
     kill(process)
-    process = start(words(run, model), environment)
+    process = start(said, environment)
     output = finish(process, 300)
     assert process.returncode == 0, output
     return output

@@ -58,16 +58,22 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+LIVE_VERSIONS = 2
+"""Copies that a learner which sends by NIXL holds: the version that engines may still read, and the next one."""
+
+
 def learner_gib(config: Config, parameters: int) -> float:
     """Weights, gradients, Adam's moments and the GRPO reference of one worker, GiB; activations come on top.
 
     With LoRA only the adapters have gradients and moments; they are small and counted as nothing here.
     """
     copies = 1 + (0 if config.model.lora_rank else 1 + ADAM_MOMENTS) + (1 if config.grpo.beta > 0 else 0)
+    copies += LIVE_VERSIONS if config.rollout.weights == "nixl" else 0
     return copies * parameters * BYTES[config.model.dtype] / 2**30
 
 
 def engine_gib(config: Config, parameters: int) -> float:
-    """Weights and, on CPU, the key-value cache of one vLLM engine, GiB."""
+    """Weights (with nixl also the version that arrives) and, on CPU, the key-value cache of one vLLM engine, GiB."""
     cache = 0.0 if config.rollout.gpus else config.rollout.kv_cache_mb / 1024
-    return parameters * BYTES[config.model.dtype] / 2**30 + cache
+    copies = 2 if config.rollout.weights == "nixl" else 1
+    return copies * parameters * BYTES[config.model.dtype] / 2**30 + cache
