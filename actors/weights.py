@@ -153,8 +153,8 @@ def only_learned(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dic
 
 
 class Publisher:
-    """Sends versions from the learner's rank 0 to the board. The learner waits for a copy in memory, and for the send of
-    the version before where that has not ended.
+    """Sends versions from the learner's rank 0 to the board. The learner waits for a copy in memory (and
+    for the version before, if that is still being sent).
 
     Checksum, carrier and board follow in a thread, one version after the other.
     """
