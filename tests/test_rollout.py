@@ -163,8 +163,9 @@ def test_either_carrier_brings_what_was_published(ray_cluster, engines, policy, 
         time.sleep(0.2)
     ray_cluster.kill(learning)
     (_, gone) = ray_cluster.get(board.wait_for.remote(35), timeout=60)
-    with pytest.raises(RESTARTABLE):
-        engines.sync(gone)
+    if carrier == "nixl":  # what lies in the object store may outlive the process that put it there
+        with pytest.raises(RESTARTABLE):
+            engines.sync(gone)
     ray_cluster.kill(board)
 
 
