@@ -33,7 +33,8 @@ def lost_part(error: Exception) -> tuple[str, str]:
     if isinstance(error, WorkerDiedError):
         return "learner worker", str(error)
     if isinstance(error, SOURCE_LOST):
-        return "object", "the process that held it died"
+        holder = "node" if isinstance(error, ray.exceptions.ObjectLostError) else "process"
+        return "object", f"its {holder} died"
     name = re.search(r"class_name: (\w+)", str(error))
     node = "node" if "node has died" in str(error) else "process"
     return name[1] if name else "actor", f"its {node} died"

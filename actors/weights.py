@@ -45,6 +45,18 @@ class PackedWeights:
     def names(self) -> Iterable[str]:
         return self.arrays.keys()
 
+    def checksum_now(self) -> str:
+        """Of what is there, to be compared with `checksum`."""
+        return checksum(self.arrays)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor over the array) pairs."""
+        for name, array in self.arrays.items():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                tensor = torch.from_numpy(array)
+            yield name, tensor.view(torch.bfloat16) if self.dtypes[name] == "bfloat16" else tensor
+
 
 @dataclass(frozen=True)
 class LiveWeights:
@@ -61,6 +73,10 @@ class LiveWeights:
     @property
     def names(self) -> Iterable[str]:
         return self.places.keys()
+
+    def checksum_now(self) -> str:
+        """Of what is there, to be compared with `checksum`."""
+        return checksum_in_place(self)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, view of the memory) pairs."""
@@ -117,18 +133,10 @@ def unpack_weights(packed: PackedWeights | LiveWeights) -> Iterator[tuple[str, t
     Raises ValueError at once, before the first pair, when the weights are not those that were packed: vLLM does not
     survive a reload that breaks off.
     """
-    found = checksum_in_place(packed) if isinstance(packed, LiveWeights) else checksum(packed.arrays)
+    found = packed.checksum_now()
     if found != packed.checksum:
         raise ValueError(f"weights of version {packed.version} arrived with checksum {found}, not {packed.checksum}")
-    return packed.tensors() if isinstance(packed, LiveWeights) else _tensors(packed)
-
-
-def _tensors(packed: PackedWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, array in packed.arrays.items():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.from_numpy(array)
-        yield name, tensor.view(torch.bfloat16) if packed.dtypes[name] == "bfloat16" else tensor
+    return packed.tensors()
 
 
 BLOCK = re.compile(r".*\.(?:layers|blocks)\.\d+\.[^.]+")

@@ -1,6 +1,6 @@
 """How the phases of a GRPO step grow: images, completions, their length and the model doubled, one at a time.
 
-    python -m bench.growth                        # about 6 minutes
+    python -m bench.growth                        # about 8 minutes
 
 One engine and one learner worker, so that nothing of what grows is waiting for another of its kind.
 The exponent e says that a phase takes 2^e times as long when that one number is doubled: 1 is in proportion.

@@ -1,6 +1,6 @@
 """One GRPO update of the learner: prompt shared by a group, prompt again for every completion, and TRL's GRPOTrainer.
 
-    python -m bench.learner                                       # CPU: 6 M and 30 M, 2 to 8 images; about 7 minutes
+    python -m bench.learner                                       # CPU: 6 M and 30 M, 2 to 8 images; about 9 minutes
     python -m bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing
 
 An update is: log-probabilities of the reference, of the policy, the loss, the backward pass, AdamW. The same batch for

@@ -97,7 +97,7 @@ def growth(found: dict[str, Any]) -> str:
     load = found["command"]
     text = (
         f"Base: {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
-        f"R = {load['reply']}, 7 M. An exponent of 1 is growth in proportion.\n\n"
+        f"R = {load['reply']}, 7 M, one engine, one worker. An exponent of 1 is growth in proportion.\n\n"
     )
     return text + table(["", *phases], rows)
 

@@ -1,6 +1,6 @@
 """Whole GRPO steps: this project's stage (vLLM rollouts, CPU judges, Ray Train learner) against TRL's GRPOTrainer.
 
-    python -m bench.step                          # 6 M, 3 and 8 images of 224 px; about 8 minutes
+    python -m bench.step                          # 6 M, 3 and 8 images of 224 px; about 10 minutes
 
 The same model of random weights, pictures, questions, reward function, group size and longest completion, fp32, all
 cores for each, one after the other. TRL samples with transformers (its vLLM mode does not run on a CPU as it is

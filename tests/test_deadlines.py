@@ -103,7 +103,9 @@ def test_a_process_that_does_not_listen_is_not_ended_by_the_question(tmp_path):
                           stdout=subprocess.PIPE) as process:  # fmt: skip
         assert process.stdout.readline() == b"1\n"
         one = Process("engine", "", process.pid, psutil.Process(process.pid).create_time())
-        assert signal_all([one])[one] in ("sleeping", "running")  # it may not have come to its sleep yet
+        while psutil.Process(process.pid).status() != psutil.STATUS_SLEEPING:  # it has only said that it is about to
+            time.sleep(0.01)
+        assert signal_all([one]) == {one: "sleeping"}
         time.sleep(0.3)
         assert process.poll() is None
         process.kill()

@@ -40,8 +40,8 @@ The actor died because its node has died. Node Id: 11c4d0"""
         (WorkerDiedError("rank 1"), ("learner worker", "rank 1")),
         (ray.exceptions.RayActorError(error_msg=NODE_GONE), ("RewardJudge", "its node died")),
         (ray.exceptions.RayActorError(error_msg="gone"), ("actor", "its process died")),
-        (ray.exceptions.ObjectLostError("a" * 56, None, ""), ("object", "the process that held it died")),
-        (ray.exceptions.RayDirectTransportError("no peer"), ("object", "the process that held it died")),
+        (ray.exceptions.ObjectLostError("a" * 56, None, ""), ("object", "its node died")),
+        (ray.exceptions.RayDirectTransportError("no peer"), ("object", "its process died")),
     ],
 )
 def test_what_was_lost_is_said_in_a_few_words(error, part):
