@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -22,7 +23,23 @@ EDGE_VARIABLE = "HATCH_SERVE_EDGE"
 """Environment of Ray Serve's proxies: {"max_body": bytes, "body_seconds": s} as JSON."""
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
+LINGER_SECONDS = 2.0
+"""For so long the rest of a refused body is read and thrown away."""
+
 log = logging.getLogger("hatch_ray.serve")
+
+
+class _Incoming:
+    """ASGI `receive` of the client that knows whether more of the body is on its way."""
+
+    def __init__(self, scope: Any, receive: Any) -> None:
+        self.receive = receive
+        self.ended = scope["method"] not in METHODS_WITH_BODY
+
+    async def __call__(self) -> Any:
+        message = await self.receive()
+        self.ended = message["type"] == "http.disconnect" or not message.get("more_body")
+        return message
 
 
 class _Replay:
@@ -56,15 +73,16 @@ class Guard:
             await self.app(scope, receive, send)
             return
         start, sent, body = time.monotonic(), _Sent(send), None
+        incoming = _Incoming(scope, receive)
         try:
-            body = await self._body(scope, receive)
+            body = await self._body(scope, incoming)
             if body is None:
                 self.metrics.abandoned()
                 return
             await self.app(scope, _Replay(body, receive), sent)
         except Refusal as refusal:
             self.metrics.refused(refusal.body["code"])
-            await refusal_response(refusal, scope["path"])(scope, receive, sent)
+            await refuse(refusal, scope, incoming, sent)
         except asyncio.CancelledError:
             self.metrics.abandoned()
             raise
@@ -110,6 +128,26 @@ def allow_origins(app: Any, origins: list[str]) -> CORSMiddleware:
     )  # fmt: skip
 
 
+async def refuse(refusal: Refusal, scope: Any, incoming: _Incoming, send: Any) -> None:
+    """Answer with this refusal, at once.
+
+    A connection closed on unread bytes is reset, and a reset takes the answer with it: at the client, or at a load
+    balancer between. So the whole answer goes out first, and then what still comes of the body is read for a while.
+    """
+    response = refusal_response(refusal, scope["path"])
+    if incoming.ended:
+        await response(scope, incoming, send)
+        return
+    response.headers["connection"] = "close"
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while not incoming.ended:
+                await incoming()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 def internal_error() -> Refusal:
     what = "the service made a mistake; its log has the details"
     return Refusal("internal_error", what, "server", "report it, with the request", status=500)
@@ -140,19 +178,17 @@ class Edge:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self.app(scope, receive, send)
             return
+        incoming = _Incoming(scope, receive)
         try:
             check_length(Headers(scope=scope), self.limits.max_body)
             body = b""
             if scope["method"] in METHODS_WITH_BODY:
-                read = await read_body(receive, self.limits.max_body, self.limits.body_seconds)
+                read = await read_body(incoming, self.limits.max_body, self.limits.body_seconds)
                 if read is None:
                     return
                 body = read
         except Refusal as refusal:
-            # The rest of the body is still on its way: the connection can carry no other request.
-            response = refusal_response(refusal, scope["path"])
-            response.headers["connection"] = "close"
-            await response(scope, receive, send)
+            await refuse(refusal, scope, incoming, send)
             return
         answer = _Answer(scope, receive, send)
         await self.app(scope, _Replay(body, receive), answer)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+import serve.guard
 from hatch_ray.config import ConfigError, make_config
 from serve.guard import Edge, EdgeLimits, Guard, allow_origins
 from serve.limits import Admission
@@ -163,6 +170,51 @@ def test_bodies_have_a_limit_with_and_without_a_length_and_a_time(around):
     assert (response.status_code, response.json()["code"]) == (408, "slow_body")
     response = ask(around(), headers={"content-length": "many"})
     assert (response.status_code, response.json()["code"]) == (400, "bad_length")
+
+
+@pytest.mark.parametrize("around", AROUND, ids=["replica", "proxy"])
+def test_a_refusal_reaches_a_client_that_is_still_sending(around):
+    """A server that closes on unread bytes resets the connection, and the answer is lost on its way."""
+    with listening(around()) as address, socket.create_connection(address, timeout=20) as client:
+        client.sendall(b"POST /reason HTTP/1.1\r\nhost: a\r\ncontent-length: 3001000\r\n\r\n" + b"x" * 1000)
+        time.sleep(0.3)  # it has been answered now
+        for _ in range(3):
+            client.sendall(b"x" * 1_000_000)
+            time.sleep(0.1)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"connection: close" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("around", AROUND, ids=["replica", "proxy"])
+def test_a_client_that_never_stops_sending_is_cut_off(around, monkeypatch):
+    monkeypatch.setattr(serve.guard, "LINGER_SECONDS", 0.2)
+    with listening(around()) as address, socket.create_connection(address, timeout=20) as client:
+        client.sendall(b"POST /reason HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n")
+        assert client.recv(20).startswith(b"HTTP/1.1 413 ")
+        with pytest.raises(ConnectionError):
+            send_slowly(client, 1000)
+
+
+def send_slowly(client: socket.socket, count: int) -> None:
+    for _ in range(count):
+        client.sendall(b"x")
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def listening(app: Any) -> Iterator[tuple[str, int]]:
+    """The address at which uvicorn, which Ray Serve uses too, serves `app`."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.mark.parametrize(
