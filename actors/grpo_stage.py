@@ -36,7 +36,7 @@ from actors.experience import (
 )
 from actors.fit import before_restart, fit_stage, forget_after
 from actors.grpo_view import GrpoView
-from actors.learner import REPORTS, GrpoJob, learner_loop
+from actors.learner_loop import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
 from actors.live import Live
 from actors.messages import Group, Request, Sampling, WeightsHandle

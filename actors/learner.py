@@ -1,39 +1,33 @@
-"""The GRPO learner: workers of Ray Train that take shards, update the policy, and publish its weights."""
+"""The GRPO learner: one worker's policy, reference and optimizer, and one update of them."""
 
 from __future__ import annotations
 
 import copy
 import math
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train.torch import get_device
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 from actors.bad_batches import BadBatch, write_bad_batch
-from actors.checkpoints import Checkpoints, CheckpointWriter
-from actors.deadlines import collectives, enter_process, limits, wait_for
-from actors.ledger import LEDGER
-from actors.messages import Group, Probe, ProbeScores, Reply, Request, Shard, StoredImage
+from actors.messages import Group, Probe, ProbeScores, Request, Shard, StoredImage
+from actors.microbatches import Row, split_rows
 from actors.parity import score_probe
-from actors.weights import Publisher, learned_parts, only_learned
+from actors.weights import learned_parts, only_learned
 from hatch_ray.config import Config
 from hatch_ray.learning.grpo import TokenLoss, grpo_loss
 from hatch_ray.learning.trainer_state import (
     TrainerState,
     copied,
-    read_state,
     restore_state,
     take_state,
     write_state,
@@ -42,39 +36,14 @@ from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, lo
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
-from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
+from hatch_ray.run_folder import RunFolder
 
 MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
 """Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
-REPORTS = "reports.jsonl"
-"""In a checkpoint: the metrics of the steps since the checkpoint before, which the driver may not have seen."""
 BAD_IN_A_ROW = "bad_in_a_row"
 """In a checkpoint's numbers: how many of the last steps were skipped."""
 SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
 """Metrics summed over tokens, then over workers, then divided by the step's tokens."""
-
-
-@dataclass(frozen=True)
-class GrpoJob:
-    """What a worker needs. `model` is the stage's first model and the reference of the KL term; probes: fewest images
-    first."""
-
-    config: Config
-    run: Path
-    model: str
-    steps: int
-    experience: ray.actor.ActorHandle
-    weights: ray.actor.ActorHandle
-    probes: tuple[Probe, ...] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """Some replies of one group, as they enter a forward pass: prompt, replies, their advantages."""
-
-    prompt: Prompt
-    replies: tuple[Reply, ...]
-    advantages: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -88,54 +57,6 @@ class TokenTerms:
     advantages: torch.Tensor
     entropy: torch.Tensor
     loss: TokenLoss
-
-
-def split_rows(
-    prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int, shared: bool = True
-) -> list[list[Row]]:
-    """Batches of at most `token_budget` tokens: whole groups, as many as fit; a group that alone is longer is cut into
-    parts that fit, each with the prompt again and at least one reply. shared=False counts a prompt for every reply.
-
-    Attention pads to the longest prompt and reply of a batch, so a batch is also full when its replies would hold more
-    than G times as many padded keys as it may have tokens: one long prompt takes few short ones along.
-    """
-    batches: list[list[Row]] = []
-    for prompt, group in zip(prompts, groups, strict=True):
-        size = len(group.rollout.replies)
-        for row in _parts(prompt, group, token_budget, shared):
-            joined = [*batches[-1], row] if batches else [row]
-            fits = sum(row_tokens(r, shared) for r in joined) <= token_budget
-            if not batches or not fits or padded_keys(joined) > size * token_budget:
-                batches.append([])
-            batches[-1].append(row)
-    return batches
-
-
-def row_tokens(row: Row, shared: bool = True) -> int:
-    """Tokens of a row: its prompt once, or once a reply, and its replies."""
-    prompts = 1 if shared else len(row.replies)
-    return prompts * len(row.prompt.token_ids) + sum(len(reply.token_ids) for reply in row.replies)
-
-
-def padded_keys(rows: Sequence[Row]) -> int:
-    """Keys that the replies of a batch attend to, all padded to the longest prompt and reply."""
-    replies = [reply for row in rows for reply in row.replies]
-    longest = max(len(reply.token_ids) for reply in replies)
-    return len(replies) * (max(len(row.prompt.token_ids) for row in rows) + longest)
-
-
-def _parts(prompt: Prompt, group: Group, token_budget: int, shared: bool) -> list[Row]:
-    parts: list[list[int]] = []
-    room = 0
-    for index, reply in enumerate(group.rollout.replies):
-        size = len(reply.token_ids) + (0 if shared else len(prompt.token_ids))
-        if not parts or size > room:
-            parts.append([])
-            room = token_budget - (len(prompt.token_ids) if shared else 0)
-        parts[-1].append(index)
-        room -= size
-    replies, advantages = group.rollout.replies, group.advantages
-    return [Row(prompt, tuple(replies[i] for i in part), tuple(float(advantages[i]) for i in part)) for part in parts]
 
 
 class Learner:
@@ -411,92 +332,3 @@ class Learner:
         """Take over `state`."""
         restore_state(state, self._learning_by_name(), self.optimizer, self.scheduler)
         self.bad_in_a_row = state.numbers[BAD_IN_A_ROW]
-
-
-def learner_loop(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs. Rank 0 reports, publishes and saves."""
-    job: GrpoJob = ray.get(settings["job"], timeout=60)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    enter_process(f"learner rank {rank}", job.config.model_copy(update={"run_dir": job.run}), [job.experience])
-    node = ray.get_runtime_context().get_node_id()
-    wait_for(job.experience.arrive.remote(rank, node), "grpo: meeting the driver", limits.call)
-    torch.set_num_threads(max(1, math.floor(job.config.learner.cpus)))
-    torch.manual_seed(job.config.seed)
-    learner = Learner(job.config, job.model, job.steps, get_device(), world, job.run)
-    run = RunFolder(job.run)
-    checkpoints = Checkpoints(run.checkpoints("grpo"), job.config.checkpoints)
-    latest = checkpoints.latest()
-    first = 0
-    ledger: list[dict[str, Any]] = []
-    if latest is not None:
-        first = checkpoints.step(latest)
-        learner.restore(read_state(latest))
-        ledger = read_jsonl(latest / LEDGER)
-    reports: list[dict[str, Any]] = []
-    publisher = Publisher(job.weights, job.config.rollout.weights)
-    if rank == 0:
-        scores = [learner.score_probe(probe, first, with_blank=True) for probe in job.probes]
-        wait_for(job.experience.put_probes.remote(scores), "grpo: handing over the learner's probes", limits.call)
-    rewards: list[float] = []
-    before = time.monotonic()
-    with CheckpointWriter(checkpoints) as writer:
-        for step in range(first, job.steps):
-            taken = job.experience.take.remote(step, rank)
-            shard = wait_for(taken, f"grpo: shard of step {step}", limits.call, publisher.check)
-            if shard is None:
-                saving = job.experience.saving.remote()
-                unsaved = step > first and step % job.config.grpo.save_every
-                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved:
-                    score = mean_over_workers(rewards, learner.device, world)
-                    if rank == 0:
-                        writer.save(step, partial(snapshot, learner, job.model, ledger, reports), score)
-                return
-            start = time.monotonic()
-            with collectives(f"grpo: step {step}", rank):
-                metrics = learner.update(shard)
-            metrics["seconds_learn"] = time.monotonic() - start
-            metrics |= {"time_began": time.time() - metrics["seconds_learn"], "time_ended": time.time()}
-            metrics["seconds"] = time.monotonic() - before
-            before = time.monotonic()
-            metrics |= shard.metrics
-            ledger += shard.ledger
-            reports.append({"step": step} | metrics)
-            rewards += [score["total"] for group in shard.groups for score in group.scores]
-            done = step + 1
-            if done % job.config.grpo.save_every == 0 and done < job.steps:
-                score = mean_over_workers(rewards, learner.device, world)
-                rewards.clear()
-                if rank == 0:
-                    writer.save(done, partial(snapshot, learner, job.model, ledger, reports), score)
-                reports.clear()
-            if rank == 0:
-                if done == job.steps:
-                    writer.wait()
-                    learner.save(run.stage_model("grpo"), job.model)
-                wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", limits.call)
-                probe = learner.score_probe(job.probes[-1], done) if job.probes else None
-                publisher.publish(learner.learned_weights(), done, probe)
-        publisher.wait()
-
-
-def snapshot(
-    learner: Learner, first: str | Path, ledger: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]
-) -> Callable[[Path], None]:
-    """Copy in memory all that a checkpoint holds; what is returned writes it into a folder, in any thread."""
-    write, rows, told = learner.snapshot(first), list(ledger), list(reports)
-
-    def write_all(folder: Path) -> None:
-        write(folder)
-        append_jsonl(folder / LEDGER, rows)
-        append_jsonl(folder / REPORTS, told)
-
-    return write_all
-
-
-def mean_over_workers(values: Sequence[float], device: torch.device, world: int) -> float:
-    """The mean of the values that all workers have."""
-    sums = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=device)
-    if world > 1:
-        distributed.all_reduce(sums)
-    return (sums[0] / sums[1]).item()

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from actors.bad_batches import BadBatch, read_bad_batch
-from actors.learner import Learner, Row, TokenTerms, split_rows
+from actors.learner import Learner, TokenTerms
+from actors.microbatches import Row, split_rows
 
 LISTED = 10
 """Names listed of each kind."""

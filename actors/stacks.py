@@ -21,6 +21,8 @@ ANSWER_SECONDS = 2.0
 NODE_SECONDS = 15.0
 """The same for processes of another node, where a task of Ray's must start."""
 FRAME = re.compile(r'  File ".*?/((?:actors|hatch_ray|serve|tests)/[^"]+)", line (\d+) in (\w+)')
+ALIVE = (psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
+"""States in which a process can write its stacks."""
 WAITING = ("actors/deadlines.py", "actors/stacks.py")
 """Frames of the wait itself, which say nothing of what is waited for."""
 
@@ -71,21 +73,27 @@ class Stacks:
         processes = [process for _, process in found if process is not None]
         sizes = [path.stat().st_size for path in files]
         states = self._signal(processes)
+
+        def silent() -> list[Process]:
+            """Those that could answer and have not."""
+            return [
+                process
+                for path, size, process in zip(files, sizes, processes, strict=True)
+                if states[process] in ALIVE and path.stat().st_size == size
+            ]
+
         end = time.monotonic() + ANSWER_SECONDS
-        while time.monotonic() < end and any(
-            path.stat().st_size == size
-            for path, size, state in zip(files, sizes, states, strict=True)
-            if state in ("running", "sleeping", "disk-sleep")
-        ):
+        while time.monotonic() < end and silent():
             time.sleep(0.05)
+        states |= self._signal(silent())  # one that was being killed was still there when it was asked first
         lines = []
-        for path, size, process, state in zip(files, sizes, processes, states, strict=True):
+        for path, size, process in zip(files, sizes, processes, strict=True):
             with path.open(encoding="utf-8") as file:
                 file.seek(size)
-                lines.append(f"{process.role} (process {process.pid}): {describe(state, file.read())}")
+                lines.append(f"{process.role} (process {process.pid}): {describe(states[process], file.read())}")
         return lines
 
-    def _signal(self, processes: Sequence[Process]) -> list[str]:
+    def _signal(self, processes: Sequence[Process]) -> dict[Process, str]:
         """Their states by node: this one directly, others by a task there."""
         nodes = {process.node for process in processes} - {self.node}
         told = signal_all([p for p in processes if p.node == self.node])
@@ -100,7 +108,7 @@ class Stacks:
                 told |= ray.get(answer, timeout=NODE_SECONDS)
             except ray.exceptions.RayError as error:
                 told |= {p: f"its node does not answer ({type(error).__name__})" for p in processes if p.node == node}
-        return [told[process] for process in processes]
+        return told
 
 
 def read_process(path: Path) -> Process | None:

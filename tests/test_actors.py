@@ -16,8 +16,9 @@ import actors.fit
 from actors.experience import make_groups, make_shards
 from actors.fit import before_restart
 from actors.grpo_stage import choose_samples, run_grpo, total_steps
-from actors.learner import Learner, padded_keys, split_rows
+from actors.learner import Learner
 from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
+from actors.microbatches import padded_keys, split_rows
 from actors.prompts import PromptMaker
 from actors.recovery import WorkerDiedError
 from actors.resources import check_carrier, check_resources

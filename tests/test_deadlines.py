@@ -86,9 +86,9 @@ def test_a_dump_is_read_to_the_innermost_own_frame():
     dump = (
         'Thread 0x01 (most recent call first):\n  File "/x/lib/queue.py", line 3 in get\n\n'
         'Thread 0x02 (most recent call first):\n  File "/x/actors/deadlines.py", line 90 in wait_for\n'
-        '  File "/x/actors/learner.py", line 299 in learner_loop\n  File "/x/actors/fit.py", line 1 in run\n'
+        '  File "/x/actors/learner_loop.py", line 299 in learner_loop\n  File "/x/actors/fit.py", line 1 in run\n'
     )
-    assert describe("sleeping", dump) == "learner_loop (actors/learner.py:299)"
+    assert describe("sleeping", dump) == "learner_loop (actors/learner_loop.py:299)"
     assert describe("sleeping", 'Thread 0x01 (most recent call first):\n  File "/x/queue.py", line 3 in get') == "idle"
     assert describe("stopped", "") == "stopped"
     assert describe("sleeping", "") == "sleeping, did not write its stacks"
