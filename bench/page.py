@@ -88,16 +88,15 @@ def step(found: dict[str, Any]) -> str:
 
 def growth(found: dict[str, Any]) -> str:
     """Seconds of the base, and exponents."""
-    phases = [phase for phase in found["seconds"]["base"] if phase != "prepare"]
+    phases = list(found["seconds"]["base"])
     rows = [["seconds of the base", *(f"{found['seconds']['base'][phase]:.3f}" for phase in phases)]]
     for name, exponents in found["exponents"].items():
-        rows.append(
-            [f"exponent: {name} doubled", *("-" if exponents[p] is None else f"{exponents[p]:.2f}" for p in phases)]
-        )
+        rows.append([f"exponent: {name} doubled", *(f"{exponents[p]:.2f}" for p in phases)])
     load = found["command"]
     text = (
         f"Base: {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
-        f"R = {load['reply']}, 7 M, one engine, one worker. An exponent of 1 is growth in proportion.\n\n"
+        f"R = {load['reply']}, 7 M; each phase alone, on all cores. Waits are not here: in a whole step engines and\n"
+        "learner wait for each other's phase. An exponent of 1 is growth in proportion.\n\n"
     )
     return text + table(["", *phases], rows)
 

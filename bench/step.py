@@ -1,11 +1,11 @@
 """Whole GRPO steps: this project's stage (vLLM rollouts, CPU judges, Ray Train learner) against TRL's GRPOTrainer.
 
-    python -m bench.step                          # 6 M, 3 and 8 images of 224 px; about 10 minutes
+    python -m bench.step                          # 6 M, 3 and 8 images of 224 px; about 8 minutes
 
 The same model of random weights, pictures, questions, reward function, group size and longest completion, fp32, all
 cores for each, one after the other. TRL samples with transformers (its vLLM mode does not run on a CPU as it is
-published) and keeps activations, as we do. Seconds of a step are medians after the first two (TRL: one). Random weights
-hardly ever end a reply early; the mean length of both is reported.
+published) and keeps activations, as we do. Seconds of a step are medians after the first two; of TRL's, which take long
+and are alike, the second one counts. Random weights hardly ever end a reply early; the mean length of both is reported.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ from hatch_ray.sample import PairPlan, Sample, View
 
 WARM_UP = 2
 """Our steps that are not counted: the wait of the second one is for the first one's learning."""
-TRL_STEPS, TRL_WARM_UP = 3, 1
-"""Its steps take long, and are alike."""
+TRL_STEPS, TRL_WARM_UP = 2, 1
 PHASES = ("prepare", "generate", "reward", "wait", "sync", "learn")
 
 
-def settings(model: Path, run: Path, options: argparse.Namespace, images: int, processes: int = 0) -> Config:
-    """An engine and a learner worker for each core, or so many of both, that take turns on the cores as in the demo."""
-    cores = processes or len(os.sched_getaffinity(0))
+def settings(model: Path, run: Path, options: argparse.Namespace, images: int) -> Config:
+    """An engine and a learner worker for each core, that take turns on the cores as in the demo."""
+    cores = len(os.sched_getaffinity(0))
     return make_config({
         "run_dir": str(run), "stages": ["grpo"], "tensorboard": False,
         "model": {"base": str(model), "template": "compact-v1", "max_images": images, "max_length": 2048,

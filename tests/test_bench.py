@@ -1,6 +1,7 @@
 """The measurements' own code: what is counted and computed, and that the page shows the kept results."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,17 +27,18 @@ def test_ways_take_turns_and_warm_up_is_not_counted():
     assert found["a"]["least"] >= 0.02 and set(found["b"]) == {"median", "least", "most"}
 
 
-def test_long_enough_rounds_end_early_but_one_always_counts():
-    calls: list[str] = []
+def test_slow_ways_need_fewer_rounds_but_one_always_counts(monkeypatch):
+    now = 0.0
 
-    def way() -> None:
-        calls.append("a")
-        time.sleep(0.01)
+    def way(seconds: float) -> None:
+        nonlocal now
+        now += seconds
 
-    in_turn({"a": way}, rounds=5, enough=0.001)
-    assert len(calls) == 2
-    in_turn({"a": way}, rounds=5, enough=0.015)
-    assert len(calls) == 2 + 3
+    monkeypatch.setattr("bench.measure.time", SimpleNamespace(perf_counter=lambda: now))
+    for enough, rounds in [(0.5, 1), (1.0, 1 + 2), (2.5, 1 + 3), (100.0, 1 + 5)]:
+        now = 0.0
+        found = in_turn({"a": lambda: way(1.0)}, rounds=5, enough=enough)
+        assert (now, found["a"]["median"]) == (rounds, 1.0)
 
 
 def test_the_ceiling_is_the_ratio_of_tokens():
