@@ -4,10 +4,11 @@
     python -m bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing
 
 An update is: log-probabilities of the reference, of the policy, the loss, the backward pass, AdamW. The same batch for
-every way, fp32 on CPU and bf16 on a GPU; ways take turns (on a GPU one after the other); medians after a warm-up, or the
-first round where that took `--seconds`. TRL is given the old log-probabilities, which it need not compute then, and
-processed images. rho is the ceiling of what sharing can give, by tokens alone. MFU counts the products that unique tokens need (nothing twice, no recomputation) over the machine's peak:
-on a CPU the best of large matrix products in the same run, on a GPU the maker's figure for dense bf16.
+every way, fp32 on CPU and bf16 on a GPU; ways take turns (on a GPU one after the other); medians after a warm-up, or
+the first round where that took `--seconds`. TRL is given the old log-probabilities, which it need not compute then, and
+processed images. rho is the ceiling of what sharing can give, by tokens alone. MFU counts the products that unique
+tokens need (nothing twice, no recomputation) over the machine's peak: on a CPU the best of large matrix products in the
+same run, on a GPU the maker's figure for dense bf16.
 """
 
 from __future__ import annotations
