@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Stacks:
         files = [path for path, process in found if process is not None]
         processes = [process for _, process in found if process is not None]
         sizes = [path.stat().st_size for path in files]
-        states = self._signal(processes)
+        states = self._on_nodes(signal_all, processes)
 
         def silent() -> list[Process]:
             """Those that could answer and have not."""
@@ -85,7 +85,7 @@ class Stacks:
         end = time.monotonic() + ANSWER_SECONDS
         while time.monotonic() < end and silent():
             time.sleep(0.05)
-        states |= self._signal(silent())  # one that was being killed was still there when it was asked first
+        states |= self._on_nodes(states_of, silent())  # one that was being killed was still there at first
         lines = []
         for path, size, process in zip(files, sizes, processes, strict=True):
             with path.open(encoding="utf-8") as file:
@@ -93,12 +93,14 @@ class Stacks:
                 lines.append(f"{process.role} (process {process.pid}): {describe(states[process], file.read())}")
         return lines
 
-    def _signal(self, processes: Sequence[Process]) -> dict[Process, str]:
-        """Their states by node: this one directly, others by a task there."""
+    def _on_nodes(
+        self, ask: Callable[[Sequence[Process]], dict[Process, str]], processes: Sequence[Process]
+    ) -> dict[Process, str]:
+        """Their states, asked for on each one's node: on this one directly, on others by a task there."""
         nodes = {process.node for process in processes} - {self.node}
-        told = signal_all([p for p in processes if p.node == self.node])
+        told = ask([p for p in processes if p.node == self.node])
         asked = {
-            node: ray.remote(signal_all)
+            node: ray.remote(ask)
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
             .remote([p for p in processes if p.node == node])
             for node in nodes
@@ -118,9 +120,14 @@ def read_process(path: Path) -> Process | None:
     return Process(**json.loads(line)) if line.endswith("\n") else None
 
 
+def states_of(processes: Sequence[Process]) -> dict[Process, str]:
+    """The states of processes of this node."""
+    return {process: process.state() for process in processes}
+
+
 def signal_all(processes: Sequence[Process]) -> dict[Process, str]:
     """Ask processes of this node for their stacks; their states. One that is gone or does not listen gets no signal."""
-    states = {process: process.state() for process in processes}
+    states = states_of(processes)
     for process, state in states.items():
         if state != "gone" and listens(process.pid):
             os.kill(process.pid, signal.SIGUSR1)

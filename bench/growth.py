@@ -56,7 +56,9 @@ class Stepper:
         self.version = 0
 
     def __call__(self, samples: list[Sample], sampling: Sampling) -> dict[str, float]:
-        """Seconds of each phase."""
+        """Seconds of each phase. Nothing remembers the images of the step before."""
+        self.engine.llm.reset_mm_cache()
+        self.engine._images.clear()
         maker = PromptMaker(self.config, self.model, for_learner=True)
         marks = [time.perf_counter()]
         requests = [maker.request(sample, self.version + number) for number, sample in enumerate(samples)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -23,8 +22,8 @@ EDGE_VARIABLE = "HATCH_SERVE_EDGE"
 """Environment of Ray Serve's proxies: {"max_body": bytes, "body_seconds": s} as JSON."""
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
-LINGER_SECONDS = 2.0
-"""For so long the rest of a refused body is read and thrown away."""
+LINGER_SECONDS, MAX_LINGERING = 2.0, 32
+"""For so long the rest of a refused body is read and thrown away, of at most so many requests at once."""
 
 log = logging.getLogger("hatch_ray.serve")
 
@@ -32,9 +31,12 @@ log = logging.getLogger("hatch_ray.serve")
 class _Incoming:
     """ASGI `receive` of the client that knows whether more of the body is on its way."""
 
-    def __init__(self, scope: Any, receive: Any) -> None:
+    lingering = 0
+    """Requests in `linger` now, in this process."""
+
+    def __init__(self, headers: Headers, receive: Any) -> None:
         self.receive = receive
-        self.ended = scope["method"] not in METHODS_WITH_BODY
+        self.ended = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
 
     async def __call__(self) -> Any:
         message = await self.receive()
@@ -73,9 +75,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         start, sent, body = time.monotonic(), _Sent(send), None
-        incoming = _Incoming(scope, receive)
+        headers = Headers(scope=scope)
+        incoming = _Incoming(headers, receive)
         try:
-            body = await self._body(scope, incoming)
+            body = await self._body(scope, headers, incoming)
             if body is None:
                 self.metrics.abandoned()
                 return
@@ -95,10 +98,11 @@ class Guard:
         if self.log_requests:
             line = (scope["method"], scope["path"], sent.status, time.monotonic() - start, len(body or b""))
             log.warning("%s %s: %d, %.3f s, a body of %d bytes", *line)
+        await linger(incoming, sent)
 
-    async def _body(self, scope: Any, receive: Any) -> bytes | None:
-        headers = Headers(scope=scope)
-        check_key(headers, scope["path"].removeprefix(scope.get("root_path", "")) or "/", self.key)
+    async def _body(self, scope: Any, headers: Headers, receive: Any) -> bytes | None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        check_key(headers, path, self.key, may_be_open=scope["method"] not in METHODS_WITH_BODY)
         check_length(headers, self.max_body)
         if scope["method"] not in METHODS_WITH_BODY:
             return b""
@@ -129,22 +133,32 @@ def allow_origins(app: Any, origins: list[str]) -> CORSMiddleware:
 
 
 async def refuse(refusal: Refusal, scope: Any, incoming: _Incoming, send: Any) -> None:
-    """Answer with this refusal, at once.
-
-    A connection closed on unread bytes is reset, and a reset takes the answer with it: at the client, or at a load
-    balancer between. So the whole answer goes out first, and then what still comes of the body is read for a while.
-    """
+    """Answer with this refusal at once. While more of the body is on its way, `linger` must follow."""
     response = refusal_response(refusal, scope["path"])
-    if incoming.ended:
-        await response(scope, incoming, send)
-        return
-    response.headers["connection"] = "close"
+    if not incoming.ended:
+        response.headers["connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_SECONDS):
-            while not incoming.ended:
-                await incoming()
+    await send({"type": "http.response.body", "body": response.body, "more_body": not incoming.ended})
+
+
+async def linger(incoming: _Incoming, send: Any) -> None:
+    """After an answer that did not wait for the body: read the rest for a while, then let the connection be closed.
+
+    One that is closed on unread bytes is reset, and a reset takes the answer with it: at the client, or at a load
+    balancer between.
+    """
+    if incoming.ended:
+        return
+    if _Incoming.lingering < MAX_LINGERING:
+        _Incoming.lingering += 1
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not incoming.ended:
+                    await incoming()
+        except TimeoutError:
+            log.debug("a refused body was still on its way after %g s", LINGER_SECONDS)
+        finally:
+            _Incoming.lingering -= 1
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -178,9 +192,10 @@ class Edge:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self.app(scope, receive, send)
             return
-        incoming = _Incoming(scope, receive)
+        headers = Headers(scope=scope)
+        incoming = _Incoming(headers, receive)
         try:
-            check_length(Headers(scope=scope), self.limits.max_body)
+            check_length(headers, self.limits.max_body)
             body = b""
             if scope["method"] in METHODS_WITH_BODY:
                 read = await read_body(incoming, self.limits.max_body, self.limits.body_seconds)
@@ -189,6 +204,7 @@ class Edge:
                 body = read
         except Refusal as refusal:
             await refuse(refusal, scope, incoming, send)
+            await linger(incoming, send)
             return
         answer = _Answer(scope, receive, send)
         await self.app(scope, _Replay(body, receive), answer)

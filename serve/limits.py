@@ -153,9 +153,12 @@ def refusal_response(refusal: Refusal, path: str) -> JSONResponse:
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-def check_key(headers: Mapping[str, str], path: str, key: str) -> None:
-    """Raise Refusal 401 unless the request carries `key`, which is compared in constant time. No key: all may ask."""
-    if not key or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+def check_key(headers: Mapping[str, str], path: str, key: str, may_be_open: bool = True) -> None:
+    """Raise Refusal 401 unless the request carries `key`, which is compared in constant time. No key: all may ask.
+
+    may_be_open: whether the open paths are open to this request; one that brings a body is not read without a key.
+    """
+    if not key or (may_be_open and (path in OPEN_PATHS or path.startswith(OPEN_PREFIX))):
         return
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
@@ -193,9 +196,11 @@ async def read_body(receive: Callable[[], Awaitable[Any]], limit: int, seconds: 
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > limit:
+                    parts.clear()  # the exception would hold them while the rest of the body comes
                     raise body_too_large(limit)
                 if not message.get("more_body"):
                     return b"".join(parts)
     except TimeoutError:
+        parts.clear()
         what = f"the body was not here after {seconds:g} s"
         raise Refusal("slow_body", what, "body", "send it faster, or send smaller images", status=408) from None

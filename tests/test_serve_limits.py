@@ -181,9 +181,33 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(around):
         for _ in range(3):
             client.sendall(b"x" * 1_000_000)
             time.sleep(0.1)
-        answer = b"".join(iter(lambda: client.recv(65536), b""))
+        answer = read_all(client)
     assert answer.startswith(b"HTTP/1.1 413 ") and b"connection: close" in answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "body_too_large"
+
+
+def test_a_refusal_without_a_body_keeps_the_connection():
+    request = b"POST /reason HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"
+    with listening(guard(key="s3cret")) as address, socket.create_connection(address, timeout=20) as client:
+        for _ in range(2):
+            client.sendall(request)
+            assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_refusal_is_counted_before_the_rest_of_the_body_comes_and_few_wait_for_theirs(monkeypatch):
+    monkeypatch.setattr(serve.guard, "MAX_LINGERING", 2)
+    monkeypatch.setattr(serve.guard, "LINGER_SECONDS", 20.0)
+    metrics = Metrics("0")
+    request = b"POST /reason HTTP/1.1\r\nhost: a\r\ncontent-length: 101\r\n\r\n"
+    with listening(guard(metrics=metrics)) as address, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(4)]
+        for client in clients:
+            client.sendall(request)
+            assert client.recv(20).startswith(b"HTTP/1.1 413 ")
+        counted = 'hatch_requests_total{path="other",replica="0",status="413"} 4.0'
+        assert counted in exposition([metrics.families()]).decode()
+        for client in clients[2:]:  # closed at once, as two linger already
+            assert b"body_too_large" in read_all(client)
 
 
 @pytest.mark.parametrize("around", AROUND, ids=["replica", "proxy"])
@@ -194,6 +218,10 @@ def test_a_client_that_never_stops_sending_is_cut_off(around, monkeypatch):
         assert client.recv(20).startswith(b"HTTP/1.1 413 ")
         with pytest.raises(ConnectionError):
             send_slowly(client, 1000)
+
+
+def read_all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def send_slowly(client: socket.socket, count: int) -> None:
@@ -236,7 +264,8 @@ def test_with_a_key_only_those_who_have_it_may_ask(headers, status):
         assert response.json().keys() == JSON_KEYS
         assert response.headers["www-authenticate"] == "Bearer"
     for path in ("/", "/healthz", "/readyz", "/page/app.js"):
-        assert ask(guard(key="s3cret"), path).status_code == 200
+        assert ask(guard(key="s3cret"), path, "GET").status_code == 200
+        assert ask(guard(key="s3cret"), path, "POST", content=b"x").status_code == 401, "no body is read without a key"
     assert ask(guard(key="s3cret"), "/metrics").status_code == 401
 
 
