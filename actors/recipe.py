@@ -27,6 +27,7 @@ from actors.plan import STAGE_NAMES
 from actors.progress import Report, progress_bar
 from actors.resources import check_carrier, check_resources, wait_for_nodes
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
+from hatch_ray.cluster_address import LOCAL, cluster_address
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.control import not_live, read_status
 from hatch_ray.data.build import build_dataset
@@ -127,15 +128,14 @@ def start_ray(config: Config, needs: Sequence[Need] | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})
-    else:
-        # "local": without it Ray would wait for the cluster that was last started here, even when that is gone.
+    address = cluster_address()
+    if address == LOCAL:
         ray.init(
-            address="local", include_dashboard=False, logging_level="warning",
+            address=address, include_dashboard=False, logging_level="warning",
             log_to_driver=bool(os.environ.get("HATCH_DEBUG")),
         )  # fmt: skip
+    else:
+        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})
     if needs is None:
         check_resources(config)
     else:

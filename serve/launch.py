@@ -15,6 +15,7 @@ import ray
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 
+from hatch_ray.cluster_address import LOCAL, cluster_address
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.environment import variables
 from hatch_ray.run_folder import RunFolder
@@ -68,10 +69,10 @@ def start_service(
     _check_key(serving.api_key_env)
     settings = Settings.of(config, run)
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", "local")
-        options = {"include_dashboard": False} if address == "local" else {}
+        address = cluster_address()
+        options = {"include_dashboard": False} if address == LOCAL else {}
         ray.init(address=address, log_to_driver=False, logging_level="warning", **options)
-        _ray_of_ours = "started" if address == "local" else "joined"
+        _ray_of_ours = "started" if address == LOCAL else "joined"
     try:
         _check_resources(config)
         _deploy(config, settings, port, name)

@@ -1,7 +1,10 @@
 """Every mistake in a config is one clear line."""
 
+import socket
+
 import pytest
 
+from hatch_ray.cluster_address import cluster_address
 from hatch_ray.config import ConfigError, load_config, make_config, save_config
 from hatch_ray.config_reference import fields, reference
 from hatch_ray.run_folder import RunFolder
@@ -84,3 +87,17 @@ def test_an_address_that_is_none_or_holds_keys_is_refused_and_not_repeated(place
     with pytest.raises(ConfigError, match=r"s3://BUCKET/FOLDER.*from the environment") as refusal:
         make_config({"run_dir": place})
     assert "hunter2" not in str(refusal.value)
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster_address() == "local"
+    for named in ("auto", "ray://head:10001"):
+        monkeypatch.setenv("RAY_ADDRESS", named)
+        assert cluster_address() == named
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert cluster_address() == address
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address}: no Ray cluster answers there .* unset RAY_ADDRESS"):
+        cluster_address()
