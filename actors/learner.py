@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel

@@ -74,7 +74,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, sent, body = time.monotonic(), _Sent(send), None
+        start, sent, body, refused = time.monotonic(), _Sent(send), None, False
         headers = Headers(scope=scope)
         incoming = _Incoming(headers, receive)
         try:
@@ -86,6 +86,7 @@ class Guard:
         except Refusal as refusal:
             self.metrics.refused(refusal.body["code"])
             await refuse(refusal, scope, incoming, sent)
+            refused = True
         except asyncio.CancelledError:
             self.metrics.abandoned()
             raise
@@ -98,7 +99,8 @@ class Guard:
         if self.log_requests:
             line = (scope["method"], scope["path"], sent.status, time.monotonic() - start, len(body or b""))
             log.warning("%s %s: %d, %.3f s, a body of %d bytes", *line)
-        await linger(incoming, sent)
+        if refused:
+            await linger(incoming, sent)
 
     async def _body(self, scope: Any, headers: Headers, receive: Any) -> bytes | None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"

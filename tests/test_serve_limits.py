@@ -194,6 +194,14 @@ def test_a_refusal_without_a_body_keeps_the_connection():
             assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
+def test_a_body_that_nobody_asked_for_is_no_error(caplog):
+    request = b"GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx"
+    with listening(guard()) as address, socket.create_connection(address, timeout=20) as client:
+        client.sendall(request)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert not caplog.records
+
+
 def test_a_refusal_is_counted_before_the_rest_of_the_body_comes_and_few_wait_for_theirs(monkeypatch):
     monkeypatch.setattr(serve.guard, "MAX_LINGERING", 2)
     monkeypatch.setattr(serve.guard, "LINGER_SECONDS", 20.0)
@@ -233,7 +241,7 @@ def send_slowly(client: socket.socket, count: int) -> None:
 @contextlib.contextmanager
 def listening(app: Any) -> Iterator[tuple[str, int]]:
     """The address at which uvicorn, which Ray Serve uses too, serves `app`."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="warning", log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
