@@ -174,6 +174,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Trained, steps: int
 def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Retrieval) -> None:
     """RUN/eval/patch_retrieval.json and patch_matches.json."""
     table = {"before": before.summary(), "after": after.summary(), "n": after.n, "pairs": len(job.heldout.pairs)}
+    counts = {"judged": after.judged, "before": before.right, "after": after.right}
+    by_pair = {name: values.astype(int).tolist() for name, values in counts.items()}
+    table["by_pair"] = {"scene": [pair.scene for pair in job.heldout.pairs], **by_pair}
     write_atomic(run.evaluation("patch_retrieval"), json.dumps(table, indent=2))
     matches = example_matches(job.heldout, before, after, job.config.pasta)
     write_atomic(run.evaluation("patch_matches"), json.dumps(matches))

@@ -191,13 +191,12 @@ def test_blind_control_tells_seeing_from_guessing():
     ]
     fallen = score_rows(SAMPLES, shuffled, REWARD)
     seen = blind_control(good, fallen, constant, 300)
-    assert seen["sees"] is True
-    assert seen["sees_with_interval"] is True
+    assert (seen["actions_look"], seen["answers_look"]) == ("yes", "yes")
     assert seen["fall_share"] > 0.5
     blind = blind_control(good, good, constant, 300)
-    assert blind["sees"] is False
-    # A model below the constant plan has no margin to lose, and is not said to see.
-    assert blind_control(fallen, fallen, constant, 300)["sees"] is False
+    assert (blind["actions_look"], blind["answers_look"]) == ("no", "no")
+    # A model below the constant plan has no margin to lose, and is not said to look.
+    assert blind_control(fallen, fallen, constant, 300)["actions_look"] == "no"
 
 
 # --- baselines
@@ -290,7 +289,7 @@ def test_findings_and_tables_of_a_whole_run(tmp_path):
     run.set_progress("grpo", step=3, done=True)
     found = write_findings(run, 200, 0)
     assert found["models"] == list(replies)
-    assert [claim["holds"] for claim in found["claims"]] == [None, True, True, True, False]
+    assert [claim["holds"] for claim in found["claims"]] == [None, "yes", "yes", "yes", "yes", "no"]
     assert read_summary(run, "final")["samples"] == len(SAMPLES)
     assert read_rows(run, "final")[0]["plans"][0]["from"] == 0
     console = Console(width=100, record=True)

@@ -134,6 +134,10 @@ def test_pasta_on_two_workers_stopped_and_resumed(
     table = json.loads(run.evaluation("patch_retrieval").read_text())
     assert set(table["before"]) == {"mean", "low", "high"}
     assert table["after"]["mean"] > table["before"]["mean"]
+    pairs = table["by_pair"]
+    assert len(pairs["scene"]) == table["pairs"] and sum(pairs["judged"]) == table["n"]
+    for when in ("before", "after"):
+        assert sum(pairs[when]) / table["n"] == pytest.approx(table[when]["mean"])
     matches = json.loads(run.evaluation("patch_matches").read_text())
     assert len(matches) == 2
     assert set(matches[0]) == {"images", "grid", "target", "before", "after", "kept"}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.evaluation.heldout import Row, term
-from hatch_ray.evaluation.intervals import Bootstrap
+from hatch_ray.evaluation.intervals import Bootstrap, all_hold, verdict
 from hatch_ray.sample import Sample
 
 MARGIN_SHARE = 0.5
-"""A model sees when its images are worth at least this share of its margin over the best constant plan."""
+"""A model's actions look when its images are worth at least this share of its margin over the best constant plan."""
 
 
 def swap_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -49,9 +49,10 @@ def blind_control(
 ) -> dict[str, Any]:
     """Read the control: `seen` are the model's rows with the right images, `swapped` with others', on one sample set.
 
-    The rule: the action reward must fall by at least half of the model's margin over the best constant plan (chosen on
-    these very samples), the margin being positive, and the answer reward must fall. `sees` reads it on the values
-    themselves; `sees_with_interval` asks it of the pessimistic ends of the 95 % intervals.
+    Two claims, each judged by its 95 % interval (`intervals.verdict`). `actions_look`: the margin over the best
+    constant plan (chosen on these very samples) is positive, and the action reward falls by at least half of it;
+    `action_surplus` is how much more than that it falls. None where no actions were due. `answers_look`: the answer
+    reward falls.
     """
     order = {row["id"]: index for index, row in enumerate(seen)}
     if not (set(order) == {row["id"] for row in swapped} == {row["id"] for row in constant}):
@@ -65,10 +66,9 @@ def blind_control(
     surplus = draws.mean((action - blind) - MARGIN_SHARE * (action - fixed))
     assert answer_fall is not None
     result: dict[str, Any] = {"answer_fall": answer_fall, "action_fall": fall, "action_margin": margin}
-    result["action_surplus"] = surplus
+    result |= {"action_surplus": surplus, "answers_look": verdict(answer_fall)}
     if fall is None or margin is None or surplus is None:
-        return result | {"fall_share": None, "sees": None, "sees_with_interval": None}
+        return result | {"fall_share": None, "actions_look": None}
     result["fall_share"] = round(fall["value"] / margin["value"], 4) if margin["value"] > 0 else None
-    result["sees"] = margin["value"] > 0 and surplus["value"] >= 0 and answer_fall["value"] > 0
-    result["sees_with_interval"] = margin["low"] > 0 and surplus["low"] >= 0 and answer_fall["low"] > 0
+    result["actions_look"] = all_hold(verdict(margin), verdict(surplus, above=False))
     return result

@@ -1,5 +1,6 @@
 """What a run's evaluations say together: paired differences, the blind control, and each claim with its figure.
 
+A claim holds where its 95 % interval does (`intervals.verdict`): a mean on the right side of a line shows nothing.
 RUN/eval/comparison.json holds them; the terminal table and the report only show what stands there.
 """
 
@@ -8,8 +9,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from hatch_ray.evaluation.control import blind_control
 from hatch_ray.evaluation.heldout import SWAPPED, compare, read_rows, read_summary
+from hatch_ray.evaluation.intervals import Bootstrap, Interval, Verdict, verdict
 from hatch_ray.run_folder import STAGES, RunFolder, write_atomic
 
 FINAL = "final"
@@ -29,9 +33,7 @@ LABELS = {
     "still": "do not move",
 }
 
-RETRIEVAL_GAIN = 0.15
 VALID_FORMAT = 0.95
-ACTION_GAIN = 0.05
 
 
 def interval_text(interval: dict[str, Any] | None, digits: int = 3) -> str:
@@ -47,51 +49,76 @@ def patch_retrieval(run: RunFolder) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _claim(text: str, measured: str | None, holds: bool | None) -> dict[str, Any]:
-    return {"claim": text, "measured": measured or "not measured", "holds": holds}
+def retrieval_gain(found: dict[str, Any], bootstrap: int, seed: int) -> Interval | None:
+    """By how much PaStA raised the share of patches that are matched: paired, pair by pair of views, by scene.
+
+    None where RUN/eval/patch_retrieval.json has no figures by pair, as in runs of older versions.
+    """
+    if (pairs := found.get("by_pair")) is None:
+        return None
+    more = np.array(pairs["after"], dtype=np.float64) - np.array(pairs["before"], dtype=np.float64)
+    return Bootstrap(pairs["scene"], bootstrap, seed).ratio(more, np.array(pairs["judged"], dtype=np.float64))
 
 
-def _retrieval_claim(run: RunFolder) -> dict[str, Any]:
-    text = f"PaStA raises patch retrieval accuracy by {100 * RETRIEVAL_GAIN:g} points or more"
+def _claim(
+    text: str, measured: str | None = None, interval: Any = None, holds: Verdict | None = None
+) -> dict[str, Any]:
+    return {"claim": text, "measured": measured or "not measured", "interval": interval, "holds": holds}
+
+
+def _retrieval_claim(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
+    text = "PaStA raises patch retrieval"
     found = patch_retrieval(run)
     if found is None:
-        return _claim(text, None, None)
-    before, after = found["before"]["mean"], found["after"]["mean"]
-    measured = f"{before:.3f} -> {after:.3f} ({100 * (after - before):+.1f} points)"
-    return _claim(text, measured, after - before >= RETRIEVAL_GAIN)
+        return _claim(text)
+    measured = " -> ".join(interval_text({"value": found[when]["mean"], **found[when]}) for when in ("before", "after"))
+    gain = retrieval_gain(found, bootstrap, seed)
+    if gain is None:
+        return _claim(text, measured)
+    return _claim(text, f"{interval_text(gain)}; {measured}", gain, verdict(gain))
 
 
 def _format_claim(run: RunFolder) -> dict[str, Any]:
     text = f"Cold start brings valid format to {100 * VALID_FORMAT:g} % or more"
     summary = read_summary(run, "cold_start")
     if summary is None:
-        return _claim(text, None, None)
+        return _claim(text)
     found = summary["overall"]["format"]
-    return _claim(text, interval_text(found), found["value"] >= VALID_FORMAT)
+    return _claim(text, interval_text(found), found, verdict(found, VALID_FORMAT, above=False))
 
 
-def _grpo_claims(change: dict[str, Any] | None) -> list[dict[str, Any]]:
-    action_text = f"GRPO raises the mean action reward by {ACTION_GAIN} or more, interval above 0"
-    answer_text = "GRPO does not lower the answer reward"
-    if change is None:
-        return [_claim(action_text, None, None), _claim(answer_text, None, None)]
-    action, answer = change["overall"]["action"], change["overall"]["answer"]
-    raised = action is not None and action["value"] >= ACTION_GAIN and action["low"] > 0
-    return [
-        _claim(action_text, interval_text(action), raised),
-        _claim(answer_text, interval_text(answer), answer["value"] >= 0),
-    ]
+def _grpo_claims(run: RunFolder, change: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A gain may be one of guessing: what the model earns blind stands beside it."""
+    swapped = read_summary(run, FINAL + SWAPPED)
+    claims = []
+    for text, name, above in (
+        ("GRPO raises the mean action reward", "action", True),
+        ("GRPO does not lower the answer reward", "answer", False),
+    ):
+        found = change["overall"][name] if change is not None else None
+        if found is None:
+            claims.append(_claim(text))
+            continue
+        blind = interval_text(swapped["overall"][name]) if swapped is not None else "not measured"
+        measured = f"{interval_text(found)}; final with another question's images: {blind}"
+        claims.append(_claim(text, measured, found, verdict(found, above=above)))
+    return claims
 
 
-def _sight_claim(blind: dict[str, Any] | None) -> dict[str, Any]:
-    text = "It sees: swapped images cost half of the action margin over the best constant plan, and answer reward"
-    if blind is None or blind["sees"] is None:
-        return _claim(text, None, None)
+def _sight_claims(blind: dict[str, Any] | None) -> list[dict[str, Any]]:
+    actions = "Its actions look: another question's images cost at least half of the margin over the best constant plan"
+    answers = "Its answers look: another question's images cost answer reward"
+    if blind is None:
+        return [_claim(actions), _claim(answers)]
+    fall = blind["answer_fall"]
+    looks = _claim(answers, f"they cost {interval_text(fall)}", fall, blind["answers_look"])
+    if blind["actions_look"] is None:
+        return [_claim(actions), looks]
     measured = (
-        f"action falls {interval_text(blind['action_fall'])}, margin {interval_text(blind['action_margin'])}; "
-        f"answer falls {interval_text(blind['answer_fall'])}"
+        f"they cost {interval_text(blind['action_fall'])}, margin {interval_text(blind['action_margin'])}; "
+        f"cost less half of the margin: {interval_text(blind['action_surplus'])}"
     )
-    return _claim(text, measured, blind["sees"])
+    return [_claim(actions, measured, blind["action_surplus"], blind["actions_look"]), looks]
 
 
 def write_findings(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
@@ -101,7 +128,7 @@ def write_findings(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
     grpo     differences of "final" against "cold_start" (`heldout.compare`); null unless GRPO ran.
     overall  differences of "final" against "base".
     blind    `control.blind_control` of "final".
-    claims   [{"claim", "measured", "holds": true | false | null}].
+    claims   [{"claim", "measured", "interval", "holds": "yes" | "no" | "not shown" | null}]; null: not measured.
     """
     present = [name for name in MODELS + CONTROLS if run.evaluation(name).exists()]
     rows = {name: read_rows(run, name) for name in present}
@@ -120,7 +147,12 @@ def write_findings(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
         "grpo": grpo,
         "overall": change("base", FINAL),
         "blind": blind,
-        "claims": [_retrieval_claim(run), _format_claim(run), *_grpo_claims(grpo), _sight_claim(blind)],
+        "claims": [
+            _retrieval_claim(run, bootstrap, seed),
+            _format_claim(run),
+            *_grpo_claims(run, grpo),
+            *_sight_claims(blind),
+        ],
     }
     write_atomic(run.evaluation("comparison"), json.dumps(found, indent=2, allow_nan=False))
     return found

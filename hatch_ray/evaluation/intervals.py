@@ -27,6 +27,27 @@ class Interval(TypedDict):
     n: int
 
 
+Verdict = Literal["yes", "no", "not shown"]
+
+
+def verdict(interval: Interval, line: float = 0.0, *, above: bool = True) -> Verdict:
+    """Whether a statistic lies above a line (or with above=False at it or above), as far as its interval shows it.
+
+    "yes" where the whole interval lies on the claimed side, "no" where it lies on the other one, else "not shown".
+    """
+    low, high = interval["low"], interval["high"]
+    if low > line or (low == line and not above):
+        return "yes"
+    return "no" if high < line or (high == line and above) else "not shown"
+
+
+def all_hold(*verdicts: Verdict) -> Verdict:
+    """The verdict on a claim of several parts: it holds where each does, and fails where one fails."""
+    if "no" in verdicts:
+        return "no"
+    return "yes" if set(verdicts) == {"yes"} else "not shown"
+
+
 class Bootstrap:
     """The same resamples for every statistic of one set of samples, so that differences are paired.
 
@@ -68,6 +89,14 @@ class Bootstrap:
         counts = weights.sum(axis=1)
         drawn = counts > 0
         return _interval(data.mean(), (weights[drawn] @ data) / counts[drawn], len(data))
+
+    def ratio(self, parts: np.ndarray, wholes: np.ndarray) -> Interval | None:
+        """sum(parts) / sum(wholes), or None when the wholes are 0: the share of patches, say, that were matched."""
+        if not wholes.any():
+            return None
+        sums = self._weights @ wholes
+        drawn = sums > 0
+        return _interval(parts.sum() / wholes.sum(), (self._weights[drawn] @ parts) / sums[drawn], int(wholes.sum()))
 
     def weighted_mean(self, values: np.ndarray, groups: Sequence[np.ndarray], shares: Sequence[float]) -> Interval:
         """Mean of the groups' means with these weights (brought to a sum of 1), as a balanced accuracy.

@@ -14,6 +14,12 @@ from hatch_ray.evaluation.heldout import SWAPPED, read_summary
 from hatch_ray.run_folder import RunFolder
 
 COLUMNS = (("format", 2), ("action", 3), ("answer", 3), ("total", 2), ("d_t", 2), ("d_r", 1))
+MARKS = {
+    "yes": "[green]yes[/green]",
+    "no": "[red]NO[/red]",
+    "not shown": "[yellow]not shown[/yellow]",
+    None: "[dim]not measured[/dim]",
+}
 HEADINGS = {"d_t": "d_t (m)", "d_r": "d_r (deg)"}
 
 
@@ -83,6 +89,7 @@ def print_evaluation(run: RunFolder, console: Console) -> None:
             interval_text({"value": retrieval[when]["mean"], **retrieval[when]}) for when in ("before", "after")
         )
         console.print(f"Patch retrieval accuracy of the image encoder ({retrieval['n']} patches): {old} -> {new}")
+    console.print("Shown by 95 % intervals:")
     for claim in found["claims"]:
-        mark = {True: "[green]yes[/green]", False: "[red]NO[/red]", None: "[dim]not measured[/dim]"}[claim["holds"]]
-        console.print(f"  {mark}  {claim['claim']}" + (f": {claim['measured']}" if claim["holds"] is not None else ""))
+        measured = "" if claim["measured"] == "not measured" else f": {claim['measured']}"
+        console.print(f"  {MARKS[claim['holds']]}  {claim['claim']}{measured}")

@@ -335,6 +335,7 @@ class Retrieval:
 
     mean, low, high  accuracy and its 95 % interval (bootstrap over scenes), both directions.
     n                patches judged.
+    right, judged    (P,) matched and judged patches of each pair.
     predictions      (P, n*n) most similar patch of Y for each patch of X.
     """
 
@@ -342,6 +343,8 @@ class Retrieval:
     low: float
     high: float
     n: int
+    right: np.ndarray
+    judged: np.ndarray
     predictions: np.ndarray
 
     def summary(self) -> dict[str, float]:
@@ -383,7 +386,7 @@ def patch_retrieval(
         right += ((chosen == overlap.max(-1)) & rows).sum(-1)
         judged += rows.sum(-1)
     mean, low, high = bootstrap_ratio(right, judged, [pair.scene for pair in targets.pairs], resamples, seed)
-    return Retrieval(mean, low, high, int(judged.sum()), forward.argmax(-1))
+    return Retrieval(mean, low, high, int(judged.sum()), right, judged, forward.argmax(-1))
 
 
 def bootstrap_ratio(

@@ -52,6 +52,8 @@ STAGE_TITLES = {
     "cold_start": "Cold start",
     "grpo": "GRPO",
 }
+VERDICTS = {"yes": "yes", "no": "no", "not shown": "not shown", None: "not measured"}
+"""How a claim's "holds" is shown. A run of an older version, which judged by means, is to be evaluated again."""
 MAIN_CHARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "grpo": (
         ("reward terms", ("reward_action", "reward_answer", "reward_format")),
@@ -81,7 +83,10 @@ def write_report(run: RunFolder) -> Path:
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             facts=_facts(config, metrics),
             heldout=HELDOUT[config.data.kind],
-            claims=comparison["claims"] if comparison else [],
+            claims=[
+                claim | {"verdict": VERDICTS.get(claim["holds"], "evaluate again")}
+                for claim in (comparison["claims"] if comparison else [])
+            ],
             evaluation=_evaluation(run, comparison),
             retrieval=_json(run.evaluation("patch_retrieval")),
             stages=[_stage(run, stage, metrics) for stage in STAGES if stage in config.stages],
