@@ -1,11 +1,10 @@
-"""`hatch demo`: the whole loop on one machine, and what it shows."""
+"""`hatch demo`: the whole loop on one machine, what it shows, and how long it will take and took."""
 
 from __future__ import annotations
 
 import base64
 import socket
 import threading
-import time
 from types import TracebackType
 
 import httpx
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from actors.evaluate import evaluate_run
 from actors.recipe import run_recipe
+from actors.timekeeper import Timekeeper
 from hatch_ray.config import Config
 from hatch_ray.data.store import read_dataset
 from hatch_ray.report.run_report import write_report
@@ -77,11 +77,13 @@ def served_sample(samples: list[Sample]) -> Sample:
 
 def run_demo(config: Config, console: Console) -> RunFolder:
     """Recipe, evaluation, one answer from the service, report; prints what each achieved."""
-    start = time.monotonic()
+    clock = Timekeeper(config, console)
+    clock.foretell()
     with PeakMemory() as memory:
-        run = run_recipe(config, console)
+        run = run_recipe(config, console, clock.told)
         console.print("Held-out evaluation, with true and with swapped images")
-        evaluate_run(config, console)
+        evaluate_run(config, console, clock.told)
+        clock.end("evaluation")
         console.print("Ray Serve: POST /reason with a held-out question")
         sample = served_sample(read_dataset(run.data("heldout")))
         port = free_port()
@@ -96,7 +98,7 @@ def run_demo(config: Config, console: Console) -> RunFolder:
         for entry in reply["actions"]:
             console.print(f"  actions {entry['from']} to {entry['to']}: {entry['action']}", markup=False)
         report = write_report(run)
-    minutes = (time.monotonic() - start) / 60
-    console.print(f"done in {minutes:.1f} min, {memory.gib:.1f} GiB of memory at most")
+        clock.end("service")
+    clock.finish(memory.gib)
     console.print(f"report: {report}")
     return run

@@ -5,6 +5,7 @@ One set of vLLM engines serves all models: each takes over the next model's weig
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from actors.engines import EnginePool
 from actors.messages import Sampling
 from actors.placement import engine_needs
-from actors.progress import Report, progress_bar
+from actors.progress import ANSWERED, Report, Told, nobody, progress_bar
 from actors.prompts import PromptMaker
 from actors.recipe import load_datasets, start_ray
 from hatch_ray.config import Config, ConfigError
@@ -60,17 +61,28 @@ def answer(engines: EnginePool, model: Asked, samples: list[Sample], config: Con
 
 
 def evaluate_model(
-    engines: EnginePool, name: str, model: Asked, samples: list[Sample], config: Config, console: Console
+    engines: EnginePool,
+    name: str,
+    model: Asked,
+    samples: list[Sample],
+    config: Config,
+    console: Console,
+    told: Told = nobody,
 ) -> None:
     """Ask one model every sample and write RUN/eval/<name>.json and .jsonl."""
+    start = time.monotonic()
     with progress_bar(console, f"answering: {name.replace('_', ' ')}") as report:
         texts = answer(engines, model, samples, config, report)
+    told(ANSWERED, time.monotonic() - start)
     rows = score_rows(samples, texts, config.reward, model.mode)
     write_evaluation(RunFolder(config.run_dir), name, rows, config.eval.bootstrap, config.seed)
 
 
-def evaluate_run(config: Config, console: Console) -> None:
-    """Evaluate every model of a run on its held-out samples; writes RUN/eval and prints the table."""
+def evaluate_run(config: Config, console: Console, told: Told = nobody) -> None:
+    """Evaluate every model of a run on its held-out samples; writes RUN/eval and prints the table.
+
+    `told` hears of every model that has answered.
+    """
     run = RunFolder(config.run_dir)
     models = models_of(config, run)
     samples = load_datasets(config, run, console).heldout[: config.eval.samples]
@@ -81,8 +93,8 @@ def evaluate_run(config: Config, console: Console) -> None:
         with progress_bar(console, "starting vLLM"):
             engines.ready()
         for name, model in models.items():
-            evaluate_model(engines, name, model, samples, config, console)
-        evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console)
+            evaluate_model(engines, name, model, samples, config, console, told)
+        evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console, told)
     finally:
         engines.stop()
     settings = (config.eval.bootstrap, config.seed)

@@ -11,6 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Report = Callable[[int, int], None]
 """Called with (done, in all)."""
 
+Told = Callable[[str, float], None]
+"""Called with what has ended (a stage's name, or ANSWERED) and the seconds that it took."""
+ANSWERED = "answered"
+"""One model has answered its held-out questions."""
+
+
+def nobody(ended: str, seconds: float) -> None:
+    """Tell nobody."""
+
 
 @contextmanager
 def progress_bar(console: Console, label: str) -> Iterator[Report]:

@@ -24,7 +24,7 @@ from actors.live import Live
 from actors.mirror import Mirror, brought_home
 from actors.placement import Need, stage_needs
 from actors.plan import STAGE_NAMES
-from actors.progress import Report, progress_bar
+from actors.progress import Report, Told, nobody, progress_bar
 from actors.resources import check_carrier, check_resources, wait_for_nodes
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.cluster_address import LOCAL, cluster_address
@@ -190,11 +190,11 @@ def write_tensorboard(run: RunFolder, stage: str) -> None:
                     writer.add_scalar(name, value, row["step"], row["time"])
 
 
-def run_recipe(config: Config, console: Console) -> RunFolder:
+def run_recipe(config: Config, console: Console, told: Told = nobody) -> RunFolder:
     """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint.
 
-    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.mirror`). Raises SystemExit when SIGTERM
-    asked to stop, after the stage at work has saved.
+    `told` hears of every stage that ends. A run whose home is a bucket is pulled first and pushed meanwhile
+    (`actors.mirror`). Raises SystemExit when SIGTERM asked to stop, after the stage at work has saved.
     """
     saved, config, home = config, *brought_home(config, console)
     check_inputs(config)
@@ -206,14 +206,14 @@ def run_recipe(config: Config, console: Console) -> RunFolder:
         write_version(run)
         try:
             with stoppable(run):
-                _run_stages(config, run, fresh, console)
+                _run_stages(config, run, fresh, console, told)
         except StopAsked:
             console.print(f"stopped as asked; the same command goes on from what {run.path} has", markup=False)
             raise SystemExit(EXIT_CODE) from None
     return run
 
 
-def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console) -> None:
+def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console, told: Told) -> None:
     try:
         data = load_datasets(config, run, console)
     except Exception:
@@ -240,4 +240,5 @@ def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console) -
             if config.tensorboard:
                 write_tensorboard(run, stage)
             console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
+            told(stage, time.monotonic() - start)
     console.print(f"model: {run.model}")

@@ -339,11 +339,12 @@ def plan(
 
 @app.command()
 def demo(
+    overrides: Overrides = None,
     run_dir: Annotated[str, typer.Option(help="where the run is written")] = "runs/demo",
     config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),
 ) -> None:
     """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
-    loaded = _load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}"])
+    loaded = _load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}", *(overrides or [])])
     from actors.demo import run_demo
 
     run_demo(loaded, console)

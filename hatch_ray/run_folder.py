@@ -17,6 +17,7 @@ RUN/spans.jsonl              when each part of the latest GRPO steps was at work
 RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`hatch replay`)
 RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
 RUN/.stop                    there while a run that SIGTERM asked to stop saves
+RUN/timing.json              of `hatch demo`: where its seconds went
 RUN/model                    link to the last finished stage's model
 RUN/report.html
 RUN/.mirror.json             of a run in a bucket: what was pushed (`hatch_ray.storage`)
@@ -200,6 +201,10 @@ class RunFolder:
     @property
     def status_path(self) -> Path:
         return self.path / "status.json"
+
+    @property
+    def timing_path(self) -> Path:
+        return self.path / "timing.json"
 
     @property
     def control(self) -> Path:
