@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_AUDIT := 2.10.1
 STAMP := $(VENV)/.installed-$(BACKEND)
 
-.PHONY: demo test bench bench-serve bench-cluster chaos audit lint format install lock doctor clean help
+.PHONY: demo test bench bench-serve bench-start bench-cluster chaos audit lint format install lock doctor clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## the whole loop on rendered rooms, without GPU, weights or data
@@ -21,6 +21,9 @@ bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results
 bench-serve: $(STAMP)  ## the service against its bare engine, and MINUTES (10) of mixed load
 	$(BIN)/python -W ignore -m bench.serve && $(BIN)/python -W ignore -m bench.serve_load --minutes $(or $(MINUTES),10) && \
 	  $(BIN)/python -m bench.page
+
+bench-start: $(STAMP)  ## seconds until the first step and between stages, against an older commit
+	$(BIN)/python -W ignore -m bench.start && $(BIN)/python -m bench.page
 
 bench-cluster: $(STAMP)  ## reward actors that scale while they work, and what `hatch plan` predicts against runs
 	for name in scaling planning page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done

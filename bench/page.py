@@ -18,8 +18,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 HEAD = """\
 # Performance
 
-Made by `make bench`, `make bench-serve` and `make bench-cluster` from `bench/results/*.json`; each section names the
-command that measures it alone, and what is compared is measured in one run of it.
+Made by `make bench`, `make bench-serve`, `make bench-start` and `make bench-cluster` from `bench/results/*.json`; each
+section names the command that measures it alone, and what is compared is measured in one run of it.
 """
 
 
@@ -236,11 +236,32 @@ def planning(found: dict[str, Any]) -> str:
     )
 
 
+START_TEXT = """\
+`hatch demo` with {steps} steps a stage and {questions} held-out questions, watched from outside: this version
+(**after**) and commit {before} (**before**) in turn, medians of {rounds} rounds each. Wall seconds, and CPU seconds of
+all processes.
+
+"""
+
+
+def start(found: dict[str, Any]) -> str:
+    """What a run pays beside its steps, before and after."""
+    ways = list(found["spans"])
+    headings = ["from - to", *(f"{way}, {part}" for part in ("wall s", "CPU s") for way in ways)]
+    names = dict.fromkeys(name for way in ways for name in found["spans"][way])
+    rows = [
+        [name, *(f"{found['spans'][way][name][part]:.1f}" for part in ("wall_s", "cpu_s") for way in ways)]
+        for name in names
+    ]
+    return START_TEXT.format(**found["command"]) + table(headings, rows)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
     "step": ("A whole GRPO step", step),
     "growth": ("How a step grows", growth),
+    "start": ("Until the first step, and between stages", start),
     "rollouts": ("Rollouts and weight sync", rollouts),
     "serve": ("The service", serve),
     "serve_load": ("The service under a long load", serve_load),

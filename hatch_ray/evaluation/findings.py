@@ -7,6 +7,7 @@ RUN/eval/comparison.json holds them; the terminal table and the report only show
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ LABELS = {
 VALID_FORMAT = 0.95
 
 
-def interval_text(interval: dict[str, Any] | None, digits: int = 3) -> str:
+def interval_text(interval: Mapping[str, Any] | None, digits: int = 3) -> str:
     """ "0.512 (0.480 to 0.541)"."""
     if interval is None:
         return "-"
