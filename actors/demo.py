@@ -6,6 +6,7 @@ import base64
 import socket
 import threading
 import time
+from functools import partial
 from types import TracebackType
 
 import httpx
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from actors.evaluate import evaluate_run
 from actors.recipe import run_recipe
+from actors.run_processes import RunProcesses
 from hatch_ray.config import Config
 from hatch_ray.data.store import read_dataset
 from hatch_ray.report.run_report import write_report
@@ -75,13 +77,17 @@ def served_sample(samples: list[Sample]) -> Sample:
     return next((sample for sample in samples if not sample.marks), samples[0])
 
 
+def evaluate(config: Config, processes: RunProcesses, console: Console) -> None:
+    """The evaluation, by the engines that have just sampled for GRPO."""
+    console.print("Held-out evaluation, with true and with swapped images")
+    evaluate_run(config, console, processes)
+
+
 def run_demo(config: Config, console: Console) -> RunFolder:
     """Recipe, evaluation, one answer from the service, report; prints what each achieved."""
     start = time.monotonic()
     with PeakMemory() as memory:
-        run = run_recipe(config, console)
-        console.print("Held-out evaluation, with true and with swapped images")
-        evaluate_run(config, console)
+        run = run_recipe(config, console, then=partial(evaluate, console=console))
         console.print("Ray Serve: POST /reason with a held-out question")
         sample = served_sample(read_dataset(run.data("heldout")))
         port = free_port()
