@@ -1,6 +1,7 @@
-"""Two small actors where the parts of the GRPO stage meet. They hold references and numbers and import no torch
-(Ray itself does where a reference to weights was made with rollout.weights=nixl).
+"""Small actors where the parts of a run meet. They hold references and numbers and import no torch (Ray itself does
+where a reference to weights was made with rollout.weights=nixl).
 
+driver --work of a stage--> Desk --> every learner worker
 driver --shards--> ExperienceBoard --a shard each--> learner workers --metrics--> ExperienceBoard --> driver
 learner's rank 0 --reference of the weights--> WeightsBoard --newest--> driver --> engines
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+
+import ray
 
 from actors.messages import ProbeScores, Shard, WeightsHandle
 
@@ -124,3 +127,50 @@ class WeightsBoard:
     async def waiting(self) -> list[str]:
         """Which versions are waited for."""
         return [f"the driver waits for version {wanted}, the newest is {self._version}" for wanted in self._waiting]
+
+
+class Desk:
+    """Where the learner's workers ask for their next piece of work.
+
+    Work is numbered from 0 and done by all `workers` of the group, in order. A piece is a reference in a list, so that
+    Ray does not fetch it on the way.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._work: list[list[ray.ObjectRef]] = []
+        self._done: dict[int, set[int]] = {}
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    async def give(self, work: list[ray.ObjectRef]) -> int:
+        """The next piece of work; its number."""
+        async with self._changed:
+            self._work.append(work)
+            self._changed.notify_all()
+        return len(self._work) - 1
+
+    async def next(self, number: int) -> list[ray.ObjectRef] | None:
+        """Piece `number` once it is there; None when there is no more to come."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or len(self._work) > number)
+            return self._work[number] if len(self._work) > number else None
+
+    async def done(self, number: int, rank: int) -> None:
+        """A worker has done its part."""
+        async with self._changed:
+            self._done.setdefault(number, set()).add(rank)
+            if len(self._done[number]) == self._workers:
+                self._work[number] = []
+            self._changed.notify_all()
+
+    async def finished(self, number: int) -> None:
+        """Returns once all workers have done their part."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._done.get(number, ())) == self._workers)
+
+    async def close(self) -> None:
+        """No more work comes: workers that ask are sent home."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 import threading
+from functools import partial
 from types import TracebackType
 
 import httpx
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from actors.evaluate import evaluate_run
 from actors.recipe import run_recipe
+from actors.run_processes import RunProcesses
 from actors.timekeeper import Timekeeper
 from hatch_ray.config import Config
 from hatch_ray.data.store import read_dataset
@@ -75,15 +77,19 @@ def served_sample(samples: list[Sample]) -> Sample:
     return next((sample for sample in samples if not sample.marks), samples[0])
 
 
+def evaluate(config: Config, processes: RunProcesses, console: Console, clock: Timekeeper) -> None:
+    """The evaluation, by the engines that have just sampled for GRPO."""
+    console.print("Held-out evaluation, with true and with swapped images")
+    evaluate_run(config, console, processes, clock.told)
+    clock.end("evaluation")
+
+
 def run_demo(config: Config, console: Console) -> RunFolder:
     """Recipe, evaluation, one answer from the service, report; prints what each achieved."""
     clock = Timekeeper(config, console)
     clock.foretell()
     with PeakMemory() as memory:
-        run = run_recipe(config, console, clock.told)
-        console.print("Held-out evaluation, with true and with swapped images")
-        evaluate_run(config, console, clock.told)
-        clock.end("evaluation")
+        run = run_recipe(config, console, partial(evaluate, console=console, clock=clock), clock.told)
         console.print("Ray Serve: POST /reason with a held-out question")
         sample = served_sample(read_dataset(run.data("heldout")))
         port = free_port()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.deadlines import limits, wait_for, wait_for_all
+from actors.deadlines import limits, wait_for
 from actors.messages import ProbeScores, Request, Rollout, Sampling, SyncAnswer, WeightsHandle
 from actors.parity import ParityError, check_engines, check_sync
 from actors.placement import actor_options, rollout_resources
@@ -27,7 +28,8 @@ PROGRESS_CHUNK = 32
 class EnginePool(Pool):
     """`rollout.actors` vLLM engines with the weights of `version`; they load while the caller goes on (see `ready`).
 
-    beside: the nodes of the learner's workers, one engine on each, which take their CPUs in turn (colocated).
+    beside: the nodes of the learner's workers, one engine on each, which take their CPUs in turn (colocated). folder:
+    the model whose weights the engines hold, until a published version takes their place.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class EnginePool(Pool):
         config = config.model_copy(update={"run_dir": RunFolder(config.run_dir).path})  # an actor has its own directory
         actor = ray.remote(engine)
         options = actor_options(rollout_resources(config, colocated=bool(beside)))
+        self.folder = str(model)
         self._nodes: dict[Any, str] = {}
         self._prompts_per_call = rollout.prompts_per_call
         self._catch_up: Callable[[Any], None] = lambda engine: None
@@ -67,12 +70,21 @@ class EnginePool(Pool):
         return max(nodes, key=lambda node: nodes.count(node) - taken[node])
 
     def ready(self) -> None:
-        """Wait until all engines are up. Raises StageTimeoutError, or ConfigError with an engine's own complaint."""
-        try:
-            wait_for_all([engine.ready.remote() for engine in self.actors], "start of the vLLM engines", limits.start)
-        except ray.exceptions.ActorDiedError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ConfigError(f"a vLLM engine did not start: {reason}") from error
+        """Wait until all engines are up; one whose process died is replaced. Raises StageTimeoutError, or ConfigError
+        with an engine's own complaint.
+        """
+        began = time.monotonic()
+        asked = {engine: engine.ready.remote() for engine in self.actors}
+        for engine, ref in asked.items():
+            if engine not in self.actors:  # replaced with one that died before it
+                continue
+            try:
+                wait_for(ref, "start of the vLLM engines", max(0.0, began + limits.start - time.monotonic()))
+            except ray.exceptions.RayActorError as error:
+                if getattr(error, "actor_init_failed", False):
+                    reason = str(error).strip().splitlines()[-1]
+                    raise ConfigError(f"a vLLM engine did not start: {reason}") from error
+                self._replace([engine], "its process died", began, 0)
 
     def check(self, scores: Sequence[ProbeScores]) -> None:
         """The parity gate: every engine answers every probe as the learner does. Raises ParityError."""
@@ -91,6 +103,7 @@ class EnginePool(Pool):
         Raises ParityError naming engine, version and probable fault.
         """
         stage = f"weight update to version {handle.version}"
+        self.folder = ""
 
         def load(engine: Any) -> ray.ObjectRef:
             return engine.load_weights.remote(handle)
@@ -112,6 +125,7 @@ class EnginePool(Pool):
             return engine.load_folder.remote(str(folder), version)
 
         self._catch_up = lambda engine: wait_for(load(engine), "loading a model into a new engine", limits.call)
+        self.folder = str(folder)
         self.call_all(load, "loading a model")
 
     def try_generate(

@@ -6,6 +6,7 @@ One set of vLLM engines serves all models: each takes over the next model's weig
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from actors.placement import engine_needs
 from actors.progress import ANSWERED, Report, Told, nobody, progress_bar
 from actors.prompts import PromptMaker
 from actors.recipe import load_datasets, start_ray
+from actors.run_processes import RunProcesses
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.evaluation.baselines import constant_replies, still_replies
 from hatch_ray.evaluation.control import swap_images
@@ -61,13 +63,7 @@ def answer(engines: EnginePool, model: Asked, samples: list[Sample], config: Con
 
 
 def evaluate_model(
-    engines: EnginePool,
-    name: str,
-    model: Asked,
-    samples: list[Sample],
-    config: Config,
-    console: Console,
-    told: Told = nobody,
+    engines: EnginePool, name: str, model: Asked, samples: list[Sample], config: Config, console: Console, told: Told
 ) -> None:
     """Ask one model every sample and write RUN/eval/<name>.json and .jsonl."""
     start = time.monotonic()
@@ -78,25 +74,24 @@ def evaluate_model(
     write_evaluation(RunFolder(config.run_dir), name, rows, config.eval.bootstrap, config.seed)
 
 
-def evaluate_run(config: Config, console: Console, told: Told = nobody) -> None:
+def evaluate_run(config: Config, console: Console, processes: RunProcesses | None = None, told: Told = nobody) -> None:
     """Evaluate every model of a run on its held-out samples; writes RUN/eval and prints the table.
 
-    `told` hears of every model that has answered.
+    processes: those of a run that has just been trained here, whose engines go on. told: hears of every model that has
+    answered.
     """
     run = RunFolder(config.run_dir)
     models = models_of(config, run)
     samples = load_datasets(config, run, console).heldout[: config.eval.samples]
     swapped = swap_images(samples, config.seed)
     start_ray(config, engine_needs(config))
-    engines = EnginePool(models["base"].folder, config)
-    try:
+    with ExitStack() as stack:
+        processes = processes or stack.enter_context(RunProcesses(config, run))
         with progress_bar(console, "starting vLLM"):
-            engines.ready()
+            engines = stack.enter_context(processes.engines(models["base"].folder))
         for name, model in models.items():
             evaluate_model(engines, name, model, samples, config, console, told)
         evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console, told)
-    finally:
-        engines.stop()
     settings = (config.eval.bootstrap, config.seed)
     controls = {"constant": constant_replies(samples, config.reward), "still": still_replies(samples)}
     for name, texts in controls.items():

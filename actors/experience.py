@@ -64,22 +64,6 @@ class Schedule:
         return False
 
 
-class SampleOrder:
-    """Which samples a step asks: each epoch a new permutation from the seed, so that a resumed run goes on exactly."""
-
-    def __init__(self, count: int, per_step: int, seed: int) -> None:
-        if count < 1:
-            raise ValueError("there are no samples to train on")
-        self.count, self.per_step, self.seed = count, per_step, seed
-
-    def indices(self, step: int) -> list[int]:
-        """The samples of a step."""
-        places = range(step * self.per_step, (step + 1) * self.per_step)
-        epochs = {place // self.count for place in places}
-        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs}
-        return [int(orders[place // self.count][place % self.count]) for place in places]
-
-
 def make_groups(
     requests: Sequence[Request], rollouts: Sequence[Rollout], scores: Sequence[dict[str, Any]]
 ) -> list[Group]:

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.checkpoints import Checkpoints
-from actors.deadlines import enter_process, expired, limits, wait_for
-from actors.engines import EnginePool
+from actors.deadlines import StageTimeoutError, enter_process, expired, limits, wait_for
 from actors.experience import (
-    SampleOrder,
     Schedule,
     group_metrics,
     make_groups,
     make_shards,
     sample_rows,
 )
-from actors.fit import before_restart, fit_stage, forget_after
+from actors.fit import before_restart, fit_stage
 from actors.grpo_view import GrpoView
 from actors.learner_loop import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
@@ -48,10 +46,13 @@ from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery, lost_part
 from actors.resources import room_for
 from actors.reward import JudgePool
+from actors.run_processes import RunProcesses
 from actors.spans import Span, Spans
 from actors.stopping import asked
+from actors.train_workers import TrainWorkers
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
+from hatch_ray.learning.order import SampleOrder
 from hatch_ray.model.source import model_source
 from hatch_ray.rewards.check import check_scores
 from hatch_ray.rewards.score import RewardTarget
@@ -78,17 +79,18 @@ def total_steps(config: Config, count: int) -> int:
 
 
 class LearnerThread(threading.Thread):
-    """Ray Train's blocking `fit`, beside the driving loop. `check` raises what the learner died of."""
+    """The learner's workers at work, beside the driving loop. `check` raises what the learner died of."""
 
-    def __init__(self, job: GrpoJob) -> None:
+    def __init__(self, job: GrpoJob, workers: TrainWorkers) -> None:
         super().__init__(name="grpo-learner", daemon=True)
-        self.job = job
+        self.job, self.workers = job, workers
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        job, workers = self.job, self.job.config.learner.workers
+        job, count = self.job, self.job.config.learner.workers
+        run = RunFolder(job.run)
         try:
-            fit_stage(learner_loop, job, job.config, RunFolder(job.run), STAGE, workers, job.steps, lambda *_: None)
+            fit_stage(self.workers, learner_loop, job, run, STAGE, count, job.steps, lambda *_: None)
         except BaseException as error:  # noqa: BLE001 - handed to the driving thread, which raises it
             self.error = error
 
@@ -109,8 +111,10 @@ class GrpoRun:
         samples: Sequence[Sample],
         recovery: Recovery,
         live: Live,
+        processes: RunProcesses,
     ) -> None:
         self.config, self.run, self.recovery, self.live = config, run, recovery, live
+        self.processes, self.closing = processes, ExitStack()
         self.began = time.time()
         self.samples = choose_samples(samples, config.grpo.fraction, config.seed)
         self.steps = total_steps(config, len(self.samples))
@@ -125,7 +129,7 @@ class GrpoRun:
         self.sampling = Sampling(config.grpo.group_size, config.grpo.temperature, config.grpo.max_new_tokens)
         self.ledger = Ledger(run.ledger)
         self.ledger.restore(latest)
-        forget_after(run, STAGE, self.first)
+        run.forget_after(STAGE, self.first)
         forget_samples(run.samples(STAGE), self.first)
         self.health = Health(config.grpo)
         for row in read_jsonl(run.metrics_path):
@@ -141,7 +145,7 @@ class GrpoRun:
         self.job = GrpoJob(config, run.path, str(model), self.steps, *boards, self.probes)
         self.pending: dict[int, list[dict[str, Any]]] = {}
         self.ready: dict[int, list[Request]] = {}
-        self.learner = LearnerThread(self.job)
+        self.learner = LearnerThread(self.job, processes.workers)
         self.pools: dict[str, Pool] = {}
         self.phase = "start"
         self.served = 0
@@ -149,10 +153,8 @@ class GrpoRun:
         self.spans = Spans(run.spans, self.first)
 
     def start(self) -> None:
-        """Start learner, engines and judges, and let the engines show that they compute what the learner computes.
-
-        Engines always start from the stage's first model, which stays: a checkpoint may be dropped in the meantime. The
-        judges come last: the smallest fit into what the others leave.
+        """Start what does not run yet of learner, engines and judges, and let the engines show that they compute what
+        the learner computes. The judges come last: the smallest fit into what the others leave.
         """
         config, lost = self.config, self.recovery.actor_lost
         self.learner.start()
@@ -160,14 +162,15 @@ class GrpoRun:
         if config.colocated:
             up = self.experience.nodes.remote(config.learner.workers)
             beside = list(wait_for(up, "grpo: the learner's start", limits.start, self.learner.check).values())
-        self.engines = EnginePool(self.job.model, config, 0, lost, beside=beside)
+        self.engines = self.closing.enter_context(self.processes.engines(self.job.model, lost, beside))
         self.pools["rollout"] = self.engines
-        self.engines.ready()
         self.judges = JudgePool(config, lost, room=None if config.deadlines.nodes_seconds else self._room_for_judges)
+        self.closing.callback(self.judges.stop)
         self.pools["reward"] = self.judges
         self.engines.meanwhile, self.judges.meanwhile = self.judges.tend, self.engines.tend
-        if self.checkpoint is not None:
-            self.engines.load_folder(self.checkpoint / "model", self.first)
+        weights = Path(self.job.model) if self.checkpoint is None else self.checkpoint / "model"
+        if self.engines.folder != str(weights):
+            self.engines.load_folder(weights, self.first)
         learner = self.experience.probes.remote()
         self.engines.check(wait_for(learner, "grpo: the learner's probes", limits.start, self.learner.check))
         self.learner_nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
@@ -182,12 +185,15 @@ class GrpoRun:
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
         self.live.show(None)
-        with suppress(ray.exceptions.RayActorError):  # the board may be what died
+        try:
             wait_for(self.experience.stop.remote(), "grpo: the end of the stage", 60)
+        except (ray.exceptions.RayActorError, StageTimeoutError) as error:  # the board may be what died
+            log.info("the learner could not be told that the stage ends: %s", error)
         if self.learner.is_alive():
             self.learner.join(timeout=60)
-        for pool in self.pools.values():
-            pool.stop()
+        if self.learner.is_alive():
+            self.processes.workers.abandon()
+        self.closing.close()
         for board in (self.experience, self.weights):
             ray.kill(board)
 
@@ -413,21 +419,26 @@ def run_grpo(
     samples: Sequence[Sample],
     report: Report,
     live: Live | None = None,
+    processes: RunProcesses | None = None,
 ) -> dict[str, Any]:
     """The GRPO stage from `model` to RUN/grpo/model, resumed from its last checkpoint when there is one.
 
     Ray must be running. Engines and judges that die are replaced on the way; when the learner or a board dies, the
     stage starts again from its last checkpoint. `live` shows the run's state and scales its pools. Returns
     {"steps": int, "line": what was achieved}. Raises ConfigError for prompts that do not fit, RuntimeError when
-    processes keep dying, and whatever an actor or worker failed with, with the stage in its text.
+    processes keep dying, and whatever an actor or worker failed with, with the stage in its text. processes: the run's;
+    where None, the stage starts its own.
     """
+    if processes is None:
+        with RunProcesses(config, run) as own:
+            return run_grpo(config, run, model, samples, report, live, own)
     if not samples:
         raise ConfigError("grpo: there are no training samples")
     recovery = Recovery(run, STAGE, config.recovery)
     live = live or Live(run, config.stages, config.deadlines)
     while True:
         # Ray Train changes its workers' directory, so the folder must be absolute.
-        stage = GrpoRun(config, run, model_source(model), samples, recovery, live)
+        stage = GrpoRun(config, run, model_source(model), samples, recovery, live, processes)
         try:
             stage.start()
             stage.drive(report)

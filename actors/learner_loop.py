@@ -44,9 +44,8 @@ class GrpoJob:
     probes: tuple[Probe, ...] = ()
 
 
-def learner_loop(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs. Rank 0 reports, publishes and saves."""
-    job: GrpoJob = ray.get(settings["job"], timeout=60)
+def learner_loop(job: GrpoJob) -> None:
+    """What every worker of the learner runs. Rank 0 reports, publishes and saves."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     enter_process(f"learner rank {rank}", job.config.model_copy(update={"run_dir": job.run}), [job.experience])

@@ -56,13 +56,18 @@ class _Order:
 class Live:
     """One driver's heartbeat, as a context. What was asked of an earlier driver of the folder is dropped."""
 
-    def __init__(self, run: RunFolder, stages: Sequence[str], deadlines: DeadlinesConfig) -> None:
+    def __init__(
+        self, run: RunFolder, stages: Sequence[str], deadlines: DeadlinesConfig, notes: Sequence[str] = ()
+    ) -> None:
+        """notes: what is to be known of the run as a whole, one line each."""
         self.run, self.stages, self.deadlines = run, stages, deadlines
         self.patience = deadlines.join_seconds
         """Seconds that what is asked for has to come true."""
         self.by_hand: dict[str, int] = {}
         """Numbers asked for by `hatch scale`: they outlive a stage that starts again."""
         self._state: dict[str, Any] = {"state": "running", "stage": None, "step": 0, "steps": 0} | whoami()
+        if notes:
+            self._state["notes"] = list(notes)
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_OF_ETA)
         self._shown: Shown | None = None
         self._orders: list[_Order] = []

@@ -79,7 +79,8 @@ class _Job:
 class Pool(Crew):
     """Actors of one role, `count` at the start. `start` makes one; `settle` brings a new one to where the others are.
 
-    on_loss is called for every actor that was replaced, and may raise to stop the run.
+    on_loss is called for every actor that was replaced, and may raise to stop the run; it may be another one for each
+    stage that the pool serves.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Pool(Crew):
         on_loss: Callable[[Loss], None] = lambda loss: None,
     ) -> None:
         super().__init__(role, start, count, settle)
-        self._on_loss = on_loss
+        self.on_loss = on_loss
         self.work: deque[Work] = deque(maxlen=10_000)
         """What was done since somebody last took it away, the newest."""
         self.waiting = 0
@@ -268,7 +269,7 @@ class Pool(Crew):
             self.wait_for_one(patience, must=not self.actors)
         if lost > 1:
             reason += f", and {lost - 1} more with it"
-        self._on_loss(Loss(self.role, reason, time.monotonic() - started, items))
+        self.on_loss(Loss(self.role, reason, time.monotonic() - started, items))
 
     def _dismiss_dead(self) -> int:
         """Of the idle actors, those that are dead leave, before they are given work; how many."""
@@ -286,7 +287,7 @@ class Pool(Crew):
 
     def _lost_at_start(self, reason: str) -> None:
         self.replaced += 1
-        self._on_loss(Loss(self.role, reason, 0.0, 0))
+        self.on_loss(Loss(self.role, reason, 0.0, 0))
 
 
 def _cool(running: dict[ray.ObjectRef, tuple[Any, _Job]], since: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from actors.placement import Need, stage_needs
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, Told, nobody, progress_bar
 from actors.resources import check_carrier, check_resources, wait_for_nodes
+from actors.run_processes import RunProcesses
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.cluster_address import LOCAL, cluster_address
 from hatch_ray.config import Config, ConfigError, save_config
@@ -152,7 +153,7 @@ def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
 
 
 def run_stage(
-    stage: str, config: Config, run: RunFolder, data: Datasets, report: Report, live: Live | None = None
+    stage: str, config: Config, run: RunFolder, data: Datasets, report: Report, live: Live, processes: RunProcesses
 ) -> dict[str, Any]:
     """One stage, from its input model to RUN/<stage>/model; returns what it achieved."""
     from actors.grpo_stage import run_grpo
@@ -161,10 +162,10 @@ def run_stage(
 
     model = stage_input(config, run, stage)
     if stage == "pasta":
-        return run_pasta(config, run, model, data.train, data.heldout, report)
+        return run_pasta(config, run, model, data.train, data.heldout, report, processes)
     if stage == "grpo":
-        return run_grpo(config, run, model, data.train, report, live)
-    return run_sft(stage, config, run, model, data.train, report)
+        return run_grpo(config, run, model, data.train, report, live, processes)
+    return run_sft(stage, config, run, model, data.train, report, processes)
 
 
 def both(first: Report, second: Report) -> Report:
@@ -190,11 +191,18 @@ def write_tensorboard(run: RunFolder, stage: str) -> None:
                     writer.add_scalar(name, value, row["step"], row["time"])
 
 
-def run_recipe(config: Config, console: Console, told: Told = nobody) -> RunFolder:
+def run_recipe(
+    config: Config,
+    console: Console,
+    then: Callable[[Config, RunProcesses], None] | None = None,
+    told: Told = nobody,
+) -> RunFolder:
     """Run config.stages in order; finished ones are skipped, an unfinished one goes on from its last checkpoint.
 
-    `told` hears of every stage that ends. A run whose home is a bucket is pulled first and pushed meanwhile
-    (`actors.mirror`). Raises SystemExit when SIGTERM asked to stop, after the stage at work has saved.
+    then: called after the last stage, with the run's engines still there. told: hears of every stage that ends.
+
+    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.mirror`). Raises SystemExit when SIGTERM
+    asked to stop, after the stage at work has saved.
     """
     saved, config, home = config, *brought_home(config, console)
     check_inputs(config)
@@ -205,23 +213,31 @@ def run_recipe(config: Config, console: Console, told: Told = nobody) -> RunFold
         save_config(saved, run.config_path)
         write_version(run)
         try:
-            with stoppable(run):
-                _run_stages(config, run, fresh, console, told)
+            with stoppable(run), RunProcesses(config, run) as processes:
+                pending = [stage for stage in config.stages if not run.progress().get(stage, {}).get("done")]
+                processes.start(pending, evaluated=then is not None)
+                _run_stages(config, run, fresh, console, processes, told)
+                if then is not None:
+                    processes.workers.end()
+                    then(config, processes)
         except StopAsked:
             console.print(f"stopped as asked; the same command goes on from what {run.path} has", markup=False)
             raise SystemExit(EXIT_CODE) from None
     return run
 
 
-def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console, told: Told) -> None:
+def _run_stages(
+    config: Config, run: RunFolder, fresh: bool, console: Console, processes: RunProcesses, told: Told
+) -> None:
     try:
         data = load_datasets(config, run, console)
     except Exception:
+        processes.workers.end()
         if fresh:
             shutil.rmtree(run.path)
         raise
     console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
-    with Live(run, config.stages, config.deadlines) as live:
+    with Live(run, config.stages, config.deadlines, processes.notes) as live:
         for number, stage in enumerate(config.stages, start=1):
             if asked():
                 raise StopAsked
@@ -234,7 +250,7 @@ def _run_stages(config: Config, run: RunFolder, fresh: bool, console: Console, t
             start = time.monotonic()
             live.at(stage, 0, 0)
             with progress_bar(console, stage) as bar, stage_at_work():
-                achieved = run_stage(stage, config, run, data, both(bar, partial(live.at, stage)), live)
+                achieved = run_stage(stage, config, run, data, both(bar, partial(live.at, stage)), live, processes)
             run.set_progress(stage, step=int(achieved["steps"]), done=True)
             run.link_model(stage)
             if config.tensorboard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import psutil
 from rich.console import Console
@@ -25,6 +26,11 @@ from actors.progress import ANSWERED
 from hatch_ray.config import Config
 from hatch_ray.disk import free_bytes
 from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl, write_atomic
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files below a folder take on disk; a linked folder is not its own."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
 
 
 class Timekeeper:
@@ -79,18 +85,19 @@ class Timekeeper:
 
     def finish(self, memory_gib: float) -> None:
         """Print where the seconds went, and write RUN/timing.json."""
-        total = time.time() - self.began
+        total, disk = time.time() - self.began, folder_bytes(self.run.path) / 2**30
         found = breakdown(read_jsonl(self.run.metrics_path), self.began, self.answering, total)
         steps = ", ".join(f"{stage.replace('_', ' ')} {found['training'][stage]:.0f}" for stage in STAGES
                           if stage in found["training"])  # fmt: skip
         self.console.print(
             f"done in {total / 60:.1f} min ({self.forecast.total / 60:.1f} were foretold), "
-            f"{memory_gib:.1f} GiB of memory at most"
+            f"{memory_gib:.1f} GiB of memory at most, {disk:.2f} GiB of disk"
         )
         self.console.print(
             f"  seconds: {sum(found['training'].values()):.0f} of training steps ({steps}), "
             f"{self.answering:.0f} answering, {found['everything_else']:.0f} everything else"
         )
-        found |= {"parts": self.parts, "foretold": round(self.forecast.total, 1), "memory_gib": round(memory_gib, 2)}
+        found |= {"parts": self.parts, "foretold": round(self.forecast.total, 1)}
+        found |= {"memory_gib": round(memory_gib, 2), "disk_gib": round(disk, 3)}
         machine = {"cores": len(os.sched_getaffinity(0)), "passes_per_s": round(self.passes, 2)}
         write_atomic(self.run.timing_path, json.dumps(found | {"machine": machine}, indent=2))

@@ -249,6 +249,13 @@ class RunFolder:
             row["warnings"] = list(warnings)
         append_jsonl(self.metrics_path, [row])
 
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop a stage's metrics beyond `step`: a resumed stage takes those steps again."""
+        rows = read_jsonl(self.metrics_path)
+        kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+        if len(kept) < len(rows):
+            write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+
     def link_model(self, stage: str) -> None:
         """Point RUN/model at the stage's result, atomically."""
         temporary = self.path / f".model.{os.getpid()}"

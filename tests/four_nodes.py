@@ -31,6 +31,7 @@ from actors.fit import fit_stage  # noqa: E402
 from actors.placement import Need, reward_resources, stage_needs  # noqa: E402
 from actors.resources import room_for, wait_for_nodes  # noqa: E402
 from actors.reward import JudgePool  # noqa: E402
+from actors.train_workers import TrainWorkers  # noqa: E402
 from hatch_ray.config import ConfigError, make_config  # noqa: E402
 from hatch_ray.run_folder import RunFolder  # noqa: E402
 
@@ -57,11 +58,10 @@ class LightEngine:
         return self.version
 
 
-def note_node(settings):
+def note_node(board):
     """What the learner's workers do here: tell the board where they are."""
-    job = ray.get(settings["job"], timeout=60)
     rank = ray.train.get_context().get_world_rank()
-    ray.get(job.arrive.remote(rank, ray.get_runtime_context().get_node_id()), timeout=60)
+    ray.get(board.arrive.remote(rank, ray.get_runtime_context().get_node_id()), timeout=60)
 
 
 def nodes_of(pool):
@@ -118,7 +118,8 @@ def main():
     board = ray.remote(ExperienceBoard).options(num_cpus=0).remote()
     run = RunFolder(SCRATCH / "run")
     run.path.mkdir()
-    fit_stage(note_node, board, config, run, "grpo", 2, 1, lambda *_: None)
+    with TrainWorkers(config, run) as workers:
+        fit_stage(workers, note_node, board, run, "grpo", 2, 1, lambda *_: None)
     assert set(ray.get(board.nodes.remote(2), timeout=60).values()) == {kinds["learner"]}
     assert nodes_of(engines) == {kinds["rollout"]}
     assert nodes_of(judges) == {kinds["reward"]}

@@ -33,6 +33,7 @@ def hatch(*words: str, cwd: Path = REPO, timeout: float = 120) -> subprocess.Com
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=./absent"], "does not exist"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "data.tasks=[cooking]"], "cooking"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "rollout.actors=500"], "rollout"),
+        (["demo", "grpo.bata=1"], "did you mean 'grpo.beta'"),
         (["eval", "{tmp}/nothing"], "is not a run folder"),
         (["report", "{tmp}/nothing"], "is not a run folder"),
         (["serve", "{tmp}/nothing"], "is not a run folder"),

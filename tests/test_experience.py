@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.experience import (
-    SampleOrder,
     Schedule,
     group_metrics,
     make_groups,
     make_shards,
 )
 from actors.messages import Reply, Request, Rollout, Shard, WeightsHandle
+from hatch_ray.learning.order import SampleOrder
 
 
 def test_synchronous_schedule_takes_turns():

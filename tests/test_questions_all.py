@@ -22,8 +22,8 @@ from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.heldout import score_rows, summarise
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.learning.pasta import collect_pairs, make_targets
-from hatch_ray.learning.sft import ReplyCollator, SampleEncoder
-from hatch_ray.model.base import load_processor
+from hatch_ray.learning.sft import SampleEncoder, pack_samples
+from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
 from hatch_ray.rewards.answer import score_text
 from hatch_ray.rewards.score import RewardTarget, score_reply
@@ -395,9 +395,10 @@ def test_training_batches_mix_one_view_and_several(samples: list[Sample], tiny_m
     chosen = [of_task(samples, name)[0] for name in ("spatial_volume_infer", "view_change_infer", MAP)]
     processor = load_processor(tiny_model)
     encoder = SampleEncoder(processor, "actions", ModelConfig(template="compact-v1", max_length=512))
-    batch = ReplyCollator(encoder, chosen)([{"sample": index} for index in range(3)])
-    for sample, labels in zip(chosen, batch["labels"], strict=True):
-        assert processor.tokenizer.decode(labels[labels >= 0]) == gold_reply(sample, "actions") + "<|im_end|>"
+    batch = pack_samples(load_model(tiny_model), encoder, chosen)
+    for number, sample in enumerate(chosen):
+        learned = processor.tokenizer.decode(batch.target[batch.reply == number])
+        assert learned == gold_reply(sample, "actions") + "<|im_end|>"
     single = [sample for sample in samples if sample.task in SINGLE]
     assert len(collect_pairs(samples)) == len(collect_pairs([item for item in samples if item.task not in SINGLE]))
     with pytest.raises(ValueError, match="none of 0 view pairs"):

@@ -7,11 +7,12 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.experience import SampleOrder, Schedule
+from actors.experience import Schedule
 from actors.ledger import LEDGER, Ledger, trained_row
 from actors.pools import Loss
 from actors.recovery import Recovery, WorkerDiedError, lost_part
 from hatch_ray.config_sections import RecoveryConfig
+from hatch_ray.learning.order import SampleOrder
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
 
 LOST = Loss("rollout engine", "killed", 1.5, 4)

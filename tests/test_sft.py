@@ -1,4 +1,4 @@
-"""SFT data: the tokens a reply is trained on, mixed image sizes, TRL's loss against a hand-made forward."""
+"""SFT: the tokens a reply is trained on, mixed image sizes, our loss and steps against TRL's."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from trl_sft import Collator, trl_history
 from wall_scene import wall_sample, wall_view
 
 from hatch_ray.config_sections import ModelConfig, SftConfig
-from hatch_ray.learning.sft import (
-    IGNORED,
-    ReplyCollator,
-    SampleEncoder,
-    choose_samples,
-    make_trainer,
-    total_steps,
-    trl_config,
-)
+from hatch_ray.learning.order import SampleOrder
+from hatch_ray.learning.sft import SampleEncoder, choose_samples, pack_samples, reply_loss, total_steps
 from hatch_ray.model.base import load_model, load_processor
+from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.sample import Mark, Sample
@@ -43,16 +38,16 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 
 @pytest.mark.parametrize("mode", ["direct", "language", "actions"])
-def test_labels_are_exactly_the_reply_and_its_end_token(samples: list[Sample], processor, mode) -> None:  # type: ignore[no-untyped-def]
-    batch = ReplyCollator(SampleEncoder(processor, mode, MODEL), samples)([{"sample": 0}, {"sample": 1}])
-    for row, sample in enumerate(samples):
-        labels = batch["labels"][row]
-        trained = labels[labels != IGNORED]
-        text = processor.tokenizer.decode(trained)
+def test_what_is_scored_is_exactly_the_reply_and_its_end_token(
+    samples: list[Sample], processor, tiny_model, mode
+) -> None:  # type: ignore[no-untyped-def]
+    batch = pack_samples(load_model(tiny_model), SampleEncoder(processor, mode, MODEL), samples)
+    for number, sample in enumerate(samples):
+        scored = batch.reply == number
+        text = processor.tokenizer.decode(batch.target[scored])
         assert text == gold_reply(sample, mode) + "<|im_end|>"
         assert parse_response(text.removesuffix("<|im_end|>"), len(sample.views), mode).format_ok
-        assert torch.equal(batch["input_ids"][row][labels != IGNORED], trained)
-        assert (labels[batch["attention_mask"][row] == 0] == IGNORED).all()
+        assert torch.equal(batch.input_ids[0, batch.predictor[scored][1:]], batch.target[scored][:-1])
 
 
 @pytest.mark.parametrize("mode", ["direct", "language", "actions"])
@@ -61,16 +56,16 @@ def test_a_training_row_starts_with_the_tokens_of_inference(samples, processor, 
     """The whole processor on the inference prompt (add_generation_prompt) is the reference."""
     encoder = SampleEncoder(processor, mode, replace_template(template))
     for sample in samples:
-        encoded = encoder.encode(sample)
+        prompt, reply = encoder.prompt(sample), encoder.reply(sample)
         text = processor.apply_chat_template(
             sample_prompt(sample, mode, template), tokenize=False, add_generation_prompt=True
         )
-        images = [encoder._load(sample, index) for index in range(len(sample.views))]
+        images = [encoder.load(sample, index) for index in range(len(sample.views))]
         reference = processor(text=[text], images=images, return_tensors="pt")
-        assert list(encoded.prompt_ids) == reference["input_ids"][0].tolist()
-        assert torch.equal(torch.cat([image.pixels for image in encoded.images]), reference["pixel_values"])
-        assert [list(image.grid) for image in encoded.images] == reference["image_grid_thw"].tolist()
-        assert encoder.length(sample) == len(encoded.prompt_ids) + len(encoded.reply_ids)
+        assert list(prompt.token_ids) == reference["input_ids"][0].tolist()
+        assert torch.equal(torch.cat([image.pixels for image in prompt.images]), reference["pixel_values"])
+        assert [list(image.grid) for image in prompt.images] == reference["image_grid_thw"].tolist()
+        assert encoder.length(sample) == len(prompt.token_ids) + len(reply)
         whole = processor.apply_chat_template(
             [*sample_prompt(sample, mode, template), {"role": "assistant", "content": gold_reply(sample, mode)}],
             tokenize=False,
@@ -82,67 +77,93 @@ def replace_template(template: str) -> ModelConfig:
     return ModelConfig.model_validate(MODEL.model_dump() | {"template": template, "max_length": 2048})
 
 
-def test_the_collator_agrees_with_the_processor_on_a_batch(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
+def test_the_yardsticks_collator_agrees_with_the_processor_on_a_batch(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
     encoder = SampleEncoder(processor, "direct", MODEL)
-    batch = ReplyCollator(encoder, samples)([{"sample": 0}, {"sample": 1}])
+    batch = Collator(encoder, samples)([{"sample": 0}, {"sample": 1}])
     texts, images = [], []
     for sample in samples:
         prompt = sample_prompt(sample, "direct", "compact-v1")
         chat = processor.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         texts.append(chat + gold_reply(sample, "direct") + "<|im_end|>")
-        images += [encoder._load(sample, index) for index in range(len(sample.views))]
+        images += [encoder.load(sample, index) for index in range(len(sample.views))]
     reference = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
     assert set(reference) == set(batch) - {"labels"}
     for name in reference:
         assert torch.equal(batch[name], reference[name]), name
 
 
-def test_one_trl_step_has_the_loss_of_a_hand_made_forward(samples, processor, tiny_model, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Sum of the replies' token losses over the batch, divided by their number; each sample forwarded on its own."""
+def train(model, encoder: SampleEncoder, batches: list[list[Sample]], lr: float) -> list[float]:  # type: ignore[no-untyped-def]
+    """Our steps without Ray: the losses."""
+    scorer = ReplyScorer(model.train())
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, losses = torch.optim.AdamW(learning, lr=lr, weight_decay=0.0), []
+    for batch in batches:
+        packed = pack_samples(model, encoder, batch)
+        loss = reply_loss(scorer(packed)[0], len(packed.target))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_our_steps_are_those_of_trls_trainer(samples, processor, tiny_model, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Losses and weights after four steps over unequal images, one of them marked, twice in a batch."""
     encoder = SampleEncoder(processor, "actions", MODEL)
-    reference = load_model(tiny_model)
-    image_id = reference.config.image_token_id
-    losses, count = torch.zeros(()), 0
-    for sample in samples:
-        item = encoder.encode(sample)
-        ids = torch.tensor([item.prompt_ids + item.reply_ids])
-        with torch.no_grad():
-            logits = reference(
-                input_ids=ids,
-                pixel_values=torch.cat([image.pixels for image in item.images]),
-                image_grid_thw=torch.tensor([image.grid for image in item.images]),
-                mm_token_type_ids=(ids == image_id).long(),
-            ).logits[0]
-        start = len(item.prompt_ids)
-        losses += torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="sum")
-        count += len(item.reply_ids)
-    config = SftConfig(max_steps=1, batch_size=2, lr=1e-3)
-    trainer = make_trainer(
-        load_model(tiny_model), encoder, samples, trl_config(config, MODEL, tmp_path, workers=1, gpu=False, seed=0)
-    )
-    trainer.train()
-    logged = trainer.state.log_history[0]
-    assert logged["loss"] == pytest.approx((losses / count).item(), rel=1e-4)
-    assert logged["grad_norm"] > 0
+    many = [*samples, replace(samples[0], id="again"), replace(samples[1], id="once more")]
+    order = SampleOrder(len(many), 3, 0)
+    batches = [[many[index] for index in order.indices(step)] for step in range(4)]
+    ours, theirs = load_model(tiny_model), load_model(tiny_model)
+    losses = train(ours, encoder, batches, 1e-3)
+    settings = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0}
+    history = trl_history(theirs, encoder, batches, tmp_path, **settings)
+    assert losses == pytest.approx([row["loss"] for row in history], rel=1e-4)
+    start, found = load_model(tiny_model).state_dict(), theirs.state_dict()
+    for name, weight in ours.state_dict().items():
+        moved = (found[name] - start[name]).norm()
+        assert (weight - found[name]).norm() < 0.02 * moved + 1e-5, name
 
 
-def test_training_learns_the_replies(samples, processor, tiny_model, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_parts_of_workers_make_the_loss_of_the_whole_batch(samples, processor, tiny_model) -> None:  # type: ignore[no-untyped-def]
+    encoder, model = SampleEncoder(processor, "actions", MODEL), load_model(tiny_model)
+    scorer = ReplyScorer(model)
+    tokens = sum(len(encoder.reply(sample)) for sample in samples)
+    with torch.no_grad():
+        whole = reply_loss(scorer(pack_samples(model, encoder, samples))[0], tokens)
+        parts = [reply_loss(scorer(pack_samples(model, encoder, [sample]))[0], tokens, 2) for sample in samples]
+    assert (sum(parts) / 2).item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_training_learns_the_replies(samples, processor, tiny_model) -> None:  # type: ignore[no-untyped-def]
     """All weights learn, with LoRA the language model's adapters alone."""
-    config = SftConfig(max_steps=8, batch_size=2, lr=2e-3)
+    from hatch_ray.model.lora import add_lora, merged_state
+
     for rank in (0, 4):
         model = load_model(tiny_model)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        arguments = trl_config(config, MODEL, tmp_path / str(rank), workers=1, gpu=False, seed=0)
-        encoder = SampleEncoder(processor, "direct", MODEL)
-        trainer = make_trainer(model, encoder, samples, arguments, lora_rank=rank)
-        trainer.train()
-        history = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-        assert len(history) == 8
-        assert history[-1] < history[0]
-        trained = trainer.model.merge_and_unload() if rank else trainer.model
-        changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])}
+        if rank:
+            add_lora(model, rank)
+        losses = train(model, SampleEncoder(processor, "direct", MODEL), [samples] * 8, 2e-3)
+        assert losses[-1] < losses[0]
+        trained = merged_state(model) if rank else model.state_dict()
+        changed = {name for name, tensor in trained.items() if not torch.equal(tensor, before[name])}
         assert any("language_model" in name for name in changed)
         assert any("visual" in name for name in changed) == (rank == 0)
+
+
+def test_recomputed_activations_give_the_same_gradient(samples, processor, tiny_model) -> None:  # type: ignore[no-untyped-def]
+    """What the stage switches on on GPUs, over packed rows."""
+    encoder, gradients = SampleEncoder(processor, "actions", MODEL), []
+    for recomputed in (False, True):
+        model = load_model(tiny_model).train()
+        if recomputed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        packed = pack_samples(model, encoder, samples)
+        reply_loss(ReplyScorer(model)(packed)[0], len(packed.target)).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-6), name
 
 
 def test_a_share_keeps_every_task_and_follows_the_seed(samples: list[Sample]) -> None:
@@ -166,23 +187,5 @@ def test_two_samples_of_one_name_are_refused(samples: list[Sample], processor) -
 
 
 def test_total_steps() -> None:
-    assert total_steps(10, SftConfig(epochs=2, batch_size=4)) == 6
+    assert total_steps(10, SftConfig(epochs=2, batch_size=4)) == 5
     assert total_steps(10, SftConfig(epochs=2, batch_size=4, max_steps=5)) == 5
-
-
-def test_a_checkpoint_continues_with_the_losses_of_a_run_that_never_stopped(  # type: ignore[no-untyped-def]
-    samples, processor, tiny_model, tmp_path
-) -> None:
-    """The weights must come from the folder itself: the trainer alone restores optimizer and order, not the weights."""
-    encoder = SampleEncoder(processor, "direct", MODEL)
-
-    def losses(model, steps: int, resume: Path | None = None) -> list[float]:  # type: ignore[no-untyped-def]
-        config = SftConfig(max_steps=steps, batch_size=2, lr=2e-3, save_every=2)
-        trainer = make_trainer(model, encoder, samples, trl_config(config, MODEL, tmp_path, 1, gpu=False, seed=0))
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        return [row["loss"] for row in trainer.state.log_history if "loss" in row]
-
-    whole = losses(load_model(tiny_model), 4)
-    state = tmp_path / "checkpoint-2"
-    assert losses(load_model(state), 4, state) == pytest.approx(whole, rel=1e-4)
-    assert losses(load_model(tiny_model), 4, state)[2:] != pytest.approx(whole[2:], rel=1e-2)

@@ -7,12 +7,10 @@ import asyncio
 import json
 import os
 import signal
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-import torch
 from runs import ROOMS, SHORT, finish, metrics, rows_of, start, wait_for_step
 from taught import TASKS
 from wall_scene import wall_sample
@@ -20,7 +18,7 @@ from wall_scene import wall_sample
 from actors.boards import ExperienceBoard
 from actors.checkpoints import Checkpoints, problem
 from actors.pasta_stage import run_pasta
-from actors.sft_stage import StageCallback, run_sft
+from actors.sft_stage import run_sft
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder, read_jsonl
@@ -90,22 +88,6 @@ def test_the_board_tells_all_workers_that_get_no_shard_whether_to_save():
 
     assert asyncio.run(ends(True)) == [None, None, True]
     assert asyncio.run(ends(False)) == [None, None, False]
-
-
-def test_a_supervised_stage_stops_before_its_last_step_and_not_at_it(tmp_path):
-    run = RunFolder(tmp_path)
-    arguments = SimpleNamespace(device=torch.device("cpu"))
-
-    def ended(step: int) -> tuple[bool, bool, bool]:
-        watch = StageCallback(run, "qa_sft", 4, None)  # type: ignore[arg-type]
-        control = SimpleNamespace(should_save=False, should_training_stop=False)
-        watch.on_step_end(arguments, SimpleNamespace(global_step=step, max_steps=3), control)
-        return watch.stopped, control.should_save, control.should_training_stop
-
-    assert ended(1) == (False, False, False)
-    run.stop_path.touch()
-    assert ended(1) == (True, True, True)
-    assert ended(3) == (False, False, False), "the stage is done: its model is written as always"
 
 
 @pytest.mark.slow

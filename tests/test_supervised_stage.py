@@ -6,23 +6,23 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SeedableRandomSampler, skip_first_batches
-from torch.utils.data import BatchSampler
+from trl_sft import trl_history
 from wall_scene import wall_sample
 
 from actors.checkpoints import Checkpoints
-from actors.fit import check_finite, forget_after, stage_workers
-from actors.pasta_stage import make_scheduler, run_pasta
-from actors.sft_stage import StageCallback, run_sft
+from actors.pasta_stage import run_pasta
+from actors.sft_stage import run_sft
+from actors.supervised import check_finite, make_scheduler
+from actors.train_workers import stage_workers
 from hatch_ray.config import Config, make_config
+from hatch_ray.learning.order import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
-from hatch_ray.learning.sft import SampleEncoder, make_trainer, trl_config
+from hatch_ray.learning.sft import SampleEncoder
 from hatch_ray.model.base import checksum, load_model, load_processor, part_checksum, set_trainable
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
@@ -160,12 +160,13 @@ def test_sft_on_two_workers_stopped_and_resumed(
     rows = read_jsonl(run.metrics_path)
     assert [row["step"] for row in rows] == list(range(1, 8))
     encoder = SampleEncoder(load_processor(tiny_model), "direct", config.model)
-    arguments = trl_config(config.qa_sft, config.model, tmp_path / "alone", 1, gpu=False, seed=config.seed)
-    alone = make_trainer(load_model(tiny_model), encoder, samples, arguments)
-    alone.train()
-    expected = [row["loss"] for row in alone.state.log_history if "loss" in row]
+    order = SampleOrder(len(samples), 4, config.seed)
+    batches = [[samples[index] for index in order.indices(step)] for step in range(7)]
+    settings = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "weight_decay": 0.0, "max_grad_norm": 1.0}
+    history = trl_history(load_model(tiny_model), encoder, batches, tmp_path / "alone", **settings)
+    expected = [row["loss"] for row in history]
     assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-3)
-    assert all({"loss", "lr", "grad_norm", "samples_per_s", "token_accuracy"} <= row.keys() for row in rows)
+    assert all({"loss", "lr", "grad_norm", "samples_per_s"} <= row.keys() for row in rows)
     assert result["steps"] == 7
     assert result["loss_last"] < result["loss_first"]
     assert seen[-1] == (7, 7)
@@ -214,23 +215,6 @@ def test_a_loss_that_is_not_finite_stops_the_stage_with_its_step(
     assert not run.stage_model("qa_sft").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_stage_resumed_inside_a_later_epoch_keeps_its_order(workers: int) -> None:
-    def loader() -> DataLoaderShard:
-        batches = BatchSampler(SeedableRandomSampler(list(range(8)), data_seed=0), 2, drop_last=False)
-        sampler = batches if workers == 1 else BatchSamplerShard(batches, workers, 0)
-        return DataLoaderShard(list(range(8)), batch_sampler=sampler)
-
-    whole = loader()
-    first, second = ([batch.tolist() for batch in whole] for _ in range(2))
-    assert first != second
-    resumed = loader()
-    StageCallback.on_epoch_begin(None, None, SimpleNamespace(epoch=1.5), None, resumed)  # type: ignore[arg-type]
-    rest = skip_first_batches(resumed, 1)
-    rest.set_epoch(1)  # as the Trainer does
-    assert [batch.tolist() for batch in rest] == second[1:]
-
-
 def test_a_sample_too_long_is_refused_before_ray_starts(
     samples: list[Sample], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -241,8 +225,12 @@ def test_a_sample_too_long_is_refused_before_ray_starts(
 
 
 def test_workers_share_a_batch_evenly(tmp_path: Path) -> None:
-    config = config_of(tmp_path, learner={"workers": 4})
-    assert [stage_workers(config, batch) for batch in (1, 2, 4, 6, 32)] == [1, 2, 4, 2, 4]
+    found = []
+    for batch in (1, 2, 4, 6, 32):
+        config = config_of(tmp_path, learner={"workers": 4}, pasta={"batch_size": batch})
+        found.append(stage_workers(config, "pasta"))
+    assert found == [1, 2, 4, 2, 4]
+    assert stage_workers(config, "grpo") == 4
 
 
 def test_not_finite_values_are_named() -> None:
@@ -255,7 +243,7 @@ def test_metrics_beyond_the_state_are_forgotten(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for stage, step in (("pasta", 1), ("pasta", 2), ("qa_sft", 1), ("qa_sft", 2), ("qa_sft", 3)):
         run.log(stage, step, {"loss": 1.0})
-    forget_after(run, "qa_sft", 1)
+    run.forget_after("qa_sft", 1)
     assert [(row["stage"], row["step"]) for row in read_jsonl(run.metrics_path)] == [
         ("pasta", 1), ("pasta", 2), ("qa_sft", 1)
     ]  # fmt: skip

@@ -19,6 +19,7 @@ def status_text(status: dict[str, Any], ended: str | None) -> str:
     left = f", about {words_of(eta)} left in this stage" if eta is not None and not ended else ""
     phase = f", now: {status['phase']}" if status.get("phase") and not ended else ""
     lines.append(f"stage: {status['stage']}{steps}{left}{phase}")
+    lines += status.get("notes", [])
     if "roles" not in status:
         return "\n".join(lines)
     lines.append(f"{'role':<9}{'alive':>6}{'wanted':>8}{'starting':>10}{'replaced':>10}{'queue':>7}  nodes")
