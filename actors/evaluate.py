@@ -63,7 +63,13 @@ def answer(engines: EnginePool, model: Asked, samples: list[Sample], config: Con
 
 
 def evaluate_model(
-    engines: EnginePool, name: str, model: Asked, samples: list[Sample], config: Config, console: Console, told: Told
+    engines: EnginePool,
+    name: str,
+    model: Asked,
+    samples: list[Sample],
+    config: Config,
+    console: Console,
+    told: Told = nobody,
 ) -> None:
     """Ask one model every sample and write RUN/eval/<name>.json and .jsonl."""
     start = time.monotonic()
