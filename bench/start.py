@@ -6,7 +6,7 @@ after a change.
 `hatch demo` with few steps a stage, of this tree and of an older commit (a git worktree, the same environment), in
 turn. Both are watched from outside, so the older one needs no change: RUN/metrics.jsonl says when steps ended, titles
 of Ray's processes when an engine is asked (`ray::RolloutEngine.generate`), /proc what each process has spent. A
-process's last figure is kept when it ends; one that lives for less than a look (0.05 s) is not seen.
+process's last figure is kept when it ends; one that lives for less than a look (0.1 s) is not seen.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hatch_ray.run_folder import STAGES, read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BEFORE = "ff01234"
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 ASKED = "RolloutEngine.generate"
 TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE_S = 1800.0
@@ -83,21 +83,30 @@ def processes() -> dict[int, tuple[int, int, float]]:
     """Every process of this machine: pid -> (parent, start in ticks, CPU seconds of its own)."""
     found = {}
     for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                fields = Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue  # it has ended
+        if name.isdecimal() and (line := read(f"/proc/{name}/stat")):
+            fields = line.rpartition(b")")[2].split()
             found[int(name)] = (int(fields[1]), int(fields[19]), (int(fields[11]) + int(fields[12])) / TICKS)
     return found
 
 
+def read(path: str) -> bytes:
+    """The beginning of a file of /proc, empty when its process has ended. Plain calls: there are many, and the run that
+    is watched has the same cores."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(file, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
+
+
 def title(pid: int) -> str:
     """A process's command line, which Ray turns into what a worker does; empty when it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
+    return read(f"/proc/{pid}/cmdline").decode(errors="replace")
 
 
 def watch(tree: Path, config: Path, run: Path) -> Seen:
