@@ -55,7 +55,7 @@ def test_spans_leave_the_steps_out():
         "command to the first step of pasta": 19.0,
         "command to the first step of grpo": 30.0,
         "last step of pasta to the first of grpo": 8.0,
-        "last step to the first reply of the evaluation": pytest.approx(14.15, abs=0.01),
+        "last step to the first reply of the evaluation": pytest.approx(14.1 + start.LOOK_SECONDS, abs=0.01),
         "the whole command": 100.0,
     }
     assert found["command to the first step of pasta"]["cpu_s"] == 20 + 9 * 2
