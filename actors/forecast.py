@@ -28,13 +28,13 @@ BATCH = {"pasta": 16, "qa_sft": 16, "cold_start": 16, "grpo": 64}
 """Pairs, samples or completions of such a step."""
 ANSWER_S = 25 / 300
 """A held-out question, asked of one model."""
-OVERHEAD_S = {"start": 45.0, "pasta": 5.0, "qa_sft": 5.0, "cold_start": 5.0, "grpo": 10.0, "evaluation": 15.0,
-              "service": 35.0}  # fmt: skip
+OVERHEAD_S = {"start": 58.0, "pasta": 20.0, "qa_sft": 4.0, "cold_start": 2.0, "grpo": 4.0, "evaluation": 4.0,
+              "service": 28.0}  # fmt: skip
 """What is neither a step nor an answer: rooms, Ray, engines, models to disk, intervals, the service, the report."""
 MEMORY_GIB = 8.0
 """A demo runs in a container of as much."""
 DISK_GIB = 0.5
-"""A finished run folder, rooms and checkpoints in it."""
+"""A finished run folder, rooms and checkpoints in it (RUN/timing.json has what it came to)."""
 
 STARTS = "start"
 WORKERS = 2

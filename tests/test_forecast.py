@@ -108,12 +108,15 @@ def test_the_demo_says_what_is_to_come_what_is_left_and_where_it_went(tmp_path):
     clock.end("service")
     clock.finish(memory_gib=3.25)
     text = console.export_text()
-    # Half as fast: twice the seconds of start 45, pasta 55, base and swapped 15 + 50, service 35.
-    assert "About 7 min on this machine: start 90 s, pasta 2 min, evaluation 2 min, service 70 s" in text
+    # Half as fast: twice the seconds of PaStA's 100 steps, of base and swapped on 300 questions, and of the overheads.
+    overhead = sum(OVERHEAD_S[part] for part in ("start", "pasta", "evaluation", "service"))
+    total = 2 * (overhead + 100 * STEP_S["pasta"] + 2 * 300 * ANSWER_S)
+    assert f"About {minutes(total)} on this machine: start {minutes(2 * OVERHEAD_S['start'])}, pasta " in text
     assert "0.50 times as fast as AMD EPYC" in text and "of memory" in text and "of disk" in text
     assert text.count(" left (") == 2 and "3.2 GiB of memory at most" in text
     kept = json.loads(run.timing_path.read_text())
     assert kept["training"] == {"pasta": 6.0} and kept["answering"] == 11.0
     assert kept["parts"]["start"] == pytest.approx(10, abs=1) and kept["parts"]["pasta"] == pytest.approx(20, abs=1)
     assert kept["everything_else"] == pytest.approx(kept["seconds"] - 17, abs=0.11)
-    assert kept["foretold"] == 2 * (45 + 55 + 65 + 35) and kept["memory_gib"] == 3.25
+    assert kept["foretold"] == pytest.approx(total) and kept["memory_gib"] == 3.25
+    assert 0 <= kept["disk_gib"] < 0.01
