@@ -32,6 +32,7 @@ from hatch_ray.learning.trainer_state import (
     write_state,
 )
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor, save_model
+from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
@@ -80,7 +81,7 @@ class Learner:
         self.bad_in_a_row = 0
         self.processor = load_processor(model, config.model.max_pixels)
         self._processor_to_save: Any = None
-        self.model = load_model(model, config.model.dtype).to(device).train()
+        self.model = self._load(model).train()
         banned = banned_token_ids(
             self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
         )
@@ -90,7 +91,7 @@ class Learner:
 
             add_lora(self.model, config.model.lora_rank)
         elif grpo.beta:
-            frozen = load_model(model, config.model.dtype).to(device).requires_grad_(False)
+            frozen = self._load(model).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned)
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned)
         self.wrapped = DistributedDataParallel(self.scorer, broadcast_buffers=False) if world > 1 else self.scorer
@@ -99,6 +100,12 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.learning, lr=grpo.lr, weight_decay=grpo.weight_decay)
         name = "constant_with_warmup" if grpo.schedule == "constant" else "cosine"
         self.scheduler = get_scheduler(name, self.optimizer, grpo.warmup_steps, steps * grpo.updates_per_step)
+
+    def _load(self, folder: str | Path) -> Any:
+        model = load_model(folder, self.config.model.dtype).to(self.device)
+        if self.device.type == "cpu":
+            speed_up_vision(model)
+        return model
 
     def learned_weights(self) -> dict[str, torch.Tensor]:
         """What an engine needs to become this version: of `weights`, the parts in which something learns."""

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from actors.engines import EnginePool
 from actors.pools import Loss
 from actors.train_workers import TrainWorkers, stage_workers
 from hatch_ray.config import Config
 from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder
+
+if TYPE_CHECKING:  # it brings torch along; by then the learner's workers are on their way
+    from actors.engines import EnginePool
 
 
 def why_not_early(config: Config) -> str | None:
@@ -66,6 +69,8 @@ class RunProcesses:
         if why := why_not_early(self.config):
             self.notes.append(f"the engines start with GRPO: {why}")
             return
+        from actors.engines import EnginePool
+
         self._kept = EnginePool(model_source(self.config.model.base), self.config)
 
     @contextmanager
@@ -75,6 +80,8 @@ class RunProcesses:
         """Engines for a stage: those that run already, with whatever weights they hold, else new ones with `model`'s,
         which end with the block. They are up when the block begins.
         """
+        from actors.engines import EnginePool
+
         if self._kept is None:
             pool = EnginePool(model, self.config, on_loss=on_loss, beside=beside)
             try:
