@@ -48,7 +48,7 @@ def seen(folder: Path) -> dict[int, dict[str, int]]:
     return {int(path.stem): json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_group_serves_stage_after_stage_and_a_failed_one_is_followed_by_another(
     ray_cluster: Any, tmp_path: Path
 ) -> None:
