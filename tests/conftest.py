@@ -57,7 +57,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def taught_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That model after a short lesson: its replies differ in reward, so that GRPO has something to learn from."""
-    from taught import teach
+    from tests.support.taught import teach
 
     return teach(tiny_model, tmp_path_factory.mktemp("model") / "taught")
 
@@ -87,11 +87,10 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of one service with the tiny model, for every test that only asks it."""
-    from runs import free_port
-
     from hatch_ray.config import make_config, save_config
     from hatch_ray.run_folder import RunFolder
     from serve.launch import start_service, stop_service
+    from tests.support.runs import free_port
 
     run = RunFolder(tmp_path_factory.mktemp("serve"))
     (run.path / "grpo").mkdir()

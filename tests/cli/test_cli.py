@@ -1,0 +1,70 @@
+"""What a user types wrong gets one line, exit code 2, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+
+
+def hatch(*words: str, cwd: Path = REPO, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "hatch_ray.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+        env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "absent.yaml"], "config file absent.yaml does not exist"),
+        (["train", "configs/tiny.yaml", "grpo.bata=1"], "did you mean 'grpo.beta'"),
+        (["train", "configs/tiny.yaml", "grpo.lr=fast"], "grpo.lr"),
+        (["train", "configs/tiny.yaml", "grpo.group_size=1"], "greater than or equal to 2"),
+        (["train", "configs/tiny.yaml", "grpo"], "is not KEY=VALUE"),
+        (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run"], "data.root=PATH"),
+        (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run", "data.root={tmp}/nothing"], "is not a folder"),
+        (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run", "data.root={tmp}/empty"], "empty"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/full"], "is not empty and is not a run folder"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=./absent"], "does not exist"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "data.tasks=[cooking]"], "cooking"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "rollout.actors=500"], "rollout"),
+        (["eval", "{tmp}/nothing"], "is not a run folder"),
+        (["report", "{tmp}/nothing"], "is not a run folder"),
+        (["serve", "{tmp}/nothing"], "is not a run folder"),
+        (["data", "show", "{tmp}/empty"], "index.jsonl"),
+        (["ablate", "configs/tiny.yaml", "--out", "s3://bucket/runs"], "--out s3://bucket/runs is a bucket"),
+        (["report", "s3://bucket/.."], "s3://BUCKET/FOLDER"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, words, said):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    done = hatch(*(word.replace("{tmp}", str(tmp_path)) for word in words))
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora"])
+def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(config):
+    done = hatch("train", f"configs/{config}.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for word in ("PaStA", "QA SFT", "Cold start", "GRPO", "learner", "rollout", "reward", "GiB"):
+        assert word in done.stdout
+    if config == "hatch_3b":
+        assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
+
+
+def test_doctor_says_that_this_machine_can_run_the_demo():
+    done = hatch("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vLLM" in done.stdout and "Ray" in done.stdout
