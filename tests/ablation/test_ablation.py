@@ -293,7 +293,7 @@ def test_a_step_without_actions_leaves_a_gap_in_the_curve(tmp_path: Path) -> Non
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_ablate_trains_shares_resumes_and_compares(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "ablation"
     words = ["ablate", "configs/tiny.yaml", "--seeds", "1", "--grids", "4", "--out", str(out),

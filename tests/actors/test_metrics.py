@@ -50,7 +50,7 @@ STEP = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_ray_exports_every_name_of_the_table(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
     append_jsonl(run.recoveries, [{"what": "driver"}])  # of an earlier start, which has counted it

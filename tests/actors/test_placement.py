@@ -129,7 +129,7 @@ def test_impossible_roles_are_refused(tree, message):
         make_config(tree)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_four_ray_nodes(repository):
     """A script of its own, because one process knows one cluster: see tests/support/four_nodes.py."""
     done = subprocess.run(

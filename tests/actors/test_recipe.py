@@ -33,7 +33,7 @@ STAGES = ["cold_start", "grpo"]
 STEPS = 8
 """GRPO steps: enough that each fault meets a run at work."""
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rest
 
 
 def words(run: Path, model: Path, *more: str) -> list[str]:

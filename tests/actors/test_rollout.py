@@ -22,7 +22,7 @@ from hatch_ray.protocol.prompt import build_prompt
 from tests.support.pictures import photo
 from tests.support.publishing import Learning, disturb
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rest
 MAX_PIXELS = 112 * 112
 
 

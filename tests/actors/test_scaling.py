@@ -130,7 +130,7 @@ def settled(pool, seconds=120):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_random_sizes_lose_and_repeat_nothing(scorers, tmp_path):
     """Another number of actors as soon as the last one is reached, from another thread, as `hatch scale` sets it."""
     pool, losses = scorers
@@ -157,7 +157,7 @@ def test_random_sizes_lose_and_repeat_nothing(scorers, tmp_path):
     assert len(done) == first
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_random_sizes_and_deaths_give_the_same_results(scorers, tmp_path):
     pool, losses = scorers
     chance = random.Random(7)
@@ -363,7 +363,7 @@ def rooms(folder):
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_stage_that_is_scaled_is_the_same_to_the_last_bit(ray_cluster, taught_model, tmp_path):
     """More engines and judges, then fewer, by commands from outside, between the steps of a real GRPO stage."""
     tree = {

@@ -28,7 +28,7 @@ from tests.support.wall_scene import wall_sample
 PLACES = [(0.0, 0.0), (1.3, 0.2), (0.4, 1.2)]
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 @pytest.mark.parametrize("stage", ["pasta", "qa_sft"])
 def test_two_workers_save_at_one_step(ray_cluster, tiny_model, tmp_path, stage):
     run = RunFolder(tmp_path / "run")
@@ -108,7 +108,7 @@ def test_a_supervised_stage_stops_before_its_last_step_and_not_at_it(tmp_path):
     assert ended(3) == (False, False, False), "the stage is done: its model is written as always"
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_grpo_trains_what_it_has_sampled_saves_and_ends(taught_model, tmp_path):
     run = tmp_path / "run"
     process = start([

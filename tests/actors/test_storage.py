@@ -524,7 +524,7 @@ def test_a_bucket_that_is_not_there_or_not_allowed_is_one_line_before_anything_i
     assert SECRET not in str(refusal.value)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_killed_run_goes_on_from_the_bucket_on_a_new_machine_and_is_read_from_there(address, tmp_path, tiny_model):
     """Real training: what the new machine trains is what the first one had trained beyond the state in the bucket."""
     words = [

@@ -108,7 +108,7 @@ def resume_exactly(run: RunFolder, stage: str, again: Callable[[], Any], caplog:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_pasta_on_two_workers_stopped_and_resumed(
     ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +141,7 @@ def test_pasta_on_two_workers_stopped_and_resumed(
     assert json.loads(run.evaluation("patch_retrieval").read_text()) == table
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_sft_on_two_workers_stopped_and_resumed(
     ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,7 +172,7 @@ def test_sft_on_two_workers_stopped_and_resumed(
     resume_exactly(run, "qa_sft", stage, caplog)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_cold_start_with_lora_merges_its_adapters(
     ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,7 +199,7 @@ def test_cold_start_with_lora_merges_its_adapters(
     assert checksum(load_model(run.stage_model("cold_start")).state_dict()) == checksum(model)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_loss_that_is_not_finite_stops_the_stage_with_its_step(
     ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path
 ) -> None:

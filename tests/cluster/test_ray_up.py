@@ -161,7 +161,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_ray_up_sets_a_machine_up_over_ssh(cluster):
     home = cluster.folder / "home"
     assert (home / "hatch-ray" / "configs" / "tiny.yaml").is_file(), "the checkout"
@@ -172,7 +172,7 @@ def test_ray_up_sets_a_machine_up_over_ssh(cluster):
     assert processes_of(cluster.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_submitted_run_streams_stops_with_a_checkpoint_and_goes_on(cluster, tiny_model, tmp_path):
     run, steps = tmp_path / "run", STEPS
     words = [
@@ -215,7 +215,7 @@ def stop_at_work(cluster, name, words, run, step):
     assert "was stopped" in cluster.ray("job", "status", "--address", cluster.address, name)
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_ray_down_ends_it(cluster):
     cluster.ray("down", "-y", str(cluster.file))
     assert processes_of(cluster.folder) == []

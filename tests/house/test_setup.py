@@ -199,7 +199,7 @@ def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "install", "doctor"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-rest", "lint", "install", "doctor"])
 def test_a_second_make_installs_nothing(target, tmp_path):
     """With a stamp newer than lock, installer and pyproject, no target runs the installer."""
     for name in ("Makefile", "pyproject.toml", "requirements/cpu.lock", "requirements/install.py"):

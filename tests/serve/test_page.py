@@ -170,7 +170,7 @@ def seen(canvas: Any) -> np.ndarray:
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_question_becomes_an_answer_and_cameras(watched):
     page = watched.page
     example = watched.example(THREE)
@@ -217,7 +217,7 @@ def test_a_question_becomes_an_answer_and_cameras(watched):
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_keyboard_alone_is_enough(watched):
     page = watched.page
 
@@ -259,7 +259,7 @@ def test_keyboard_alone_is_enough(watched):
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_errors_are_told_in_words(watched):
     page = watched.page
     ask = page.get_by_role("button", name="Ask", exact=True)
@@ -288,7 +288,7 @@ def test_errors_are_told_in_words(watched):
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_narrow_screen_needs_no_sideways_scrolling(service, browser):
     watched = Watched(service, browser, viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
     page = watched.page
@@ -312,7 +312,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(service, browser):
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_without_webgl_the_cameras_are_drawn_flat_and_said_so(service, chromium):
     with chromium("--disable-3d-apis") as browser:
         watched = Watched(service, browser)
@@ -325,7 +325,7 @@ def test_without_webgl_the_cameras_are_drawn_flat_and_said_so(service, chromium)
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_everything_to_use_has_a_name_and_text_stands_out(watched):
     page = watched.page
     watched.example(ROOM)
@@ -367,7 +367,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_cameras_stand_where_the_poses_say(watched):
     rng = np.random.default_rng(0)
     true = [RigidTransform.identity()] + [
@@ -390,7 +390,7 @@ def test_cameras_stand_where_the_poses_say(watched):
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_replies_in_words(watched):
     """Sentences for replies that a random model does not write."""
     words = "async ([name, ...given]) => (await import('/page/words.js'))[name](...given)"
@@ -446,7 +446,7 @@ def test_replies_in_words(watched):
 
 
 @in_browser
-@pytest.mark.slow
+@pytest.mark.rest
 def test_a_long_request_shows_progress_and_can_be_cancelled(watched):
     page = watched.page
     watched.example(THREE)

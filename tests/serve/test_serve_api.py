@@ -28,7 +28,7 @@ from serve.examples import QUESTION as QUESTION_EXAMPLE
 from serve.schema import ReasonReply, ReasonRequest, Refusal
 from tests.support.pictures import photo
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rest
 
 
 def file_of(image: Image.Image, kind: str = "PNG") -> bytes:

@@ -17,7 +17,7 @@ from tests.support.runs import finish, kill, reserve_ports, start
 START_SECONDS = 240
 
 
-@pytest.mark.slow
+@pytest.mark.rest
 def test_hatch_serve_over_haproxy(tiny_model: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()

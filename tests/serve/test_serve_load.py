@@ -35,7 +35,7 @@ from serve.schema import ReasonRequest
 from serve.settings import Settings, model_version
 from tests.support.pictures import photo
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rest
 MODEL = {"template": "compact-v1", "max_images": 3, "max_length": 768, "max_pixels": 112 * 112}
 
 
