@@ -188,8 +188,10 @@ def test_a_deadline_that_expires_says_who_waits_for_what(ray_cluster, entered, t
     text = str(caught.value)
     assert text.startswith(f"grpo: step 5 of the learner: no answer in {SECONDS} s.")
     assert "learner rank 1 waits for its shard of step 5" in text
-    assert re.search(rf"learner rank 1 \(process {pid}\): work \(tests/test_deadlines\.py:\d+\)", text)
-    assert re.search(rf"driver \(process {os.getpid()}\): test_a_deadline\w+ \(tests/test_deadlines\.py:\d+\)", text)
+    assert re.search(rf"learner rank 1 \(process {pid}\): work \(tests/actors/test_deadlines\.py:\d+\)", text)
+    assert re.search(
+        rf"driver \(process {os.getpid()}\): test_a_deadline\w+ \(tests/actors/test_deadlines\.py:\d+\)", text
+    )
     (written,) = (tmp_path / "stacks").glob(f"learner-rank-1-*-{pid}.txt")
     assert "wait_for" in written.read_text()
 

@@ -1,21 +1,47 @@
 """What a user types wrong gets one line, exit code 2, and leaves nothing behind."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from subprocess import CompletedProcess
 
 import pytest
 
-REPO = Path(__file__).parents[2]
+from hatch_ray.cli import main
+from tests.support.runs import REPOSITORY
 
 
-def hatch(*words: str, cwd: Path = REPO, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "hatch_ray.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=timeout,
-        env=environment,
-    )  # fmt: skip
+@pytest.fixture
+def hatch(monkeypatch, capfd) -> Callable[..., CompletedProcess[str]]:
+    """`hatch ...` without a process of its own, which would import torch and Ray anew for each line."""
+
+    def run(*words: str) -> CompletedProcess[str]:
+        monkeypatch.chdir(REPOSITORY)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["hatch", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return CompletedProcess(words, int(end.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+def check_mistake(done: CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_more_than_the_machine_has_is_one_line_of_a_process_of_its_own(tmp_path):
+    """Which starts Ray, finds what is missing, and ends."""
+    words = ["train", "configs/tiny.yaml", f"run_dir={tmp_path}/run", "rollout.actors=500"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hatch_ray.cli", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    check_mistake(done, "rollout")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -32,7 +58,6 @@ def hatch(*words: str, cwd: Path = REPO, timeout: float = 120) -> subprocess.Com
         (["train", "configs/tiny.yaml", "run_dir={tmp}/full"], "is not empty and is not a run folder"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=./absent"], "does not exist"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "data.tasks=[cooking]"], "cooking"),
-        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "rollout.actors=500"], "rollout"),
         (["eval", "{tmp}/nothing"], "is not a run folder"),
         (["report", "{tmp}/nothing"], "is not a run folder"),
         (["serve", "{tmp}/nothing"], "is not a run folder"),
@@ -41,21 +66,17 @@ def hatch(*words: str, cwd: Path = REPO, timeout: float = 120) -> subprocess.Com
         (["report", "s3://bucket/.."], "s3://BUCKET/FOLDER"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, words, said):
+def test_a_mistake_is_one_line_and_leaves_nothing(hatch, tmp_path, words, said):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
-    done = hatch(*(word.replace("{tmp}", str(tmp_path)) for word in words))
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert len(done.stderr.strip().splitlines()) == 1
+    check_mistake(hatch(*(word.replace("{tmp}", str(tmp_path)) for word in words)), said)
     assert not (tmp_path / "run").exists()
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["notes.txt"]
 
 
 @pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora"])
-def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(config):
+def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
     done = hatch("train", f"configs/{config}.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
     for word in ("PaStA", "QA SFT", "Cold start", "GRPO", "learner", "rollout", "reward", "GiB"):
@@ -64,7 +85,7 @@ def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(config):
         assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
 
 
-def test_doctor_says_that_this_machine_can_run_the_demo():
+def test_doctor_says_that_this_machine_can_run_the_demo(hatch):
     done = hatch("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "vLLM" in done.stdout and "Ray" in done.stdout

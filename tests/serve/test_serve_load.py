@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import gc
 import io
 import json
 import shutil
@@ -111,8 +110,6 @@ def replica(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     replica = Replica(*make_run(tmp_path_factory.mktemp("replica"), tiny_model, serving))
     yield replica
     replica.close()
-    del replica
-    gc.collect()  # it would wait here for ever for a socket of vLLM that stayed open
 
 
 def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, replica):
