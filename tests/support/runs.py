@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -62,6 +63,17 @@ def hatch(*words: str, timeout: float = 300) -> str:
     output = finish(process, timeout)
     assert process.returncode == 0, output
     return output
+
+
+def hatch_here(*words: str) -> str:
+    """`hatch ...` in this process, on the cluster that is up here: no Ray and no imports of its own. Its output."""
+    from hatch_ray.cli import app
+
+    done = CliRunner().invoke(app, list(words))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def metrics(run: Path, stage: str) -> list[dict]:
