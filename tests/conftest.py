@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,30 @@ def ray_cluster() -> Iterator[Any]:
     )  # fmt: skip
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def engine_pool(ray_cluster: Any) -> Iterator[Callable[..., Any]]:
+    """`engine_pool(model, config)`: one started EnginePool for each set of arguments, with the model's own weights
+    whenever it is asked for. For tests that leave its processes alone.
+    """
+    from actors.engines import EnginePool
+    from hatch_ray.config import Config
+
+    started: dict[tuple[str, str], EnginePool] = {}
+
+    def pool(model: Path, config: Config) -> EnginePool:
+        key = (str(model), config.model_dump_json())
+        if key not in started:
+            started[key] = EnginePool(model, config)
+            started[key].ready()
+        else:
+            started[key].load_folder(model)
+        return started[key]
+
+    yield pool
+    for engines in started.values():
+        engines.stop()
 
 
 @pytest.fixture(scope="session")

@@ -378,7 +378,6 @@ def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
         learner.update(shard)
 
 
-@pytest.mark.rest
 def test_two_workers_do_what_one_does(ray_cluster, tiny_model):
     groups = make_batch(ray_cluster, tiny_model)
     config = make_settings(tiny_model, learner={"workers": 2, "cpus": 0.5})

@@ -29,7 +29,7 @@ from hatch_ray.control import (
 from hatch_ray.report.status import status_text
 from hatch_ray.report.trace import trace_events, write_trace
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
-from tests.support.runs import hatch
+from tests.support.runs import hatch_here
 
 
 def beat(run, **changes):
@@ -155,14 +155,11 @@ def test_the_commands_say_when_a_run_is_not_live(tmp_path):
     run = RunFolder(tmp_path / "run")
     save_config(make_config({}), run.config_path)
     beat(run, pid=dead_process(), host=socket.gethostname())
-    assert "its driver is gone" in hatch("status", str(run.path))
-    found = json.loads(hatch("status", str(run.path), "--json"))
+    assert "its driver is gone" in hatch_here("status", str(run.path))
+    found = json.loads(hatch_here("status", str(run.path), "--json"))
     assert found["live"] is False and found["step"] == 2
-    done = subprocess.run(
-        [sys.executable, "-m", "hatch_ray.cli", "scale", str(run.path), "reward=4"], capture_output=True, text=True,
-        env=os.environ, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 2 and "error: the run is not live: its driver is gone" in done.stderr
+    with pytest.raises(NotLiveError, match="the run is not live: its driver is gone"):
+        hatch_here("scale", str(run.path), "reward=4")
 
 
 # --- spans ------------------------------------------------------------------------------------------------------

@@ -166,7 +166,6 @@ def test_other_errors_pass_through_a_collective():
         raise RuntimeError("shapes differ")
 
 
-@pytest.mark.rest
 def test_a_deadline_that_expires_says_who_waits_for_what(ray_cluster, entered, tmp_path):
     class Worker:
         def __init__(self, config):

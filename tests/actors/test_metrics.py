@@ -5,8 +5,6 @@ import re
 import time
 import urllib.request
 
-import pytest
-
 from actors.live import Live
 from actors.metrics import TABLE
 from hatch_ray.config_sections import DeadlinesConfig
@@ -50,7 +48,6 @@ STEP = {
 }  # fmt: skip
 
 
-@pytest.mark.rest
 def test_ray_exports_every_name_of_the_table(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
     append_jsonl(run.recoveries, [{"what": "driver"}])  # of an earlier start, which has counted it

@@ -19,7 +19,6 @@ from hatch_ray.sample import Sample, View
 from tests.support.faulty_engine import NORM, FaultyEngine, flip_bit
 from tests.support.pictures import photo
 
-pytestmark = pytest.mark.rest
 NOISE = 2e-4
 """What learner and vLLM may differ by in float32."""
 

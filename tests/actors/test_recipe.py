@@ -199,8 +199,8 @@ def test_the_same_on_a_dozen_real_frames(ray_cluster, redkitchen, tiny_model, tm
     run = tmp_path / "run"
     hatch_here(
         "train", str(REPOSITORY / "configs" / "rgbd_tiny.yaml"), f"run_dir={run}", f"data.root={frames}",
-        f"model.base={tiny_model}", *SHORT, *ALONE, "stages=[pasta]", "data.heldout_fraction=0.5", "data.max_overlap=1.0",
-        "data.heldout_samples=6",
+        f"model.base={tiny_model}", *SHORT, *ALONE, "stages=[pasta]", "data.heldout_fraction=0.5",
+        "data.max_overlap=1.0", "data.heldout_samples=6",
     )  # fmt: skip
     summary = json.loads((run / "data" / "train" / "summary.json").read_text())
     assert summary["samples"] > 0

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from actors.boards import WeightsBoard
-from actors.engines import EnginePool
 from actors.messages import Request, Sampling, StoredImage, WeightsHandle
 from actors.recovery import RESTARTABLE
 from actors.weights import learned_parts, only_learned, pack_weights
@@ -22,7 +21,6 @@ from hatch_ray.protocol.prompt import build_prompt
 from tests.support.pictures import photo
 from tests.support.publishing import Learning, disturb
 
-pytestmark = pytest.mark.rest
 MAX_PIXELS = 112 * 112
 
 
@@ -30,18 +28,15 @@ MAX_PIXELS = 112 * 112
 def config():
     return make_config(
         {
-            "model": {"max_pixels": MAX_PIXELS, "max_length": 512, "template": "compact-v1"},
+            "model": {"max_pixels": MAX_PIXELS, "max_length": 768, "max_images": 3, "template": "compact-v1"},
             "rollout": {"cpus": 0.5, "kv_cache_mb": 64},
         }
     )
 
 
 @pytest.fixture(scope="module")
-def engines(ray_cluster, tiny_model, config):
-    engines = EnginePool(tiny_model, config)
-    engines.ready()
-    yield engines
-    engines.stop()
+def engines(engine_pool, tiny_model, config):
+    return engine_pool(tiny_model, config)
 
 
 @pytest.fixture
@@ -133,7 +128,7 @@ def test_weights_after_a_sync_give_the_learners_greedy_text(ray_cluster, engines
     assert rollout.replies[0].ended == (expected[-1] in eos_token_ids(model, processor))
 
 
-@pytest.mark.parametrize("carrier", ["object_store", "nixl"])
+@pytest.mark.parametrize("carrier", ["object_store", pytest.param("nixl", marks=pytest.mark.rest)])
 def test_either_carrier_brings_what_was_published(ray_cluster, engines, policy, tiny_model, carrier):
     """The first version is fetched when the second one is published already."""
     model, processor = policy
@@ -222,6 +217,6 @@ def test_wrong_weights_are_refused(ray_cluster, engines, policy):
 def test_prompt_that_does_not_fit_is_refused_by_name(ray_cluster, engines, policy):
     _, processor = policy
     request = make_request(ray_cluster, processor, IMAGES[1])
-    long = Request("a-long-one", request.prompt + "1" * 600, request.images)
+    long = Request("a-long-one", request.prompt + "1" * 900, request.images)
     with pytest.raises(ValueError, match="a-long-one"):
         engines.generate([long], Sampling(1, 0.0, 4))

@@ -108,7 +108,6 @@ def test_a_supervised_stage_stops_before_its_last_step_and_not_at_it(tmp_path):
     assert ended(3) == (False, False, False), "the stage is done: its model is written as always"
 
 
-@pytest.mark.rest
 def test_grpo_trains_what_it_has_sampled_saves_and_ends(taught_model, tmp_path):
     run = tmp_path / "run"
     process = start([

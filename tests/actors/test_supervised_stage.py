@@ -108,7 +108,6 @@ def resume_exactly(run: RunFolder, stage: str, again: Callable[[], Any], caplog:
     ]  # fmt: skip
 
 
-@pytest.mark.rest
 def test_pasta_on_two_workers_stopped_and_resumed(
     ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +140,6 @@ def test_pasta_on_two_workers_stopped_and_resumed(
     assert json.loads(run.evaluation("patch_retrieval").read_text()) == table
 
 
-@pytest.mark.rest
 def test_sft_on_two_workers_stopped_and_resumed(
     ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,7 +170,6 @@ def test_sft_on_two_workers_stopped_and_resumed(
     resume_exactly(run, "qa_sft", stage, caplog)
 
 
-@pytest.mark.rest
 def test_cold_start_with_lora_merges_its_adapters(
     ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -179,7 +179,6 @@ def test_rooms_ask_every_task_of_spar_bench_in_its_form(tmp_path):
 # --- on vLLM ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.rest
 def test_two_benchmarks_are_asked_stopped_resumed_and_scored_again(ray_cluster, tmp_path, monkeypatch):
     run, config = make_run(tmp_path / "run")
     long = "And a chair. " * 400

@@ -85,6 +85,16 @@ def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
         assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
 
 
+def test_datasets_are_built_and_shown(hatch, tmp_path):
+    small = ["data.samples=4", "data.heldout_samples=2", "data.rooms.train_scenes=1", "data.rooms.heldout_scenes=1"]
+    done = hatch("data", "build", "configs/tiny.yaml", "--out", str(tmp_path / "data"), *small)
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "samples.html"
+    done = hatch("data", "show", str(tmp_path / "data" / "train"), "--out", str(page))
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").count("data:image/") >= 4
+
+
 def test_doctor_says_that_this_machine_can_run_the_demo(hatch):
     done = hatch("doctor")
     assert done.returncode == 0, done.stdout + done.stderr

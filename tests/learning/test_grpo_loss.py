@@ -188,7 +188,6 @@ def trl_loss(folder: Path, tmp_path: Path, batch, temperature: float):
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}, reference
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_loss_and_gradient_equal_trl(tiny_model, tmp_path, batch, temperature):
     """Ours packs a group's replies behind one prompt; TRL pads one row a reply. All gradients must agree."""

@@ -39,7 +39,6 @@ def test_the_client_needs_no_engine():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.rest
 def test_paths_bytes_and_images_are_the_same_to_it(service, pictures):
     with Reasoner(service + "/") as reasoner:
         replies = [
@@ -54,7 +53,6 @@ def test_paths_bytes_and_images_are_the_same_to_it(service, pictures):
         assert "".join(text.text for text in texts) == last.text == replies[0].text
 
 
-@pytest.mark.rest
 def test_refusals_carry_their_reason(service, pictures):
     with Reasoner(service) as reasoner:
         for answer in (reasoner.ask, lambda *a, **k: list(reasoner.stream(*a, **k))):
@@ -141,7 +139,6 @@ def test_what_is_no_service_is_named(busy):
         assert (refused.value.code, refused.value.status, len(waited)) == ("unreachable", 0, 1)
 
 
-@pytest.mark.rest
 def test_hatch_ask_tells_a_newcomer_what_the_model_said(service, pictures):
     names = [str(path) for path in pictures]
     told = CliRunner().invoke(
@@ -156,7 +153,6 @@ def test_hatch_ask_tells_a_newcomer_what_the_model_said(service, pictures):
     assert "the model's text is not as asked" in told.output
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -171,7 +167,6 @@ def test_hatch_ask_says_what_is_wrong(service, pictures, words, reason):
     assert reason in str(told.exception)
 
 
-@pytest.mark.rest
 def test_hatch_ask_finds_the_service_of_a_run(service, pictures, tiny_model, tmp_path):
     run = RunFolder(tmp_path)
     (tmp_path / "grpo").mkdir()

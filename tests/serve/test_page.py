@@ -170,7 +170,6 @@ def seen(canvas: Any) -> np.ndarray:
 
 
 @in_browser
-@pytest.mark.rest
 def test_a_question_becomes_an_answer_and_cameras(watched):
     page = watched.page
     example = watched.example(THREE)

@@ -101,7 +101,6 @@ def ask(service: str, **fields: Any) -> httpx.Response:
     return httpx.post(f"{service}/reason", content=content, headers=JSON, timeout=60)
 
 
-@pytest.mark.rest
 def test_healthz_names_the_model(service):
     health = httpx.get(f"{service}/healthz").json()
     assert health["status"] == "ok"
@@ -110,7 +109,6 @@ def test_healthz_names_the_model(service):
     assert len(health["model_version"].split("-")[-1]) == 12
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize("images", [[A], [A, B], [A, B, C]])
 def test_good_requests_are_answered(service, images):
     response = ask(service, images=images)
@@ -125,7 +123,6 @@ def test_good_requests_are_answered(service, images):
     assert reply["seconds"]["total"] >= reply["seconds"]["generate"] > 0
 
 
-@pytest.mark.rest
 def test_greedy_is_repeatable_and_seeds_count(service):
     texts = [ask(service).json()["text"] for _ in range(2)]
     assert texts[0] == texts[1]
@@ -133,13 +130,11 @@ def test_greedy_is_repeatable_and_seeds_count(service):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-@pytest.mark.rest
 def test_images_and_their_order_reach_the_model(service):
     texts = {ask(service, images=images).json()["text"] for images in ([A, B], [B, A], [A, C])}
     assert len(texts) > 1
 
 
-@pytest.mark.rest
 @pytest.mark.parametrize(
     ("fields", "code", "where"),
     [
@@ -173,7 +168,6 @@ def test_wrong_requests_get_a_reason(service, fields, code, where):
     assert refusal["what_to_do"]
 
 
-@pytest.mark.rest
 def test_a_body_that_is_no_json_or_too_large(service):
     response = httpx.post(f"{service}/reason", content=b"{", headers=JSON)
     assert (response.status_code, response.json()["code"]) == (422, "not_json")
@@ -187,7 +181,6 @@ def test_a_body_that_is_no_json_or_too_large(service):
     connection.close()
 
 
-@pytest.mark.rest
 def test_many_at_once_all_get_their_own_answer(service):
     def one(index: int) -> httpx.Response:
         return ask(service, images=[(A, B, C)[index % 3]] * (1 + index % 2)) if index % 5 else ask(service, images=[])
@@ -199,7 +192,6 @@ def test_many_at_once_all_get_their_own_answer(service):
     assert [responses[index].json()["text"] for index in (1, 2)] == alone
 
 
-@pytest.mark.rest
 def test_a_second_service_is_told_what_is_in_the_way(service, tmp_path, tiny_model):
     from serve.launch import start_service
 

@@ -28,8 +28,6 @@ from serve.examples import QUESTION as QUESTION_EXAMPLE
 from serve.schema import ReasonReply, ReasonRequest, Refusal
 from tests.support.pictures import photo
 
-pytestmark = pytest.mark.rest
-
 
 def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
@@ -498,6 +496,7 @@ BUDGET_S = 25.0
 EXAMPLES = 12
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_whatever_is_sent_the_description_holds(service, description, mode):
     """Schemathesis: no 5xx, and no status, type or body that the description lacks, for right and wrong requests.

@@ -112,9 +112,8 @@ def replica(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     replica.close()
 
 
-def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, replica):
+def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, engine_pool, tiny_model, replica):
     """Model, prompt, images and seed are the same, the temperature is 1: so are the words."""
-    from actors.engines import EnginePool
     from actors.messages import Request, Sampling, StoredImage
     from hatch_ray.data.images import image_hash
 
@@ -127,11 +126,7 @@ def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, replica):
         requests.append(Request(str(seed), prompt, stored, seed))
         served.append(replica.do(replica.ask(**fields)).json()["text"])
     config = make_config({"model": MODEL, "rollout": {"cpus": 0.5, "kv_cache_mb": 64}})
-    engines = EnginePool(service.engine.settings.model, config)
-    try:
-        rollouts = engines.generate(requests, Sampling(1, 1.0, 32))
-    finally:
-        engines.stop()
+    rollouts = engine_pool(tiny_model, config).generate(requests, Sampling(1, 1.0, 32))
     assert served == [rollout.replies[0].text for rollout in rollouts]
     assert len(set(served)) == 4
 
