@@ -14,7 +14,6 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from hatch_ray.config import ConfigError
 from tests.support.runs import (
     ALONE,
-    REPOSITORY,
     ROOMS,
     SHORT,
     differences,
@@ -40,7 +39,7 @@ def words(run: Path, model: Path, *more: str) -> list[str]:
     short for. A batch of three leaves the first stage to one of two workers, which starts the sooner.
     """
     return [
-        "train", str(REPOSITORY / "configs" / "tiny.yaml"), f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
+        "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
         f"data.tasks=[{','.join(TASKS)}]", f"stages=[{','.join(STAGES)}]",
         "cold_start.batch_size=3", f"grpo.max_steps={STEPS}", "grpo.save_every=2", "grpo.lr=5e-4",
         "reward_actors.actors=1", *more,
@@ -198,7 +197,7 @@ def test_the_same_on_a_dozen_real_frames(ray_cluster, redkitchen, tiny_model, tm
             shutil.copy(file, frames)
     run = tmp_path / "run"
     hatch_here(
-        "train", str(REPOSITORY / "configs" / "rgbd_tiny.yaml"), f"run_dir={run}", f"data.root={frames}",
+        "train", "configs/rgbd_tiny.yaml", f"run_dir={run}", f"data.root={frames}",
         f"model.base={tiny_model}", *SHORT, *ALONE, "stages=[pasta]", "data.heldout_fraction=0.5",
         "data.max_overlap=1.0", "data.heldout_samples=6",
     )  # fmt: skip

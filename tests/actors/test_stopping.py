@@ -21,7 +21,7 @@ from actors.sft_stage import StageCallback, run_sft
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder, read_jsonl
-from tests.support.runs import ROOMS, SHORT, finish, metrics, rows_of, start, wait_for_step
+from tests.support.runs import ALONE, ROOMS, SHORT, finish, metrics, rows_of, start, wait_for_step
 from tests.support.taught import TASKS
 from tests.support.wall_scene import wall_sample
 
@@ -113,7 +113,7 @@ def test_grpo_trains_what_it_has_sampled_saves_and_ends(taught_model, tmp_path):
     process = start([
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={taught_model}", *SHORT, *ROOMS, "stages=[grpo]",
         f"data.tasks=[{','.join(TASKS)}]", "grpo.max_steps=500", "grpo.save_every=400", "grpo.max_staleness=1",
-        "rollout.actors=1", "reward_actors.actors=1",
+        *ALONE,
     ])  # fmt: skip
     wait_for_step(process, run, "grpo", 2, timeout=240)
     below = psutil.Process(process.pid).children(recursive=True)

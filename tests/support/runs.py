@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,7 +70,8 @@ def hatch_here(*words: str) -> str:
     """`hatch ...` in this process, on the cluster that is up here: no Ray and no imports of its own. Its output."""
     from hatch_ray.cli import app
 
-    done = CliRunner().invoke(app, list(words))
+    with contextlib.chdir(REPOSITORY):
+        done = CliRunner().invoke(app, list(words))
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
