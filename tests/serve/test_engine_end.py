@@ -17,6 +17,7 @@ from pathlib import Path
 from hatch_ray.environment import prepare_environment
 prepare_environment()
 import psutil
+import vllm.v1.engine.async_llm  # it keeps an error of its own import, whose frames would keep what imports it
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder
 from serve.engine import ReasonEngine
