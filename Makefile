@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 PIP_AUDIT := 2.10.1
 STAMP := $(VENV)/.installed-$(BACKEND)
 
-.PHONY: demo test bench bench-serve bench-start bench-cluster chaos audit lint format install lock doctor clean help
+.PHONY: demo test test-rest bench bench-serve bench-start bench-cluster chaos audit lint format install lock doctor clean help
 .DEFAULT_GOAL := help
 
 demo: $(STAMP)  ## the whole loop on rendered rooms, without GPU, weights or data
 	$(BIN)/hatch demo
 
-test: $(STAMP)  ## every test, on real vLLM, Ray and Serve; prints the slowest
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## each promise once, on real vLLM, Ray and Serve: at most 15 minutes on two cores
+	$(BIN)/python -m pytest -m "not rest"
+
+test-rest: $(STAMP)  ## every other test: more deaths, lost nodes, `ray up`, HAProxy, load, ablation: at most 30 minutes
+	$(BIN)/python -m pytest -m rest
 
 bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results and docs/performance.md
 	for name in verifiers rollouts learner step growth page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -36,6 +37,7 @@ class ReasonEngine:
         arguments = engine_arguments(settings.model, settings.config, gpu=settings.config.serve.gpus > 0)
         arguments["worker_extension_cls"] = "serve.worker.FolderLoader"
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[RequestTimes])
+        self._end = weakref.finalize(self, end, self.engine)
         self.eos_ids = eos_token_ids(settings.model, self.processor)
         vocabulary = self.engine.model_config.get_vocab_size()
         self.bias = dict.fromkeys(banned_token_ids(self.processor, vocabulary, self.eos_ids), BAN_BIAS)
@@ -123,7 +125,21 @@ class ReasonEngine:
             self.settings = settings
 
     async def close(self) -> None:
-        """End the engine's process. To be awaited in the event loop in which the engine was asked: vLLM closes its
-        sockets there, and a garbage collection waits for ever for one that stayed open."""
-        self.engine.shutdown()
+        """End the engine's process. (An engine that is dropped without this ends all the same.)"""
+        self._end()
         await asyncio.sleep(0)  # a round of the loop, in which vLLM's cancelled tasks end
+
+
+def end(engine: Any) -> None:
+    """End an AsyncLLM's process and close its sockets, whether or not the event loop in which it was asked still runs.
+
+    vLLM leaves the closing to that loop. In one that runs no more the sockets stay open, and the garbage collection
+    that finds their ZeroMQ context waits for them for ever.
+    """
+    engine.shutdown()
+    resources = engine.engine_core.resources
+    task = resources.output_queue_task
+    if task is None or not task.get_loop().is_running():
+        for socket in (resources.input_socket, resources.output_socket):
+            if socket is not None:
+                socket.close(linger=0)

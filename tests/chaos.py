@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hatch_ray.environment import prepare_environment
 
@@ -34,8 +33,9 @@ import psutil  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from runs import ROOMS, SHORT, differences, kill, metrics, rows_of, start, wait_for_step  # noqa: E402
-from taught import TASKS, teach  # noqa: E402
+
+from tests.support.runs import ROOMS, SHORT, differences, kill, metrics, rows_of, start, wait_for_step  # noqa: E402
+from tests.support.taught import TASKS, teach  # noqa: E402
 
 FAULTS = ("rollout engine", "reward judge", "learner worker", "driver", "node")
 TITLES = {

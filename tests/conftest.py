@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def taught_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That model after a short lesson: its replies differ in reward, so that GRPO has something to learn from."""
-    from taught import teach
+    from tests.support.taught import teach
 
     return teach(tiny_model, tmp_path_factory.mktemp("model") / "taught")
 
@@ -85,13 +85,36 @@ def ray_cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def engine_pool(ray_cluster: Any) -> Iterator[Callable[..., Any]]:
+    """`engine_pool(model, config)`: one started EnginePool for each set of arguments, with the model's own weights
+    whenever it is asked for. For tests that leave its processes alone.
+    """
+    from actors.engines import EnginePool
+    from hatch_ray.config import Config
+
+    started: dict[tuple[str, str], EnginePool] = {}
+
+    def pool(model: Path, config: Config) -> EnginePool:
+        key = (str(model), config.model_dump_json())
+        if key not in started:
+            started[key] = EnginePool(model, config)
+            started[key].ready()
+        else:
+            started[key].load_folder(model)
+        return started[key]
+
+    yield pool
+    for engines in started.values():
+        engines.stop()
+
+
+@pytest.fixture(scope="session")
 def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of one service with the tiny model, for every test that only asks it."""
-    from runs import free_port
-
     from hatch_ray.config import make_config, save_config
     from hatch_ray.run_folder import RunFolder
     from serve.launch import start_service, stop_service
+    from tests.support.runs import free_port
 
     run = RunFolder(tmp_path_factory.mktemp("serve"))
     (run.path / "grpo").mkdir()

@@ -1,0 +1,102 @@
+"""What a user types wrong gets one line, exit code 2, and leaves nothing behind."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+import pytest
+
+from hatch_ray.cli import main
+from tests.support.runs import REPOSITORY
+
+
+@pytest.fixture
+def hatch(monkeypatch, capfd) -> Callable[..., CompletedProcess[str]]:
+    """`hatch ...` without a process of its own, which would import torch and Ray anew for each line."""
+
+    def run(*words: str) -> CompletedProcess[str]:
+        monkeypatch.chdir(REPOSITORY)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["hatch", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return CompletedProcess(words, int(end.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+def check_mistake(done: CompletedProcess[str], said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_more_than_the_machine_has_is_one_line_of_a_process_of_its_own(tmp_path):
+    """Which starts Ray, finds what is missing, and ends."""
+    words = ["train", "configs/tiny.yaml", f"run_dir={tmp_path}/run", "rollout.actors=500"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hatch_ray.cli", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    check_mistake(done, "rollout")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "absent.yaml"], "config file absent.yaml does not exist"),
+        (["train", "configs/tiny.yaml", "grpo.bata=1"], "did you mean 'grpo.beta'"),
+        (["train", "configs/tiny.yaml", "grpo.lr=fast"], "grpo.lr"),
+        (["train", "configs/tiny.yaml", "grpo.group_size=1"], "greater than or equal to 2"),
+        (["train", "configs/tiny.yaml", "grpo"], "is not KEY=VALUE"),
+        (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run"], "data.root=PATH"),
+        (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run", "data.root={tmp}/nothing"], "is not a folder"),
+        (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run", "data.root={tmp}/empty"], "empty"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/full"], "is not empty and is not a run folder"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=./absent"], "does not exist"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "data.tasks=[cooking]"], "cooking"),
+        (["demo", "grpo.bata=1"], "did you mean 'grpo.beta'"),
+        (["eval", "{tmp}/nothing"], "is not a run folder"),
+        (["report", "{tmp}/nothing"], "is not a run folder"),
+        (["serve", "{tmp}/nothing"], "is not a run folder"),
+        (["data", "show", "{tmp}/empty"], "index.jsonl"),
+        (["ablate", "configs/tiny.yaml", "--out", "s3://bucket/runs"], "--out s3://bucket/runs is a bucket"),
+        (["report", "s3://bucket/.."], "s3://BUCKET/FOLDER"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(hatch, tmp_path, words, said):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    check_mistake(hatch(*(word.replace("{tmp}", str(tmp_path)) for word in words)), said)
+    assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora"])
+def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
+    done = hatch("train", f"configs/{config}.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for word in ("PaStA", "QA SFT", "Cold start", "GRPO", "learner", "rollout", "reward", "GiB"):
+        assert word in done.stdout
+    if config == "hatch_3b":
+        assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
+
+
+def test_datasets_are_built_and_shown(hatch, tmp_path):
+    small = ["data.samples=4", "data.heldout_samples=2", "data.rooms.train_scenes=1", "data.rooms.heldout_scenes=1"]
+    done = hatch("data", "build", "configs/tiny.yaml", "--out", str(tmp_path / "data"), *small)
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "samples.html"
+    done = hatch("data", "show", str(tmp_path / "data" / "train"), "--out", str(page))
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").count("data:image/") >= 4
+
+
+def test_doctor_says_that_this_machine_can_run_the_demo(hatch):
+    done = hatch("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vLLM" in done.stdout and "Ray" in done.stdout
