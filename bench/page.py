@@ -260,8 +260,8 @@ def imports(found: dict[str, Any]) -> str:
     """What a process costs before it does anything."""
     rows = [[row["role"], f"{row['cpu_seconds']:.1f}", str(row["modules"])] for row in found["rows"]]
     return (
-        "CPU seconds from the start of a process until it has imported what its role needs, the least of three. What a\n"
-        "role must do without (a judge: torch; a learner worker: vLLM and TRL) is a test, `tests/house/test_imports.py`.\n\n"
+        "CPU seconds from the start of a process until it has imported what its role needs, the least of three.\n"
+        "What a role must do without (a judge torch, a learner worker vLLM and TRL) is a test: `test_imports.py`.\n\n"
         + table(["process", "CPU s", "modules"], rows)
     )
 
@@ -278,13 +278,13 @@ def sft(found: dict[str, Any]) -> str:
         "ours, samples/s",
         "TRL, samples/s",
         "ours / TRL",
-        "padding in TRL's rows",
+        "padding of TRL",
         "tokens to share",
     ]
     return (
         "One process of one thread, hatch-tiny, batches of 8 of the demo's samples: forward, backward and AdamW, ours\n"
         "(`learning/sft.py`) and TRL's SFTTrainer, median of rounds in turn. *Tokens to share*: what one row for all\n"
-        "questions of a batch behind the same unmarked images would save; too little to give up the random order for.\n\n"
+        "questions of a batch behind the same unmarked images would save: too little to give up the random order.\n\n"
         + table(headings, rows)
     )
 
