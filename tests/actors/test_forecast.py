@@ -15,7 +15,6 @@ from actors.timekeeper import Timekeeper
 from hatch_ray.config import Config, load_config
 from hatch_ray.run_folder import RunFolder
 
-
 SIZE = ["pasta.max_steps=100", "grpo.max_steps=250", "data.heldout_samples=300", "eval.samples=300"]
 
 
