@@ -414,6 +414,20 @@ def data_build(
         console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
 
 
+@data_app.command("check")
+def data_check(
+    root: Annotated[Path, typer.Argument(help="posed RGB-D frames, SPAR's tree, or a built dataset", metavar="ROOT")],
+    convention: Annotated[str, typer.Option(help="read the files so, as data.convention would")] = "",
+) -> None:
+    """Compare near views in depth: do poses, depth and intrinsics fit each other, and if not, what would?
+
+    Of a built dataset: is every row well-formed?
+    """
+    from hatch_ray.data.check import check_root
+
+    check_root(root, convention, lambda line: console.print(line, markup=False))
+
+
 @data_app.command("show")
 def data_show(
     dataset: Annotated[Path, typer.Argument(help="folder with index.jsonl", metavar="DATASET")],

@@ -50,7 +50,7 @@ class DatasetWriter:
         self.summary: dict[str, Any] = {}
         self.scenes: dict[str, dict[str, Any]] = {}
         self._rows: list[str] = []
-        self._written: set[str] = set()
+        self._written: dict[str, bytes] = {}
 
     def __enter__(self) -> DatasetWriter:
         try:
@@ -83,10 +83,11 @@ class DatasetWriter:
             depth_intrinsics=frame.depth_intrinsics,
             pose=frame.pose,
         )
-        if name not in self._written:
+        pose = np.asarray(frame.pose, dtype=float).tobytes()
+        assert self._written.setdefault(name, pose) == pose, f"two views are called {name}"
+        if not (self.folder / "images" / name).exists():
             save_image(self.folder / "images" / name, frame.rgb)
             save_depth(self.folder / "depth" / name, frame.depth)
-            self._written.add(name)
         return view
 
     def add_scene(self, scene: str, up: np.ndarray | None, objects: Iterable[SceneObject]) -> None:
