@@ -173,8 +173,8 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         names = [prefix + str(image) for image in images]
         if not all(archive.has(image) for image in names):
             raise BadRowError("image_file_missing")
-        gold = _text(row, "gt_answer").strip()
-        if gold not in "ABCDE":
+        gold = _text(row, "gt_answer").strip().upper()
+        if gold not in ("A", "B", "C", "D", "E"):
             raise BadRowError("gold_is_no_letter")
         question = _text(row, "question")
         return Item(name, setting, setting, "letter", question, gold, name, len(names), partial(load, names))
