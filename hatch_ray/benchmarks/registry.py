@@ -159,7 +159,12 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         raise ValueError(f"{paths[0]} holds no {prefix}{MINDCUBE_FILE}; download MindCube's data.zip again")
 
     def load(names: list[str], max_pixels: int) -> list[Image.Image]:
-        return [decode_image(archive.read(name), max_pixels) for name in names]
+        try:
+            return [decode_image(archive.read(name), max_pixels) for name in names]
+        except BadRowError:
+            raise
+        except ValueError:
+            raise BadRowError("unreadable_image") from None
 
     def parse(row: Row, name: str) -> Item:
         if not row:

@@ -26,6 +26,14 @@ NO_READING = (0, 65535)
 """Values of a depth PNG that mean "no reading": 0 (everywhere), 65535 (7-Scenes)."""
 
 
+FAULTS = {
+    **dict.fromkeys(("empty_image", "not_an_image", "corrupt_image"), "unreadable_image"),
+    "animated_image": "image_animated",
+    "bad_image_size": "image_of_bad_size",
+    "not_a_colour_image": "image_not_in_colour",
+}
+
+
 class ImageRefused(ValueError):
     """A picture that cannot be used; `reason` is a stable name for counting: missing, empty_image, not_an_image,
     corrupt_image, too_many_pixels, animated_image, bad_image_size, not_a_colour_image, stored_turned.
@@ -38,8 +46,14 @@ class ImageRefused(ValueError):
     @property
     def fault(self) -> str:
         """`reason` for counting rows: what cannot be decoded is one fault."""
-        unreadable = self.reason in ("empty_image", "not_an_image", "corrupt_image")
-        return "unreadable_image" if unreadable else f"image_{self.reason.removesuffix('_image')}"
+        return FAULTS.get(self.reason, f"image_{self.reason}")
+
+
+def check_header(data: bytes, name: str) -> None:
+    """Raise ImageRefused as `load_stored` does for what the header tells; nothing is decoded."""
+    with _open(data, name, "image") as image:
+        _check_sides(name, image)
+        _check_colour(image, name)
 
 
 def load_stored(source: Path | bytes, name: str, formats: tuple[str, ...] = FORMATS) -> tuple[Image.Image, int]:
@@ -61,9 +75,7 @@ def decoded_upright(image: Image.Image, name: str) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
-    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        text = f"image {name} has mode {image.mode}, as depth maps do; give the colour image"
-        raise ImageRefused("not_a_colour_image", text)
+    _check_colour(image, name)
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     return (image if image.mode == "RGB" else image.convert("RGB")), orientation if orientation in range(1, 9) else 1
 
@@ -177,6 +189,12 @@ def _undecodable(name: str, what: str, error: Exception, reason: str) -> ImageRe
 
 def _too_large(name: str, what: str) -> ImageRefused:
     return ImageRefused("too_many_pixels", f"{what} {name} has too many pixels (over {MAX_PIXELS}); scale it down")
+
+
+def _check_colour(image: Image.Image, name: str) -> None:
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        text = f"image {name} has mode {image.mode}, as depth maps do; give the colour image"
+        raise ImageRefused("not_a_colour_image", text)
 
 
 def _check_sides(name: str, image: Image.Image) -> None:
