@@ -310,7 +310,5 @@ def test_a_damaged_zip_costs_the_row_of_one_picture(tmp_path):
         else:
             assert item.images(10_000)
     damage(path, "data/raw/MindCube_tinybench.jsonl")
-    with pytest.raises(
-        ValueError, match=r"MindCube_tinybench\.jsonl of .*data\.zip cannot be read .*again"
-    ):
+    with pytest.raises(ValueError, match=r"MindCube_tinybench\.jsonl of .*data\.zip cannot be read .*again"):
         read("mindcube_tiny", tmp_path)
