@@ -25,6 +25,7 @@ from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import FINAL, write_findings
 from hatch_ray.evaluation.heldout import SWAPPED, score_rows, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation
+from hatch_ray.model.folder_check import check_model_folder
 from hatch_ray.model.source import model_source
 from hatch_ray.protocol.prompt import Mode, stage_mode
 from hatch_ray.run_folder import STAGES, RunFolder
@@ -40,7 +41,7 @@ class Asked:
 
 
 def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
-    """By name: the base, then every finished stage that changes replies; the last one is "final"."""
+    """By name, each a whole folder: the base, every finished stage that changes replies; the last one is "final"."""
     finished = [stage for stage in STAGES if run.progress().get(stage, {}).get("done") and stage != "pasta"]
     if not finished:
         raise ConfigError(f"{run.path} has no finished stage to evaluate; run `hatch train` first")
@@ -49,6 +50,9 @@ def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
     for stage in finished:
         name = FINAL if stage == finished[-1] else stage
         models[name] = Asked(run.stage_model(stage), stage_mode(stage, reasoning))
+    for model in models.values():
+        if model.folder.is_dir():
+            check_model_folder(model.folder)
     return models
 
 

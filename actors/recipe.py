@@ -86,6 +86,10 @@ def check_inputs(config: Config) -> None:
     if source.is_dir():
         count_parameters(config.model.base)
     root = config.data.root
+    if root is not None and is_dataset(root / "train"):
+        for split in ("train", "heldout"):
+            if is_dataset(root / split):
+                read_dataset(root / split)
     if config.data.kind == "spar":
         if root is None or not is_dataset(root / "train"):
             check_spar(config.data, config.stages)

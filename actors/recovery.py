@@ -93,6 +93,11 @@ class Recovery:
         self._since.append(row)
         self.in_a_row += 1
         self.say(f"{self.stage}: {what} lost ({reason}): {remedy}, {again} issued again, {seconds:.1f} s lost")
+        if self.in_a_row > self.settings.in_a_row and "died" not in reason and not reason.startswith("no answer"):
+            raise RuntimeError(
+                f"{self.stage}: {what} failed {self.in_a_row} times without a finished step between them, the last "
+                f"with {reason!r}: an error of the data or of hatch-ray, not of the machine; {self.path} has them all"
+            )
         if self.in_a_row > self.settings.in_a_row:
             raise RuntimeError(
                 f"{self.stage}: {self.in_a_row} processes were lost without a finished step between them, the last: "

@@ -6,6 +6,7 @@ Heavy modules (torch, vLLM, Ray) are imported by the command that needs them, so
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -280,9 +281,13 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="print the whole reply as JSON")] = False,
 ) -> None:
     """Ask a question over images: of a running service, or of a run's model, which is started for it."""
-    from serve.ask import ask_service, is_url, service_of
+    from serve.ask import IMAGE_ENDINGS, ask_service, is_address, is_url, service_of
 
     *files, question = words
+    if not is_url(target) and is_address(target):
+        raise ValueError(f"{target} is no run folder; for a service there write its URL: http://{target}")
+    if Path(question).suffix.lower() in IMAGE_ENDINGS or Path(question).is_file():
+        raise ValueError(f"the last word, {question}, is an image: the question comes last, in quotes")
     if not files:
         raise ValueError("name at least one image file before the question")
     images = [Path(file) for file in files]
@@ -414,6 +419,20 @@ def data_build(
         console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
 
 
+@data_app.command("check")
+def data_check(
+    root: Annotated[Path, typer.Argument(help="posed RGB-D frames, SPAR's tree, or a built dataset", metavar="ROOT")],
+    convention: Annotated[str, typer.Option(help="read the files so, as data.convention would")] = "",
+) -> None:
+    """Compare near views in depth: do poses, depth and intrinsics fit each other, and if not, what would?
+
+    Of a built dataset: is every row well-formed?
+    """
+    from hatch_ray.data.check import check_root
+
+    check_root(root, convention, lambda line: console.print(line, markup=False))
+
+
 @data_app.command("show")
 def data_show(
     dataset: Annotated[Path, typer.Argument(help="folder with index.jsonl", metavar="DATASET")],
@@ -466,22 +485,32 @@ def tiny_pretrain(
     console.print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
 
 
+def _in_words(error: Exception) -> str:
+    """What happened, to which file, and the mend where it is known."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error) or type(error).__name__
+    text = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    return text + MENDS.get(error.errno, "")
+
+
+MENDS = {
+    errno.ENOSPC: "; the disk is full: make room, or write elsewhere",
+    errno.EDQUOT: "; your quota is used up: make room, or write elsewhere",
+    errno.EROFS: "; write elsewhere",
+    errno.EMFILE: "; raise `ulimit -n`",
+    errno.ENAMETOOLONG: "; give a shorter path",
+}
+
+
 def main() -> None:
-    """Entry point: user mistakes (ValueError, missing files) become one line and exit code 2."""
+    """Entry point: user mistakes (ValueError) and the system's refusals (OSError) become one line and exit code 2."""
     prepare_environment()
     try:
         app()
-    except (
-        ValueError,
-        FloatingPointError,
-        FileNotFoundError,
-        FileExistsError,
-        NotADirectoryError,
-        PermissionError,
-    ) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("HATCH_DEBUG"):
             raise
-        text = " ".join(str(error).split())
+        text = " ".join(_in_words(error).split())
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", style="red", markup=False)
         sys.exit(2)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -139,16 +140,73 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
     return keys
 
 
+NOTHING = ("", "null", "Null", "NULL", "~")
+"""What YAML calls null: None for a field that may be None, text elsewhere."""
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a field's annotation names: `Annotated[list[str], ..] | None` -> {list, NoneType}."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    if origin is Literal:
+        return {type(value) for value in get_args(annotation)}
+    return {origin or annotation}
+
+
+def _field_kinds(key: str) -> set[Any]:
+    """The types of the field with this dotted key; empty for a section or a key that is not known."""
+    section: Any = Config
+    *parents, last = key.split(".")
+    for part in parents:
+        field = section.model_fields.get(part)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return set()
+    field = section.model_fields.get(last)
+    return _kinds(field.annotation) if field else set()
+
+
 def parse_override(text: str) -> tuple[str, Any]:
-    """ "grpo.beta=0.02" -> ("grpo.beta", 0.02). The value is read as YAML (so 1e-4, true, [a, b] and text work)."""
+    """ "grpo.beta=0.02" -> ("grpo.beta", "0.02"): text, which the schema reads as what the field is.
+
+    Lists and mappings are read as YAML ("[a, b]", "{rollout: 1}"); what they hold is text again. A field that is text
+    takes all that stands behind the =.
+    """
     key, equals, value = text.partition("=")
+    key = key.strip()
     if not equals or not key:
         raise ConfigError(f"override {text!r} is not KEY=VALUE (for example grpo.beta=0.02)")
+    kinds = _field_kinds(key)
+    if kinds & {str, Path} and value[:1] not in ("'", '"'):
+        return key, value
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        return key, _read_yaml(value) if value else ""
     except yaml.YAMLError:
         raise ConfigError(f"override {text!r}: the value is not readable as YAML") from None
-    return key.strip(), parsed
+
+
+def _read_yaml(text: str) -> Any:
+    """Lists and mappings of text: YAML's own guesses (dates, octal and sexagesimal numbers) are nobody's meaning."""
+    return yaml.load(text, Loader=yaml.BaseLoader)
+
+
+def _without_nothing(tree: Any, section: type[BaseModel]) -> Any:
+    """The tree with None where a field that may be None says so."""
+    if not isinstance(tree, dict):
+        return tree
+    found = {}
+    for name, value in tree.items():
+        field = section.model_fields.get(name)
+        kind = field.annotation if field else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            value = _without_nothing(value, kind)
+        elif field and isinstance(value, str) and value in NOTHING and type(None) in _kinds(kind):
+            value = None
+        found[name] = value
+    return found
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -170,7 +228,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = _read_yaml(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -183,7 +241,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 def make_config(tree: dict[str, Any], where: str = "config") -> Config:
     """Validate a nested dictionary."""
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(_without_nothing(tree, Config))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_mistake(error)}") from None
 

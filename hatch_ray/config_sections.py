@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from hatch_ray.geometry.convention import Convention
+
 Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
 WeightsCarrier = Literal["object_store", "nixl"]
 Positive = Annotated[int, Field(gt=0)]
@@ -31,7 +33,9 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(Section):
@@ -123,6 +127,12 @@ class DataConfig(Section):
     """Least overlap (share of reprojected pixels that agree) of two views of one question."""
     max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Greatest overlap of two views of one question."""
+    convention: str = ""
+    """rgbd, spar: what poses, depth and intrinsics of the files mean, where it is not ours: parts by commas of
+    world_to_camera, transposed, rotation_transposed, opengl, ros, unity, translation*FACTOR, depth*FACTOR,
+    intrinsics_to_size. `hatch data check ROOT` names the one that fits."""
+    check_geometry: bool = True
+    """rgbd, spar: compare some near views in depth, and refuse files that agree too little."""
     rooms: RoomsConfig = RoomsConfig()
     """The rendered rooms."""
     spar: SparConfig = SparConfig()
@@ -132,6 +142,7 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if self.min_overlap >= self.max_overlap:
             raise ValueError("data.min_overlap must be below data.max_overlap")
+        Convention.parse(self.convention)
         return self
 
 

@@ -19,8 +19,17 @@ from serve.schema import Pose, ReasonReply
 PROBLEMS_SHOWN = 6
 
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
+
+
 def is_url(target: str) -> bool:
     return target.startswith(("http://", "https://"))
+
+
+def is_address(target: str) -> bool:
+    """Whether it looks like HOST:PORT and is no folder here."""
+    host, colon, port = target.rstrip("/").rpartition(":")
+    return bool(colon and host and port.isdigit() and "/" not in host) and not Path(target).exists()
 
 
 def ask_service(

@@ -18,6 +18,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
 from hatch_ray.cluster_address import LOCAL, cluster_address
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.environment import variables
+from hatch_ray.model.folder_check import check_model_folder
 from hatch_ray.run_folder import RunFolder
 from serve.app import ReasonService
 from serve.guard import EdgeLimits
@@ -55,14 +56,15 @@ def start_service(
     listens on already.
 
     Uses the Ray cluster of this process, else the one that RAY_ADDRESS names, else starts one here. With `blocking` it
-    returns after Ctrl-C, the service stopped. Raises ConfigError when there is no model, the port is taken or CPUs or
-    GPUs are too few, and when the service is not up within START_DEADLINE_S.
+    returns after Ctrl-C, the service stopped. Raises ValueError when there is no model or its folder is not whole, the
+    port is taken or CPUs or GPUs are too few, and when the service is not up within START_DEADLINE_S.
     """
     global _ray_of_ours
     serving = config.serve
     port = serving.port if port is None else port
     if not (run.model / "config.json").is_file():
         raise ConfigError(f"{run.path} has no finished model to serve; finish a stage with `hatch train` first")
+    check_model_folder(run.model.resolve())
     prefix = "" if name == APP_NAME else f"/{name}"
     if not prefix:
         _check_port(serving.host, port)

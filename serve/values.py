@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hatch_ray.rewards.answer import LETTER, numbers_in, parse_box, parse_view_change
+from hatch_ray.protocol.values import LETTER, numbers_in, parse_box, parse_view_change
 from hatch_ray.sample import AnswerForm
 from serve.schema import Value
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from hatch_ray.model.size import tensor_shapes
+from hatch_ray.model.tensors import tensor_shapes
 
 
 class RequestTimes(StatLoggerBase):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import httpx
 import pyarrow
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from hatch_ray.benchmarks.item import BadRowError
-from hatch_ray.data.images import shrink
+from hatch_ray.data.images import ImageRefused, check_header, load_upright, shrink
 
 Row = dict[str, Any]
 BATCH_ROWS = 16
@@ -69,8 +68,7 @@ def parquet_rows(paths: Sequence[Path], columns: Sequence[str], optional: Sequen
         try:
             file = pq.ParquetFile(path)
         except (pyarrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"{path} is no readable parquet file ({reason}); download it again") from None
+            raise _damaged(path, error) from None
         with file:
             present = set(file.schema_arrow.names)
             missing = [name for name in columns if name not in present]
@@ -79,8 +77,20 @@ def parquet_rows(paths: Sequence[Path], columns: Sequence[str], optional: Sequen
                     f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}"
                 )
             wanted = [*columns, *(name for name in optional if name in present)]
-            for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
-                yield from batch.to_pylist()
+            batches = file.iter_batches(BATCH_ROWS, columns=wanted)
+            while True:
+                try:
+                    rows = next(batches).to_pylist()
+                except StopIteration:
+                    break
+                except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                    raise _damaged(path, error) from None
+                yield from rows
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:160]
+    return ValueError(f"{path} is no readable parquet file ({reason}); download it again")
 
 
 class Archive:
@@ -101,7 +111,11 @@ class Archive:
         return name in self._names if self._zip else (self.path / name).is_file()
 
     def read(self, name: str) -> bytes:
-        return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+        """The file's bytes. Raises ValueError, one line, when they are damaged."""
+        try:
+            return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"{name} of {self.path} cannot be read ({error}); download it again") from None
 
 
 def json_lines(data: bytes) -> Iterator[Row | None]:
@@ -116,24 +130,21 @@ def json_lines(data: bytes) -> Iterator[Row | None]:
 
 
 def check_image(data: object) -> bytes:
-    """The bytes of an image whose header can be read. Raises BadRowError."""
+    """The bytes of an image whose header is that of a photo. Raises BadRowError."""
     if isinstance(data, dict):
         data = data.get("bytes")
     if not isinstance(data, bytes) or not data:
         raise BadRowError("image_without_bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)):
-                return data
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadRowError("image_unreadable") from None
+        check_header(data, "")
+    except ImageRefused as refusal:
+        raise BadRowError(refusal.fault) from None
+    return data
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """RGB, scaled down to `max_pixels`. Raises BadRowError."""
+    """RGB as the photo is to be seen (EXIF), scaled down to `max_pixels`. Raises BadRowError."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return shrink(image.convert("RGB"), max_pixels)
-    except (OSError, ValueError, SyntaxError):
-        raise BadRowError("image_unreadable") from None
+        return shrink(load_upright(data, ""), max_pixels)
+    except ImageRefused as refusal:
+        raise BadRowError(refusal.fault) from None

@@ -1,4 +1,9 @@
-"""Multiple choice as MindCube, MMSI-Bench and CV-Bench read it.
+"""Multiple choice as MindCube, MMSI-Bench and CV-Bench read it, each by the rules of its own repository:
+
+mindcube   mll-lab-nu/MindCube 6d8fd9ac, src/evaluation/core/extractors.py (lmms-eval carries the same)
+mmsi       OpenRobotLab/MMSI-Bench 4e28bfff, MMSIBenchDataset.extract_single_choice_with_word_boundary (lmms-eval's copy
+           also looks into braces)
+cvbench    nyu-visionx/CV-Bench compares letters; how a letter is found is this project's
 
 Each looks at the text inside the answer block if there is one: MindCube's first rule would otherwise take a letter
 from the reasons before it.
@@ -16,8 +21,8 @@ MINDCUBE_SETTINGS = ("around", "rotation", "translation", "among")
 
 _AFTER_TAG = (r"[Mm]y answer is ([A-E])", r"[Tt]he answer is ([A-E])", r"\b([A-E])\b")
 _PHRASES = (
-    r"([A-E])(?:$|\s)", r"[*\"]([A-E])[*\"]", r"\bAnswer:?\s*([A-E])\b", r"[Mm]y answer is ([A-E])",
-    r"answer is ([A-E])",
+    r"(?:^|\n)(?:Answer: )?([A-E])(?:$|\s)", r"[*\"]([A-E])[*\"]", r"\bAnswer:?\s*([A-E])\b",
+    r"[Mm]y answer is ([A-E])", r"answer is ([A-E])",
 )  # fmt: skip
 
 MMSI_GROUPS = {"Positional Relationship": "Pos", "Attribute": "Att", "Motion": "Mot", "MSR": "MSR"}
@@ -26,7 +31,10 @@ _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212"), "-")
 
 def mindcube_letter(text: str) -> str | None:
     """MindCube's official extraction, the first rule that finds a letter: the last "X." with X in A-E anywhere; a
-    section after a tag <Answer> (with capital A); phrases, each by its last place; the lowest line with a lone letter.
+    section after a tag <Answer> (with capital A); phrases, each by its last place (a letter that begins a line first);
+    the lowest line with a lone letter.
+
+    Rules of the source that want a point after the letter can find nothing after the first one, and are left out.
     """
     if dotted := re.findall(r"([A-E])\.", text):
         return str(dotted[-1])
@@ -52,10 +60,10 @@ def mindcube(completion: str, gold: str, _: str = "") -> float:
 
 
 def mmsi_letter(text: str) -> str | None:
-    """MMSI-Bench's extraction: into double back-quotes, then single ones, then braces, where they are; then the first
-    lone capital A-D that no word follows.
+    """MMSI-Bench's extraction: into double back-quotes, then single ones, where they are; then the first lone capital
+    A-D that no word follows.
     """
-    for pattern in (r"``([^`]*)``", r"`([^`]*)`", r"\{([^}]*)\}"):
+    for pattern in (r"``([^`]*)``", r"`([^`]*)`"):
         if inner := re.search(pattern, text):
             text = inner.group(1)
     found = re.search(r"\b[A-D]\b(?!\s[a-zA-Z])", text)

@@ -159,7 +159,12 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         raise ValueError(f"{paths[0]} holds no {prefix}{MINDCUBE_FILE}; download MindCube's data.zip again")
 
     def load(names: list[str], max_pixels: int) -> list[Image.Image]:
-        return [decode_image(archive.read(name), max_pixels) for name in names]
+        try:
+            return [decode_image(archive.read(name), max_pixels) for name in names]
+        except BadRowError:
+            raise
+        except ValueError:
+            raise BadRowError("unreadable_image") from None
 
     def parse(row: Row, name: str) -> Item:
         if not row:
@@ -173,8 +178,8 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         names = [prefix + str(image) for image in images]
         if not all(archive.has(image) for image in names):
             raise BadRowError("image_file_missing")
-        gold = _text(row, "gt_answer").strip()
-        if gold not in "ABCDE":
+        gold = _text(row, "gt_answer").strip().upper()
+        if gold not in ("A", "B", "C", "D", "E"):
             raise BadRowError("gold_is_no_letter")
         question = _text(row, "question")
         return Item(name, setting, setting, "letter", question, gold, name, len(names), partial(load, names))

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from hatch_ray.benchmarks.item import tagged_answer
-from hatch_ray.rewards.answer import LETTER, VIEW_DIMENSIONS, numbers_in
+from hatch_ray.protocol.values import LETTER, VIEW_DIMENSIONS, numbers_in
 
 Kind = Literal["choice", "number", "view_change"]
 
@@ -163,4 +163,5 @@ def check_gold(gold: str, task: str) -> str | None:
         return "gold_is_no_number" if kind == "number" else "gold_is_no_view_change"
     if kind == "view_change" and _read_view_change(gold) is None:
         return "gold_is_no_view_change"
-    return None
+    # A number that is not finite, or that the published code reads without its sign.
+    return None if all(scorer(gold, gold, task) == 1 for scorer in SCORERS.values()) else "gold_earns_nothing"

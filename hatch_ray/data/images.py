@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hatch_ray.data.markers import draw_marks
 from hatch_ray.sample import Sample
@@ -25,27 +26,98 @@ NO_READING = (0, 65535)
 """Values of a depth PNG that mean "no reading": 0 (everywhere), 65535 (7-Scenes)."""
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """A colour file as RGB, fully decoded; CMYK, grey and palette images are converted, transparency is dropped.
+FAULTS = {
+    **dict.fromkeys(("empty_image", "not_an_image", "corrupt_image"), "unreadable_image"),
+    "animated_image": "image_animated",
+    "bad_image_size": "image_of_bad_size",
+    "not_a_colour_image": "image_not_in_colour",
+}
 
-    Raises ValueError naming the file, the reason and the mend when it is absent, empty, truncated or not an image, has
-    too many pixels, several frames, or a shape that the model cannot see, holds depth, or is to be turned by its EXIF
-    data: marks, intrinsics and depth belong to the pixels as they are stored.
+
+class ImageRefused(ValueError):
+    """A picture that cannot be used; `reason` is a stable name for counting: missing, empty_image, not_an_image,
+    corrupt_image, too_many_pixels, animated_image, bad_image_size, not_a_colour_image, stored_turned.
     """
-    image = _decode(Path(path), "image")
-    _check_sides(path, image)
-    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        raise ValueError(f"image {path} has mode {image.mode}, as depth maps do; give the colour image")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if turned != 1:
-        raise ValueError(f"image {path} is stored turned (EXIF orientation {turned}); save it upright, without the tag")
-    return image if image.mode == "RGB" else image.convert("RGB")
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+    @property
+    def fault(self) -> str:
+        """`reason` for counting rows: what cannot be decoded is one fault."""
+        return FAULTS.get(self.reason, f"image_{self.reason}")
+
+
+def check_header(data: bytes, name: str) -> None:
+    """Raise ImageRefused as `load_stored` does for what the header tells; nothing is decoded."""
+    with _open(data, name, "image") as image:
+        _check_sides(name, image)
+        _check_colour(image, name)
+
+
+def load_stored(source: Path | bytes, name: str, formats: tuple[str, ...] = FORMATS) -> tuple[Image.Image, int]:
+    """RGB pixels as they are stored, fully decoded, and the EXIF orientation (1: upright). The one reader of colour.
+
+    source: a file, or the bytes of one; name: what messages call it. CMYK, grey and palette images are converted,
+    transparency is dropped. Raises ImageRefused (a ValueError) with the name, the reason and the mend when it is
+    absent, empty, truncated or not an image, has too many pixels, several frames, or a shape that the model cannot
+    see, or holds depth.
+    """
+    return _as_rgb(_decode(source, name, "image", formats, check_sides=True), name)
+
+
+def decoded_upright(image: Image.Image, name: str) -> Image.Image:
+    """`load_upright` for a picture that another library has opened. Raises ImageRefused."""
+    _check_frames(image, name, "image")
+    _check_sides(name, image)
+    return upright(*_as_rgb(image, name))
+
+
+def _as_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
+    _check_colour(image, name)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return (image if image.mode == "RGB" else image.convert("RGB")), orientation if orientation in range(1, 9) else 1
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes pixels upright that are stored with an EXIF orientation."""
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The pixels as the photo is to be seen."""
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def load_upright(source: Path | bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """A photo as it is to be seen, as RGB. For pictures without depth, intrinsics and marks. Raises ImageRefused."""
+    return upright(*load_stored(source, name, formats))
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """A colour file whose pixels marks, intrinsics and depth belong to, as RGB.
+
+    Raises ImageRefused as `load_stored`, and when EXIF says that it is stored turned.
+    """
+    image, orientation = load_stored(Path(path), str(path))
+    if orientation != 1:
+        text = f"image {path} is stored turned (EXIF orientation {orientation}); save it upright, without the tag"
+        raise ImageRefused("stored_turned", text)
+    return image
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) from the file's header, nothing decoded. Raises ValueError as `load_image` does for a header."""
-    with _open(Path(path), "image") as image:
-        _check_sides(path, image)
+    """(width, height) from the file's header, nothing decoded. Raises ImageRefused as `load_stored` for a header."""
+    with _open(Path(path), str(path), "image") as image:
+        _check_sides(str(path), image)
         return image.size
 
 
@@ -54,7 +126,7 @@ def load_depth(path: str | Path) -> np.ndarray:
 
     Raises ValueError naming the file and the reason when it cannot be read or is not a 16-bit single-channel image.
     """
-    image = _decode(Path(path), "depth image")
+    image = _decode(Path(path), str(path), "depth image")
     if image.mode not in ("I;16", "I;16B", "I"):
         raise ValueError(f"depth image {path} has mode {image.mode}; depth must be a 16-bit PNG in millimetres")
     millimetres = np.asarray(image)
@@ -63,57 +135,75 @@ def load_depth(path: str | Path) -> np.ndarray:
     return depth
 
 
-def _decode(path: Path, what: str) -> Image.Image:
-    with _open(path, what) as image:
+def _decode(
+    source: Path | bytes, name: str, what: str, formats: tuple[str, ...] = FORMATS, check_sides: bool = False
+) -> Image.Image:
+    with _open(source, name, what, formats) as image:
+        if check_sides:
+            _check_sides(name, image)
         try:
             image.load()
             image.getexif()
         except Exception as error:  # noqa: BLE001 - see `_undecodable`
-            raise _undecodable(path, what, error) from None
+            raise _undecodable(name, what, error, "corrupt_image") from None
         return image
 
 
-def _open(path: Path, what: str) -> Image.Image:
+def _open(source: Path | bytes, name: str, what: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The image with its header read and found good, no pixel decoded."""
-    if not path.is_file():
-        raise ValueError(f"{what} {path} does not exist")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{what} {path} is empty; copy or write it again")
+    if isinstance(source, Path) and not source.is_file():
+        raise ImageRefused("missing", f"{what} {name} does not exist")
+    if not (source if isinstance(source, bytes) else source.stat().st_size):
+        raise ImageRefused("empty_image", f"{what} {name} is empty; copy or write it again")
     try:
         with warnings.catch_warnings():
             # Our own limit is lower than the size at which Pillow warns.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-        frames = getattr(image, "n_frames", 1)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        _ = getattr(image, "n_frames", 1)
     except Image.DecompressionBombError:
-        raise _too_large(path, what) from None
+        raise _too_large(name, what) from None
     except Exception as error:  # noqa: BLE001 - see `_undecodable`
-        raise _undecodable(path, what, error) from None
+        raise _undecodable(name, what, error, "not_an_image") from None
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise _too_large(path, what)
-    # A phone's JPEG can hold a second picture (MPO), a preview or a depth map; the first is the photo.
-    if frames > 1 and image.format != "MPO":
-        image.close()
-        raise ValueError(f"{what} {path} has {frames} frames; write the one that is meant as an image of its own")
+        raise _too_large(name, what)
+    _check_frames(image, name, what)
     return image
 
 
-def _undecodable(path: Path, what: str, error: Exception) -> ValueError:
+def _check_frames(image: Image.Image, name: str, what: str) -> None:
+    frames = getattr(image, "n_frames", 1)
+    # A phone's JPEG can hold a second picture (MPO), a preview or a depth map; the first is the photo.
+    if frames > 1 and image.format != "MPO":
+        image.close()
+        text = f"{what} {name} has {frames} frames; write the one that is meant as an image of its own"
+        raise ImageRefused("animated_image", text)
+
+
+def _undecodable(name: str, what: str, error: Exception, reason: str) -> ImageRefused:
     """Pillow's readers raise whatever their parsing of damaged bytes runs into, not only OSError."""
-    return ValueError(f"{what} {path} cannot be decoded ({error or type(error).__name__}); copy or write it again")
+    why = "no known kind of image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    return ImageRefused(reason, f"{what} {name} cannot be decoded ({why}); copy or write it again")
 
 
-def _too_large(path: Path, what: str) -> ValueError:
-    return ValueError(f"{what} {path} has too many pixels (over {MAX_PIXELS}); scale it down")
+def _too_large(name: str, what: str) -> ImageRefused:
+    return ImageRefused("too_many_pixels", f"{what} {name} has too many pixels (over {MAX_PIXELS}); scale it down")
 
 
-def _check_sides(path: str | Path, image: Image.Image) -> None:
+def _check_colour(image: Image.Image, name: str) -> None:
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        text = f"image {name} has mode {image.mode}, as depth maps do; give the colour image"
+        raise ImageRefused("not_a_colour_image", text)
+
+
+def _check_sides(name: str, image: Image.Image) -> None:
     short, long = sorted(image.size)
     if short < MIN_SIDE or long > MAX_ASPECT * short:
-        raise ValueError(
-            f"image {path} is {image.width} x {image.height}; give one with sides of at least {MIN_SIDE} pixels and a "
-            f"ratio of at most {MAX_ASPECT}:1"
+        raise ImageRefused(
+            "bad_image_size",
+            f"image {name} is {image.width} x {image.height}; give one with sides of at least {MIN_SIDE} pixels and a "
+            f"ratio of at most {MAX_ASPECT}:1",
         )
 
 

@@ -11,7 +11,7 @@ from scipy.spatial.transform import RigidTransform
 
 from hatch_ray.data.scene import Frame, Scene
 from hatch_ray.data.visibility import Target, surface_point, visible_object
-from hatch_ray.geometry.actions import plan_between
+from hatch_ray.geometry.actions import MAX_METRES, plan_between
 from hatch_ray.geometry.overlap import PosedDepth, view_overlap
 from hatch_ray.geometry.se3 import as_transform, pose_error
 from hatch_ray.sample import PairPlan
@@ -68,7 +68,7 @@ class SceneViews:
     def __init__(self, scene: Scene, min_overlap: float, max_overlap: float) -> None:
         self.scene, self.min_overlap, self.max_overlap = scene, min_overlap, max_overlap
         self._omega: dict[tuple[int, int], float] = {}
-        self._has_moved: dict[tuple[int, int], bool] = {}
+        self._motions: dict[tuple[int, int], tuple[float, float]] = {}
         self._transforms: dict[int, RigidTransform] = {}
         self._seen: dict[int, tuple[Target, ...]] = {}
 
@@ -88,25 +88,29 @@ class SceneViews:
             self._transforms[index] = as_transform(self.scene.frame(index).pose)
         return self._transforms[index]
 
-    def _moved(self, i: int, j: int) -> bool:
+    def _motion(self, i: int, j: int) -> tuple[float, float]:
+        """Metres and degrees between two cameras."""
         key = (min(i, j), max(i, j))
-        if key not in self._has_moved:
-            baseline, rotation = pose_error(self._transform(i), self._transform(j))
-            self._has_moved[key] = baseline >= MIN_BASELINE_M or rotation >= MIN_ROTATION_DEG
-        return self._has_moved[key]
+        if key not in self._motions:
+            self._motions[key] = pose_error(self._transform(i), self._transform(j))
+        return self._motions[key]
 
     def draw(self, n: int, rng: np.random.Generator) -> ViewTuple:
         """n different frames, in the scene's order (a walk goes forward).
 
-        Raises Refused unless every pair moved (0.2 m or 10 degrees), no pair overlaps by more than max_overlap, and
-        each view overlaps with another by min_overlap at least. One frame alone is never refused.
+        Raises Refused unless every pair moved (0.2 m or 10 degrees) and not further than an action can say, no pair
+        overlaps by more than max_overlap, and each view overlaps with another by min_overlap at least. One frame alone
+        is never refused.
         """
         if len(self.scene) < n:
             raise Refused("scene_has_too_few_views")
         indices = tuple(sorted(int(index) for index in rng.choice(len(self.scene), n, replace=False)))
         pairs = list(combinations(range(n), 2))
-        if not all(self._moved(indices[i], indices[j]) for i, j in pairs):
+        motions = [self._motion(indices[i], indices[j]) for i, j in pairs]
+        if not all(metres >= MIN_BASELINE_M or degrees >= MIN_ROTATION_DEG for metres, degrees in motions):
             raise Refused("camera_hardly_moved")
+        if any(metres > MAX_METRES for metres, _ in motions):
+            raise Refused("cameras_too_far_apart")
         overlaps = {(i, j): self.overlap(indices[i], indices[j]) for i, j in pairs}
         if max(overlaps.values(), default=0.0) > self.max_overlap:
             raise Refused("overlap_too_large")

@@ -8,7 +8,9 @@
 ScanNet form, in one folder or in scene folders below it:
     color/0.jpg, depth/0.png, pose/0.txt, intrinsic/intrinsic_color.txt, intrinsic/intrinsic_depth.txt (4x4 or 3x3)
     World z is up.
-In both, depth is a 16-bit PNG in millimetres (0 and 65535: no reading), poses are 4x4 camera-to-world, OpenCV axes.
+In both, depth is a 16-bit PNG in millimetres (0 and 65535: no reading), poses are camera-to-world, OpenCV axes (4x4,
+3x4, or their numbers on a line). data.convention says where files mean something else; some near views of each scene
+are compared, and files that do not fit each other are refused.
 
 A frame that cannot be trusted is left out with its reason; the summary counts them.
 """
@@ -16,212 +18,31 @@ A frame that cannot be trusted is left out with its reason; the summary counts t
 from __future__ import annotations
 
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from hatch_ray.config_sections import DataConfig
-from hatch_ray.data.images import load_depth, load_image
-from hatch_ray.data.scene import Frame, SceneObject
-from hatch_ray.geometry.se3 import as_transform
+from hatch_ray.data.camera_files import read_intrinsics, read_matrix, read_pose
+from hatch_ray.data.geometry_check import StoredScene, check_geometry, refuse_misread
+from hatch_ray.data.images import image_size, load_depth
+from hatch_ray.data.rgbd_frames import FrameFiles, Recording, RgbdScene
+from hatch_ray.data.unique import UniqueNames
+from hatch_ray.geometry.agreement import StoredView
+from hatch_ray.geometry.convention import Convention
 
-SEVEN_SCENES_FILE = re.compile(r"(frame-(\d+))\.(color\.(?:png|jpe?g)|depth\.png|pose\.txt)$")
-SCANNET_FILE = re.compile(r"((\d+))\.(jpe?g|png|txt)$")
-PLAUSIBLE_MEDIAN_M = (0.3, 15.0)
-MIN_VALID_DEPTH = 0.01
-CACHE_MEGABYTES = 512
+SEVEN_SCENES_FILE = re.compile(r"(frame-(\d+))\.(color\.(?:png|jpe?g)|depth\.png|pose\.txt)$", re.IGNORECASE)
+SCANNET_FILE = re.compile(r"((\d+))\.(jpe?g|png|txt)$", re.IGNORECASE)
+PARTS = (("color", "png"), ("depth", "png"), ("pose", "txt"))
 EXAMPLES_A_REASON = 3
 EXPECTED = (
     "expected frame-000000.color.png|jpg, .depth.png, .pose.txt (7-Scenes form), "
     "or color/, depth/, pose/ and intrinsic/ (ScanNet form), in it or in folders below it"
 )
-
-
-class FrameRefused(ValueError):
-    """A frame that cannot be used: a stable reason for counting, and the file with what is wrong with it."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
-@dataclass(frozen=True)
-class FrameFiles:
-    """The three files of one frame; they may be missing on disk."""
-
-    name: str
-    color: Path
-    depth: Path
-    pose: Path
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One sequence as found on disk, frames in order of time, nothing loaded.
-
-    color_intrinsics, depth_intrinsics: (3, 3); the colour one is None where it follows from the depth one.
-    """
-
-    name: str
-    frames: tuple[FrameFiles, ...]
-    depth_intrinsics: np.ndarray
-    color_intrinsics: np.ndarray | None
-    up: np.ndarray | None
-
-
-class RgbdScene:
-    """Part of a recording as a Scene. Frames load when asked for; recently used ones are kept.
-
-    image_size: 0 keeps the native grids; otherwise each grid is cut to its centre square and resized (colour smoothly,
-    depth to the nearest reading), with the intrinsics following.
-    """
-
-    objects: tuple[SceneObject, ...] = ()
-
-    def __init__(self, id: str, recording: Recording, frames: list[FrameFiles], image_size: int) -> None:
-        self.id, self.up = id, recording.up
-        self._recording, self._frames, self._size = recording, frames, image_size
-        self._cache: OrderedDict[int, Frame] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def frame(self, index: int) -> Frame:
-        """Frame `index` in order of time. Raises FrameRefused (a ValueError) when it cannot be used."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        frame = load_frame(self._frames[index], self._recording, self._size)
-        self._remember(index, frame)
-        return frame
-
-    def drop_bad_frames(self) -> list[FrameRefused]:
-        """Load every frame once, keep those that can be used, return why the others cannot."""
-        kept: list[FrameFiles] = []
-        refused: list[FrameRefused] = []
-        for files in self._frames:
-            try:
-                self._remember(len(kept), load_frame(files, self._recording, self._size))
-            except FrameRefused as refusal:
-                refused.append(refusal)
-            else:
-                kept.append(files)
-        self._frames = kept
-        return refused
-
-    def _remember(self, index: int, frame: Frame) -> None:
-        self._cache[index] = frame
-        room_for = CACHE_MEGABYTES * 2**20 // (frame.rgb.nbytes + frame.depth.nbytes)
-        while len(self._cache) > max(2, room_for):
-            self._cache.popitem(last=False)
-
-
-def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> Frame:
-    """Load and check one frame.
-
-    Raises FrameRefused naming the file: missing or unreadable file, broken pose, no depth, implausible units.
-    """
-    pose = load_pose(files.pose)
-    for path, what in ((files.depth, "depth"), (files.color, "colour")):
-        if not path.is_file():
-            raise FrameRefused(f"missing {what}", f"{path} does not exist")
-    try:
-        depth = load_depth(files.depth)
-    except ValueError as error:
-        raise FrameRefused("unreadable depth", str(error)) from None
-    valid = depth[depth > 0]
-    if valid.size < MIN_VALID_DEPTH * depth.size:
-        raise FrameRefused("no valid depth", f"{files.depth} has readings in {valid.size} of {depth.size} pixels")
-    median = float(np.median(valid))
-    if not PLAUSIBLE_MEDIAN_M[0] <= median <= PLAUSIBLE_MEDIAN_M[1]:
-        raise FrameRefused(
-            "implausible depth units", f"{files.depth} has a median depth of {median:.3g} m; depth must be millimetres"
-        )
-    try:
-        image = load_image(files.color)
-    except ValueError as error:
-        raise FrameRefused("unreadable colour", str(error)) from None
-    depth_k = recording.depth_intrinsics
-    color_k = recording.color_intrinsics
-    if color_k is None:
-        color_k = scale_intrinsics(depth_k, image.width / depth.shape[1], image.height / depth.shape[0])
-    if image_size:
-        image, color_k = _square_color(image, color_k, image_size)
-        depth, depth_k = _square_depth(depth, depth_k, image_size)
-    return Frame(files.name, np.asarray(image), depth, color_k, depth_k, pose)
-
-
-def load_pose(path: Path) -> np.ndarray:
-    """(4, 4) camera-to-world of a text file. Raises FrameRefused when it is missing or not a pose."""
-    if not path.is_file():
-        raise FrameRefused("missing pose", f"{path} does not exist")
-    try:
-        pose = read_matrix(path, ((4, 4),))
-        as_transform(pose)
-    except ValueError as error:
-        raise FrameRefused("broken pose", f"{path}: {error}") from None
-    return pose
-
-
-def scale_intrinsics(k: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
-    """The matrix of the same camera on a grid scaled by these factors (pixel centres at integers)."""
-    scaled = k.astype(float).copy()
-    scaled[0] *= scale_x
-    scaled[1] *= scale_y
-    scaled[0, 2] = (k[0, 2] + 0.5) * scale_x - 0.5
-    scaled[1, 2] = (k[1, 2] + 0.5) * scale_y - 0.5
-    return scaled
-
-
-def _square_intrinsics(k: np.ndarray, left: int, top: int, side: int, size: int) -> np.ndarray:
-    cropped = k.astype(float).copy()
-    cropped[0, 2] -= left
-    cropped[1, 2] -= top
-    return scale_intrinsics(cropped, size / side, size / side)
-
-
-def _square_color(image: Image.Image, k: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    cut = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return cut, _square_intrinsics(k, left, top, side, size)
-
-
-def _square_depth(depth: np.ndarray, k: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    height, width = depth.shape
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    pick = ((np.arange(size) + 0.5) * side / size).astype(int)
-    return depth[top + pick[:, None], left + pick], _square_intrinsics(k, left, top, side, size)
-
-
-def read_matrix(path: Path, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
-    """Numbers of a text file. Raises ValueError when it does not hold a matrix of one of these shapes."""
-    if path.stat().st_size == 0:
-        raise ValueError("the file is empty")
-    try:
-        matrix = np.loadtxt(path, dtype=float)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a table of numbers ({error})") from None
-    if matrix.shape not in shapes:
-        wanted = " or ".join("x".join(map(str, shape)) for shape in shapes)
-        raise ValueError(f"holds an array of shape {matrix.shape}, expected {wanted}")
-    return matrix
-
-
-def read_intrinsics(path: Path) -> np.ndarray:
-    """(3, 3) from a 3x3 or 4x4 text file. Raises ValueError naming the file."""
-    try:
-        k = read_matrix(path, ((3, 3), (4, 4)))[:3, :3]
-    except ValueError as error:
-        raise ValueError(f"intrinsics {path}: {error}") from None
-    if not np.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0 or k[2, 2] != 1:
-        raise ValueError(f"intrinsics {path} are not a pinhole matrix with positive focal lengths")
-    return k
 
 
 @dataclass
@@ -233,6 +54,8 @@ class Recordings:
 
     data: DataConfig
     recordings: list[Recording]
+    geometry: list[str] = field(default_factory=list)
+    """What the check of poses, depth and intrinsics found, a line a scene that was looked at."""
     summary: dict[str, Any] = field(default_factory=dict)
 
     def split(self, name: str) -> list[RgbdScene]:
@@ -260,6 +83,7 @@ class Recordings:
             "frames_used": used,
             "frames_left_out": dict(reasons),
             "examples_left_out": examples,
+            "geometry": self.geometry,
             "up_known": all(recording.up is not None for recording in self.recordings),
         }
         if not used:
@@ -279,43 +103,70 @@ def time_split(frames: tuple[FrameFiles, ...], name: str, data: DataConfig) -> l
 
 
 def read_sequences(data: DataConfig) -> Recordings:
-    """Find the recordings below data.root.
+    """Find the recordings below data.root, and check that some near views fit each other.
 
-    Raises ValueError when the folder is missing, holds neither form, or lacks intrinsics.
+    Raises ValueError when the folder is missing, holds neither form, lacks intrinsics, or (data.check_geometry) when
+    its files mean something else than data.convention says.
     """
-    root = data.root
+    recordings = find_recordings(data.root, Convention.parse(data.convention))
+    geometry: list[str] = []
+    if data.check_geometry:
+        verdicts = check_geometry(stored_scenes(recordings), Convention.parse(data.convention))
+        refuse_misread(verdicts, data.root)
+        geometry = [verdict.words() for verdict in verdicts]
+    return Recordings(data, recordings, geometry)
+
+
+def find_recordings(root: Path | None, convention: Convention) -> list[Recording]:
+    """All sequences below a root, each with a name of its own. Raises ValueError as `read_sequences` but the last."""
     if root is None or not root.is_dir():
         raise ValueError(f"data.root {root} is not a folder")
     recordings = []
+    names = UniqueNames()
     for folder in [root, *sorted(path for path in root.glob("*/") if path.is_dir()), *sorted(root.glob("*/*/"))]:
         frames = _seven_scenes_frames(folder)
-        name = root.name if folder == root else "-".join(folder.relative_to(root).parts)
+        parts = folder.relative_to(root).parts
+        wanted = "-".join(parts) or root.resolve().name
         if frames:
-            recordings.append(_seven_scenes(name, folder, root, frames))
+            recordings.append(_seven_scenes(names.of(folder, wanted), folder, root, frames, convention))
         elif all((folder / part).is_dir() for part in ("color", "depth", "pose")):
-            recordings.append(_scannet(name, folder))
+            recordings.append(_scannet(names.of(folder, wanted), folder, convention))
     if not recordings:
         raise ValueError(f"{root} holds no posed RGB-D frames; {EXPECTED}")
-    return Recordings(data, recordings)
+    return recordings
+
+
+def stored_scenes(recordings: Iterable[Recording]) -> list[StoredScene]:
+    """The recordings for `check_geometry`."""
+    return [_stored(recording) for recording in recordings]
+
+
+def _stored(recording: Recording) -> StoredScene:
+    frames = recording.frames
+
+    def load(index: int) -> StoredView:
+        files = frames[index]
+        try:
+            color_width = image_size(files.color)[0]
+        except ValueError:
+            color_width = 0
+        depth, pose = load_depth(files.depth), read_pose(files.pose)
+        return StoredView(files.name, depth, recording.depth_intrinsics, pose, color_width)
+
+    return StoredScene(recording.name, len(frames), lambda index: read_pose(frames[index].pose), load)
 
 
 def _seven_scenes_frames(folder: Path) -> tuple[FrameFiles, ...]:
     """Frames of which any file is there, in order of their numbers."""
-    colors: dict[str, Path] = {}
     numbers: dict[str, int] = {}
-    for path in folder.iterdir():
+    paths: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.iterdir()):
         found = SEVEN_SCENES_FILE.match(path.name)
         if found:
             numbers[found[1]] = int(found[2])
-            if found[3].startswith("color"):
-                colors[found[1]] = path
+            paths[found[1], found[3].partition(".")[0].lower()] = path
     return tuple(
-        FrameFiles(
-            name,
-            colors.get(name, folder / f"{name}.color.png"),
-            folder / f"{name}.depth.png",
-            folder / f"{name}.pose.txt",
-        )
+        FrameFiles(name, *(paths.get((name, part), folder / f"{name}.{part}.{ending}") for part, ending in PARTS))
         for name in sorted(numbers, key=numbers.__getitem__)
     )
 
@@ -330,7 +181,9 @@ def _nearest(name: str, folder: Path, root: Path) -> Path | None:
     return None
 
 
-def _seven_scenes(name: str, folder: Path, root: Path, frames: tuple[FrameFiles, ...]) -> Recording:
+def _seven_scenes(
+    name: str, folder: Path, root: Path, frames: tuple[FrameFiles, ...], convention: Convention
+) -> Recording:
     intrinsics = _nearest("camera-intrinsics.txt", folder, root)
     if intrinsics is None:
         raise ValueError(
@@ -338,7 +191,8 @@ def _seven_scenes(name: str, folder: Path, root: Path, frames: tuple[FrameFiles,
             "(for 7-Scenes: 585 0 320 / 0 585 240 / 0 0 1)"
         )
     gravity = _nearest("gravity-direction.txt", folder, root)
-    return Recording(name, frames, read_intrinsics(intrinsics), None, None if gravity is None else _up(gravity))
+    up = None if gravity is None else convention.world(_up(gravity))
+    return Recording(name, frames, read_intrinsics(intrinsics), None, up, convention)
 
 
 def _up(path: Path) -> np.ndarray:
@@ -352,24 +206,21 @@ def _up(path: Path) -> np.ndarray:
     return -gravity / length
 
 
-def _scannet(name: str, folder: Path) -> Recording:
+def _scannet(name: str, folder: Path, convention: Convention) -> Recording:
     numbers: dict[str, int] = {}
-    colors: dict[str, Path] = {}
+    paths: dict[tuple[str, str], Path] = {}
     for part in ("color", "depth", "pose"):
-        for path in (folder / part).iterdir():
+        for path in sorted((folder / part).iterdir()):
             found = SCANNET_FILE.match(path.name)
             if found:
                 numbers[found[1]] = int(found[2])
-                if part == "color":
-                    colors[found[1]] = path
+                paths[found[1], part] = path
     if not numbers:
         raise ValueError(f"{folder} has color/, depth/ and pose/ but no frames in them")
+    endings = {"color": "jpg", "depth": "png", "pose": "txt"}
     frames = tuple(
         FrameFiles(
-            frame,
-            colors.get(frame, folder / "color" / f"{frame}.jpg"),
-            folder / "depth" / f"{frame}.png",
-            folder / "pose" / f"{frame}.txt",
+            frame, *(paths.get((frame, part), folder / part / f"{frame}.{ending}") for part, ending in endings.items())
         )
         for frame in sorted(numbers, key=numbers.__getitem__)
     )
@@ -379,4 +230,5 @@ def _scannet(name: str, folder: Path) -> Recording:
         if not path.is_file():
             raise ValueError(f"{folder} has no intrinsic/intrinsic_{grid}.txt; export it with ScanNet's SensReader")
         matrices[grid] = read_intrinsics(path)
-    return Recording(name, frames, matrices["depth"], matrices["color"], np.array([0.0, 0.0, 1.0]))
+    up = convention.world(np.array([0.0, 0.0, 1.0]))
+    return Recording(name, frames, matrices["depth"], matrices["color"], up, convention)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.data.images import save_depth, save_image
+from hatch_ray.data.rows import checked_rows
 from hatch_ray.data.scene import Frame, SceneObject
 from hatch_ray.run_folder import write_atomic
 from hatch_ray.sample import ActionFrame, Mark, PairPlan, Sample, View
@@ -50,7 +51,7 @@ class DatasetWriter:
         self.summary: dict[str, Any] = {}
         self.scenes: dict[str, dict[str, Any]] = {}
         self._rows: list[str] = []
-        self._written: set[str] = set()
+        self._written: dict[str, bytes] = {}
 
     def __enter__(self) -> DatasetWriter:
         try:
@@ -83,10 +84,11 @@ class DatasetWriter:
             depth_intrinsics=frame.depth_intrinsics,
             pose=frame.pose,
         )
-        if name not in self._written:
+        pose = np.asarray(frame.pose, dtype=float).tobytes()
+        assert self._written.setdefault(name, pose) == pose, f"two views are called {name}"
+        if not (self.folder / "images" / name).exists():
             save_image(self.folder / "images" / name, frame.rgb)
             save_depth(self.folder / "depth" / name, frame.depth)
-            self._written.add(name)
         return view
 
     def add_scene(self, scene: str, up: np.ndarray | None, objects: Iterable[SceneObject]) -> None:
@@ -125,8 +127,8 @@ def write_dataset(path: str | Path, samples: Iterable[Sample]) -> None:
 def read_dataset(path: str | Path) -> list[Sample]:
     """All samples of one split, with absolute paths; no pixels are loaded.
 
-    Raises ValueError when the folder or its index is missing, empty, or holds a line that is not a sample (with the
-    line's number).
+    Raises ValueError when the folder or its index is missing, empty, or holds lines that are not samples (the first ten
+    faults with line, field and value).
     """
     path = Path(path).expanduser().absolute()
     if not path.is_dir():
@@ -136,16 +138,7 @@ def read_dataset(path: str | Path) -> list[Sample]:
         raise ValueError(f"{path} holds two datasets, train and heldout; name one of them")
     if not index.is_file():
         raise ValueError(f"{path} is not a dataset (no index.jsonl); make one with `hatch data build`")
-    samples = []
-    with index.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                samples.append(row_to_sample(json.loads(line), path))
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-                raise ValueError(f"{index} line {number} is not a sample: {reason}; build the dataset again") from None
+    samples = [row_to_sample(row, path) for row in checked_rows(index)]
     if not samples:
         raise ValueError(f"dataset {path} is empty; build it again with more scenes or wider overlap")
     return samples

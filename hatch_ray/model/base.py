@@ -18,6 +18,7 @@ import xxhash
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from hatch_ray.disk import replace_folder, when_there_is_room
+from hatch_ray.model.folder_check import check_tensors
 from hatch_ray.model.source import check_kind, model_source
 
 BAN_BIAS = -100.0
@@ -31,10 +32,12 @@ Part = Literal["all", "vision", "language"]
 def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditionalGeneration:
     """The model in training mode is the caller's wish; it comes in eval mode, on the CPU.
 
-    Raises ValueError when it is not a Qwen2.5-VL.
+    Raises ValueError when it is not a Qwen2.5-VL, or a folder that is not whole.
     """
     source = model_source(base)
     check_kind(base, AutoConfig.from_pretrained(source).model_type)
+    if Path(source).is_dir():
+        check_tensors(Path(source))
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
         source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from hatch_ray.config import Config
-from hatch_ray.model.source import check_kind, folder_kind, model_source
+from hatch_ray.model.folder_check import check_model_folder
+from hatch_ray.model.source import model_source
+from hatch_ray.model.tensors import tensor_shapes
 
 PUBLISHED = {
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
@@ -25,8 +25,8 @@ ADAM_MOMENTS = 2
 def count_parameters(base: str) -> int:
     """Parameters of a model folder (from the headers of its files) or of a published name.
 
-    Raises ValueError for a name that is neither published nor on this disk, for a folder of another architecture, and
-    for one without whole .safetensors files.
+    Raises ValueError for a name that is neither published nor on this disk, and for a folder that is not whole
+    (`check_model_folder`).
     """
     if base in PUBLISHED:
         return PUBLISHED[base]
@@ -36,26 +36,9 @@ def count_parameters(base: str) -> int:
             f"model.base={base} is not a folder and its size is not known before it is downloaded; "
             f"known names: {', '.join(PUBLISHED)}"
         )
-    check_kind(base, folder_kind(source))
+    check_model_folder(source)
     shapes = tensor_shapes(source)
-    if not shapes:
-        raise ValueError(f"model.base={base} has no .safetensors files (weights in other formats are not read)")
     return sum(math.prod(shape) for shape in shapes.values())
-
-
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a folder's safetensors files, from their headers; {} where there are none.
-
-    Raises ValueError for a file that is damaged.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "numpy") as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file, or is cut short ({error}); copy it again") from None
-    return found
 
 
 LIVE_VERSIONS = 2

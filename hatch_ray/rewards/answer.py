@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable
 
 from hatch_ray.geometry.boxes import box_iou
-from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS
+from hatch_ray.protocol.values import LETTER, numbers_in, parse_box, parse_view_change, plain_text
 from hatch_ray.sample import AnswerForm
 
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,2})?(?![\w]|\.\d)")
-LARGEST = sys.float_info.max
-LETTER = re.compile(r"\s*(?:\(\s*)?([A-Za-z])(?![A-Za-z0-9'])")
 MRA_THRESHOLDS = [0.5 + 0.05 * k for k in range(10)]
 ANGLE_SCALE_DEG = 30.0
 SIGMA_XY, SIGMA_DEPTH = 0.1, 0.25
@@ -26,15 +22,6 @@ IMAGE = re.compile(r"\b(first|second|third|fourth|fifth|[1-5](?:st|nd|rd|th))\b"
 ORDINALS = {"1st": "first", "2nd": "second", "3rd": "third", "4th": "fourth", "5th": "fifth"}
 BOX = re.compile(r"\[[^\[\]]*\]")
 SAME_BOX_IOU = 0.5
-MAX_COORDINATE = 1e6
-"""Coordinates are 0 to 1000; the area of a box inside this bound can be computed."""
-
-AXES = {"right": "x", "up": "y", "forward": "z"}
-VIEW_DIMENSIONS = {
-    word: (AXES.get(dimension, dimension), sign) for word, (dimension, sign) in VIEW_CHANGE_WORDS.items()
-}
-"""Word of a view change -> (x, y, z, yaw or pitch; sign)."""
-
 Scored = tuple[float, str]
 
 
@@ -47,17 +34,12 @@ def mean_relative_accuracy(prediction: float, gold: float, zero_scale: float = 1
     return sum(error <= 1 - threshold + 1e-9 for threshold in MRA_THRESHOLDS) / len(MRA_THRESHOLDS)
 
 
-def numbers_in(text: str) -> list[float]:
-    """Every signed number that stands alone in the text; one too large for a float is the largest float."""
-    return [max(-LARGEST, min(LARGEST, float(found))) for found in NUMBER.findall(text)]
-
-
 def score_letter(prediction: str, gold: str) -> Scored:
     """Exact choice; accepts "C", "C.", "(C)" and "C. text", but not a word that begins with the letter."""
     found = LETTER.match(prediction)
     if not found:
         return 0.0, "no_letter"
-    return (1.0, "") if found.group(1).upper() == gold.strip().strip("().").upper() else (0.0, "wrong_letter")
+    return (1.0, "") if found.group(1).upper() == gold.strip().strip("().").strip().upper() else (0.0, "wrong_letter")
 
 
 def score_number(prediction: str, gold: str) -> Scored:
@@ -67,18 +49,6 @@ def score_number(prediction: str, gold: str) -> Scored:
         return 0.0, "no_number" if not values else "several_numbers"
     reward = mean_relative_accuracy(values[0], wanted[0])
     return reward, "" if reward else "far_number"
-
-
-def parse_box(text: str) -> tuple[float, float, float, float] | None:
-    """Four numbers x1, y1, x2, y2 up to MAX_COORDINATE with a positive area; corners in the other order are swapped."""
-    values = numbers_in(text)
-    if len(values) != 4 or any(abs(value) > MAX_COORDINATE for value in values):
-        return None
-    x1, y1, x2, y2 = values
-    if x1 > x2 and y1 > y2:
-        x1, y1, x2, y2 = x2, y2, x1, y1
-    # The product of two tiny sides can be 0.
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 and (x2 - x1) * (y2 - y1) > 0 else None
 
 
 def score_box(prediction: str, gold: str) -> Scored:
@@ -102,22 +72,6 @@ def score_camera_motion(prediction: str, gold: str) -> Scored:
     return reward, "" if reward else "far_place"
 
 
-def parse_view_change(text: str) -> dict[str, float] | None:
-    """ "move_left:2.6,move_down:0.1,..." as signed x (right), y (up), z (forward), yaw (right), pitch (up).
-
-    Missing dimensions are 0; None when a piece is malformed, unknown or names a dimension twice.
-    """
-    dimensions: dict[str, float] = {}
-    for piece in text.strip().rstrip(".").split(","):
-        key, colon, value = piece.partition(":")
-        numbers = numbers_in(value)
-        known = VIEW_DIMENSIONS.get(key.strip().lower())
-        if not colon or known is None or len(numbers) != 1 or known[0] in dimensions:
-            return None
-        dimensions[known[0]] = known[1] * numbers[0]
-    return {name: dimensions.get(name, 0.0) for name in ("x", "y", "z", "yaw", "pitch")}
-
-
 def score_view_change(prediction: str, gold: str) -> Scored:
     """Mean MRA of the five signed dimensions; a gold 0 takes the error in metres, or degrees / 30.
 
@@ -132,11 +86,6 @@ def score_view_change(prediction: str, gold: str) -> Scored:
     parts = [mean_relative_accuracy(values[name], wanted[name], scales.get(name, 1.0)) for name in wanted]
     reward = sum(parts) / len(parts)
     return reward, "" if reward else "all_dimensions_wrong"
-
-
-def plain_text(text: str) -> str:
-    """Lower case, without parentheses and their content, spaces collapsed."""
-    return " ".join(re.sub(r"\([^()]*\)", " ", text.lower()).split()).strip(" .")
 
 
 def _place(text: str) -> tuple[str | None, tuple[float, float, float, float] | None]:

@@ -1,12 +1,20 @@
 """Each benchmark's files in their published form: read, counted, refused."""
 
+import io
+import zipfile
+from collections import Counter
+from typing import Any
+
 import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
 from hatch_ray.benchmarks.files import find_files, local_root
 from hatch_ray.benchmarks.item import BadRowError
 from hatch_ray.benchmarks.registry import BENCHMARKS, choose_root, survey
 from tests.support import benchmark_files as files
+from tests.support.pictures import photo
 
 
 def read(name, root):
@@ -124,7 +132,7 @@ def test_every_unusable_row_has_its_reason(tmp_path):
     _, faults = read("spar_mv", files.write_spar(tmp_path / "s", bad, files=1))
     assert faults == [
         "unknown_task", "no_answer", "gold_is_no_letter", "gold_is_no_number", "gold_is_no_view_change", "no_question",
-        "reserved_token", "no_images", "no_images", "image_without_bytes", "image_unreadable", "unknown_img_type",
+        "reserved_token", "no_images", "no_images", "image_without_bytes", "unreadable_image", "unknown_img_type",
     ]  # fmt: skip
     rows = files.mindcube_rows()
     assert (
@@ -137,7 +145,7 @@ def test_every_unusable_row_has_its_reason(tmp_path):
     rows = files.mmsi_rows()
     rows = [rows[0] | {"question_type": "Colour"}, rows[1] | {"answer": "F"}, rows[2] | {"images": [picture[:8]]}]
     assert read("mmsi", files.write_mmsi(tmp_path / "m", rows))[1] == [
-        "unknown_question_type", "gold_is_no_letter", "image_unreadable",
+        "unknown_question_type", "gold_is_no_letter", "unreadable_image",
     ]  # fmt: skip
     rows = files.cvbench_rows()
     rows = [rows[0] | {"source": "Flickr"}, rows[1] | {"answer": "two"}, rows[2] | {"image": None}]
@@ -151,7 +159,7 @@ def test_a_truncated_image_is_found_when_it_is_opened(tmp_path):
     rows = [files.spar_row(1, "position_matching", "A", 1, img_type="multi_view")]
     rows[0]["image"][0]["bytes"] = cut[: len(cut) // 2]
     (item,), _ = read("spar_mv", files.write_spar(tmp_path / "s", rows, files=1))
-    with pytest.raises(BadRowError, match="image_unreadable"):
+    with pytest.raises(BadRowError, match="unreadable_image"):
         item.images(10_000)
 
 
@@ -217,3 +225,90 @@ def test_which_root_belongs_to_which_benchmark(tmp_path):
     assert choose_root(spar, [str(tmp_path)]) == str(tmp_path / "SPAR-Bench")
     assert choose_root(mmsi, [str(tmp_path)]) == str(tmp_path)
     assert choose_root(mmsi, [str(tmp_path), "mmsi=RunsenXu/MMSI-Bench"]) == "RunsenXu/MMSI-Bench"
+
+
+def stored(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, format=form, **options)
+    return out.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_a_photo_stored_turned_is_shown_upright(tmp_path):
+    """As `datasets` and the service give it."""
+    wide = photo(3).resize((120, 60))
+    rows = files.mmsi_rows()[:1]
+    rows[0]["images"] = [stored(wide, exif=turned(orientation)) for orientation in (1, 6, 3, 8)]
+    (item,), _ = read("mmsi", files.write_mmsi(tmp_path / "m", rows))
+    shown = [np.asarray(image) for image in item.images(10**6)]
+    pixels = np.asarray(wide)
+    for image, expected in zip(
+        shown, (pixels, np.rot90(pixels, -1), np.rot90(pixels, 2), np.rot90(pixels)), strict=True
+    ):
+        np.testing.assert_array_equal(image, expected)
+
+
+UNUSABLE = {
+    "image_not_in_colour": stored(Image.fromarray(np.full((60, 60), 40_000, np.uint16))),
+    "image_animated": stored(photo(5), "GIF", save_all=True, append_images=[photo(6)]),
+    "image_of_bad_size": stored(Image.new("RGB", (9000, 30))),
+    "unreadable_image": b"\x89PNG\r\n\x1a\n nothing more",
+    "image_too_many_pixels": stored(Image.new("1", (8000, 8000))),
+}
+
+
+@pytest.mark.parametrize("reason", UNUSABLE)
+def test_a_picture_that_is_none_costs_its_row_alone(tmp_path, reason):
+    rows = [files.mmsi_rows()[0] | {"id": number} for number in range(41)]
+    rows[7] = rows[7] | {"images": [UNUSABLE[reason]]}
+    benchmark = BENCHMARKS["mmsi"]
+    paths = find_files(files.write_mmsi(tmp_path / "m", rows), benchmark.patterns, "MMSI-Bench")
+    assert survey(benchmark, paths) == (40, Counter({reason: 1}))
+
+
+def test_a_parquet_file_with_bytes_flipped_is_one_line(tmp_path):
+    path = files.write_mmsi(tmp_path / "m", files.mmsi_rows()) / "MMSI_Bench.parquet"
+    data = path.read_bytes()
+    said = []
+    for place in range(10, len(data) - 400, max(40, len(data) // 60)):
+        spoilt = bytearray(data)
+        spoilt[place : place + 40] = bytes(255 - value for value in spoilt[place : place + 40])
+        (tmp_path / "spoilt.parquet").write_bytes(spoilt)
+        try:
+            list(BENCHMARKS["mmsi"].read((tmp_path / "spoilt.parquet",)))
+        except ValueError as error:
+            said.append(str(error))
+    assert said
+    for text in said:
+        assert "spoilt.parquet is no readable parquet file" in text or "lacks the column" in text
+        assert "\n" not in text
+
+
+def damage(path, name):
+    """Flip a byte in the middle of a member's bytes: its checksum no longer fits."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(name)
+    data = bytearray(path.read_bytes())
+    data[member.header_offset + 30 + len(name) + member.compress_size // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_a_damaged_zip_costs_the_row_of_one_picture(tmp_path):
+    rows = files.mindcube_rows()
+    path = files.write_mindcube(tmp_path, rows) / "data.zip"
+    damage(path, f"data/{rows[1]['images'][0]}")
+    items, _ = read("mindcube_tiny", tmp_path)
+    for number, item in enumerate(items):
+        if number == 1:
+            with pytest.raises(BadRowError, match="unreadable_image"):
+                item.images(10_000)
+        else:
+            assert item.images(10_000)
+    damage(path, "data/raw/MindCube_tinybench.jsonl")
+    with pytest.raises(ValueError, match=r"MindCube_tinybench\.jsonl of .*data\.zip cannot be read .*again"):
+        read("mindcube_tiny", tmp_path)

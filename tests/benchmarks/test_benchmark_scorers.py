@@ -1,7 +1,11 @@
 """Every published scorer, fault by fault, and the aggregation of each table's columns."""
 
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hatch_ray.benchmarks.columns import CVBENCH, MINDCUBE, MMSI, SPAR_MV, SPAR_SI
 from hatch_ray.benchmarks.letter_scorers import (
@@ -220,6 +224,76 @@ def test_mindcube_extraction(text, letter):
     assert mindcube_letter(text) == letter
 
 
+LETTERS = {  # shared with people who saw these replies scored by MindCube's own code
+    "(D) A chair": "D",
+    "Answer: ``B`` A a": "B",
+    "B or C": "B",
+    "\nD\n\nI think\nanswer is A\nd.": "D",
+    "A chair\nMy answer is B\n{A}": "A",
+    'My answer is B\nMy answer is B\n"E"': "E",
+    "{A} \nD\n My answer is B": "D",
+    "``B`` I think A": "B",
+}
+
+
+@pytest.mark.parametrize("text", LETTERS)
+def test_mindcube_reads_what_its_own_code_reads(text):
+    assert mindcube_letter(text) == LETTERS[text]
+
+
+SECTION_RULES = (
+    r"[Mm]y answer is ([A-E])", r"[Mm]y answer is ([A-E])\.", r"[Tt]he answer is ([A-E])", r"(?:Answer: )?([A-E])\.",
+    r"\b([A-E])\b",
+)  # fmt: skip
+PHRASE_RULES = (
+    r"(?:Answer: )?([A-E])\. [A-Za-z0-9 \-\(\)\'\",]+(?=(?:\n|$|\.|\"))",
+    r"(?:Answer: )?([A-E])\. [A-Za-z0-9 \-\(\)\'\"]+",
+    r"(?:^|\n)(?:Answer: )?([A-E])(?:\.|$|\s)", r"[\*\"]([A-E])[\*\"]", r"\bAnswer:?\s*([A-E])\b",
+    r"[Mm]y answer is ([A-E])", r"[Mm]y answer is ([A-E])\.", r"answer is ([A-E])",
+)  # fmt: skip
+"""All rules of the published extraction, in its order."""
+
+
+def by_every_rule(text):
+    """The published order of rules, none left out."""
+    if dotted := re.findall(r"([A-E])\.", text):
+        return dotted[-1]
+    section = re.search(r"<Answer>(.*?)(?:<|$)", text, re.DOTALL)
+    places = [(rule, section.group(1)) for rule in SECTION_RULES] if section else []
+    for rule, place in [*places, *((rule, text) for rule in PHRASE_RULES)]:
+        if found := re.findall(rule, place):
+            return found[-1]
+    lines = text.split("\n")
+    if full := [found[1] for line in lines if (found := re.search(r"([A-E])\. [A-Za-z0-9 \-\(\)\'\",]+", line))]:
+        return full[-1]
+    return next((found[1] for line in reversed(lines) if (found := re.search(r"\b([A-E])\b", line))), None)
+
+
+REPLY = st.lists(
+    st.sampled_from([
+        *"ABCDEFabc", "\n", " ", " ", ".", ". ", ",", "(", ")", '"', "*", "`", "``", "{", "}", "<", ">", "<Answer>",
+        "</Answer>", "<answer>", "Answer: ", "Answer:", "My answer is ", "the answer is ", "The answer is ", "chair",
+    ]),
+    max_size=14,
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=1000)
+@given(REPLY)
+def test_mindcube_equals_the_published_rules_on_every_text(text):
+    assert mindcube_letter(text) == by_every_rule(text)
+
+
+@settings(max_examples=500)
+@given(REPLY)
+def test_mmsi_equals_the_published_rules_on_every_text(text):
+    inner = re.search(r"``([^`]*)``", text)
+    inside = inner[1] if inner else text
+    single = re.search(r"`([^`]*)`", inside)
+    found = re.search(r"\b[A-D]\b(?!\s[a-zA-Z])", single[1] if single else inside)
+    assert mmsi_letter(text) == (found.group() if found else None)
+
+
 def test_mindcube_sees_the_answer_block_alone():
     reply = "<action>turn to C.</action><answer>A</answer>"
     assert mindcube_letter(reply) == "C"
@@ -242,7 +316,8 @@ def test_mindcube_settings_go_by_the_order_of_the_names():
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
-        ("``B``", "B"), ("`B`", "B"), ("{B}", "B"), ("``{C}``", "C"), ("A is wrong, so ``D``", "D"),
+        ("``B``", "B"), ("`B`", "B"), ("{B}", "B"), ("``{C}``", "C"), ("A, or {C}?", "A"),
+        ("A is wrong, so ``D``", "D"),
         ("A dog stands there. B", "B"),  # a letter that a word follows is an article
         ("(C)", "C"), ("b", None), ("E", None), ("", None), ("``", None),
     ],

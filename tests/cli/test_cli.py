@@ -1,5 +1,6 @@
 """What a user types wrong gets one line, exit code 2, and leaves nothing behind."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,6 +66,13 @@ def test_more_than_the_machine_has_is_one_line_of_a_process_of_its_own(tmp_path)
         (["data", "show", "{tmp}/empty"], "index.jsonl"),
         (["ablate", "configs/tiny.yaml", "--out", "s3://bucket/runs"], "--out s3://bucket/runs is a bucket"),
         (["report", "s3://bucket/.."], "s3://BUCKET/FOLDER"),
+        (["ask", "http://localhost:8000", "{tmp}/a.png", "b.jpg"], "b.jpg, is an image: the question comes last"),
+        (["ask", "localhost:8000", "{tmp}/a.png", "Where?"], "write its URL: http://localhost:8000"),
+        (["data", "check", "{tmp}/empty"], "holds no posed RGB-D frames"),
+        (
+            ["data", "check", "{tmp}/empty", "--convention", "metres"],
+            "'metres' is not known; known are",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(hatch, tmp_path, words, said):
@@ -84,6 +92,31 @@ def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
         assert word in done.stdout
     if config == "hatch_3b":
         assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            "No space left on device: /data/x; the disk is full",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/data"), "Is a directory: /data"),
+        (ConnectionError("ray://head:1 connection timeout"), "ray://head:1 connection timeout"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_every_refusal_of_the_system_is_one_line(hatch, tmp_path, monkeypatch, error, said):
+    """A full disk while data is built, among others; nothing half-written stays."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("hatch_ray.data.images._save", fail)
+    small = ["data.samples=4", "data.heldout_samples=2", "data.rooms.train_scenes=1", "data.rooms.heldout_scenes=1"]
+    check_mistake(hatch("data", "build", "configs/tiny.yaml", "--out", str(tmp_path / "data"), *small), said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_datasets_are_built_and_shown(hatch, tmp_path):

@@ -1,7 +1,12 @@
 """Every mistake in a config is one clear line."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
+import grpc
 import pytest
 
 from hatch_ray.cluster_address import cluster_address
@@ -92,12 +97,73 @@ def test_an_address_that_is_none_or_holds_keys_is_refused_and_not_repeated(place
 def test_a_cluster_that_does_not_answer_is_told_at_once(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert cluster_address() == "local"
-    for named in ("auto", "ray://head:10001"):
-        monkeypatch.setenv("RAY_ADDRESS", named)
-        assert cluster_address() == named
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert cluster_address() == "auto"
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert cluster_address() == address
+    monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address}: no Ray cluster answers there .* unset RAY_ADDRESS"):
         cluster_address()
+
+
+def test_what_speaks_as_a_clusters_head_does_is_joined(monkeypatch):
+    server = grpc.server(ThreadPoolExecutor(1))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cluster_address() == address
+    server.stop(None)
+
+
+def test_another_service_at_that_port_is_told_within_seconds(monkeypatch):
+    """As the dashboard's 8265."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address}: something else .* usually 6379"):
+            cluster_address()
+        server.shutdown()
+
+
+def test_addresses_and_folders_that_ray_cannot_use(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=ray://head:10001: .*HOST:PORT .*ray job submit"):
+        cluster_address()
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "a" * 90)
+    with pytest.raises(ConfigError, match=r"RAY_TMPDIR=/tmp/a+ is too long: .* at most \d+"):
+        cluster_address()
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("run_dir=2025-06-14", Path("2025-06-14")),
+        ("run_dir=a: b", Path("a: b")),
+        ("model.base=007", "007"),
+        ("data.root=null", None),
+        ("serve.api_key_env=null", "null"),
+        ("seed=010", 10),
+        ("data.samples=1_000", 1000),
+        ("grpo.lr=1e-4", 1e-4),
+        ("tensorboard=no", False),
+        ("data.tasks=[2025-06-14, yes]", ["2025-06-14", "yes"]),
+        ("rollout.resources={rollout: 1}", {"rollout": 1.0}),
+        ("data.spar.leave_out=[a b]", [Path("a b")]),
+    ],
+)
+def test_an_override_is_read_as_its_field_is(path, override, read):
+    value = load_config(path, [override])
+    for part in override.partition("=")[0].split("."):
+        value = getattr(value, part)
+    assert value == read
+
+
+@pytest.mark.parametrize(
+    "override", ["data.samples=1:30", "grpo.lr=.inf", "grpo.lr=inf", "reward.tau_t=nan", "seed=true"]
+)
+def test_what_is_no_number_or_not_finite_is_refused(path, override):
+    with pytest.raises(ConfigError, match=override.partition("=")[0].replace(".", r"\.")) as refused:
+        load_config(path, [override])
+    assert "\n" not in str(refused.value) and override.partition("=")[2] in str(refused.value)

@@ -13,11 +13,13 @@ from PIL import Image
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, save_depth
-from hatch_ray.data.rgbd import FrameFiles, RgbdScene, read_sequences, scale_intrinsics, time_split
+from hatch_ray.data.rgbd import read_sequences, time_split
+from hatch_ray.data.rgbd_frames import FrameFiles, RgbdScene
 from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.scene import Frame
 from hatch_ray.data.store import read_dataset
 from hatch_ray.data.visibility import back_project, project, to_camera, to_thousand
+from hatch_ray.geometry.convention import scale_intrinsics
 from hatch_ray.geometry.overlap import PosedDepth, view_overlap
 from hatch_ray.sample import Sample
 
@@ -136,7 +138,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "minus infinity": (write_pose("-inf -inf -inf -inf\n" * 4), "broken pose", "NaN or infinity"),
     "not a rotation": (write_pose("2 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"), "broken pose", "not a rotation"),
     "mirror": (write_pose("-1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"), "broken pose", "not a rotation"),
-    "three rows": (write_pose("1 0 0 0\n0 1 0 0\n0 0 1 0\n"), "broken pose", "expected 4x4"),
+    "two rows": (write_pose("1 0 0 0\n0 1 0 0\n"), "broken pose", "expected 4x4"),
     "words": (write_pose("lost\n"), "broken pose", "not a table of numbers"),
     "empty pose": (write_pose(""), "broken pose", "the file is empty"),
     "no pose": (lambda root: (root / "frame-000000.pose.txt").unlink(), "missing pose", "does not exist"),
@@ -327,3 +329,112 @@ def test_redkitchen(redkitchen: Path, tmp_path: Path) -> None:
     last = max(name for sample in samples for name in sample.meta["frames"])
     first = min(name for sample in read_dataset(tmp_path / "heldout") for name in sample.meta["frames"])
     assert last < first
+
+
+def test_capital_endings_and_poses_in_other_shapes_are_read(seven_scenes: Path, frames: list[Frame]) -> None:
+    for path in list(seven_scenes.glob("frame-*")):
+        path.rename(path.with_name(path.name.replace(".jpg", ".JPG").replace(".png", ".PNG")))
+    shapes = [lambda pose: pose[:3], lambda pose: pose.reshape(1, 16), lambda pose: pose[:3].reshape(1, 12)]
+    for number, shape in enumerate(shapes):
+        np.savetxt(seven_scenes / f"frame-{number * 5:06d}.pose.txt", shape(frames[number].pose))
+    scene = only(seven_scenes)
+    assert len(scene) == 6
+    for index in range(3):
+        np.testing.assert_allclose(scene.frame(index).pose, frames[index].pose)
+
+
+def stored_turned(path: Path, orientation: int) -> None:
+    """The photo's pixels stay, its EXIF says how to hold it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_turned_photos_are_turned_with_depth_intrinsics_and_pose(
+    seven_scenes: Path, frames: list[Frame], orientation: int
+) -> None:
+    for path in seven_scenes.glob("*.color.jpg"):
+        stored_turned(path, orientation)
+    scene = only(seven_scenes)
+    for index in range(3):
+        frame, stored = scene.frame(index), frames[index]
+        assert frame.rgb.shape == (160, 120, 3)
+        assert frame.depth.shape == (160, 120)
+        upright = np.rot90(stored.rgb, -1 if orientation == 6 else 1)
+        assert np.abs(frame.rgb.astype(int) - upright).mean() < 12
+        for v, u in np.argwhere(frame.depth > 0)[::2500]:
+            place = back_project(frame, u, v)
+            there = project(stored.depth_intrinsics, to_camera(stored.pose, place))
+            np.testing.assert_allclose(there, (v, 119 - u) if orientation == 6 else (159 - v, u), atol=1e-6)
+
+
+def test_photos_whose_turn_is_not_plain_are_left_out(seven_scenes: Path) -> None:
+    stored_turned(seven_scenes / "frame-000000.color.jpg", 3)
+    upright = Image.open(seven_scenes / "frame-000005.color.jpg").transpose(Image.Transpose.ROTATE_90)
+    upright.save(seven_scenes / "frame-000005.color.jpg")
+    recordings = read_sequences(config(seven_scenes))
+    assert len(recordings.split("train")[0]) == 4
+    assert recordings.summary["frames_left_out"] == {"colour stored turned": 1, "colour turned against depth": 1}
+    assert "frame-000005.color.jpg is 120 x 160, its depth 160 x 120" in recordings.summary["examples_left_out"][1]
+
+
+def test_a_photo_that_exif_turns_to_lie_as_depth_does(scannet: Path, frames: list[Frame]) -> None:
+    path = scannet / "scene0000_00" / "color" / "0.jpg"
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    stored_turned(path, 6)
+    frame = only(scannet).frame(0)
+    np.testing.assert_allclose(frame.pose, frames[0].pose)
+    big = np.asarray(Image.fromarray(frames[0].rgb).resize((320, 240))).astype(int)
+    assert np.abs(frame.rgb - big).mean() < 12
+
+
+def test_colour_intrinsics_of_another_size_are_refused_and_can_be_rescaled(scannet: Path) -> None:
+    path = scannet / "scene0000_00" / "intrinsic" / "intrinsic_color.txt"
+    kept = np.loadtxt(path)
+    np.savetxt(path, np.vstack([4.05 * kept[:2], kept[2:]]))
+    with pytest.raises(ValueError, match=r"intrinsics of another grid: colour image .*0\.jpg is 320 x 240.* as of 12"):
+        read_sequences(config(scannet)).split("train")
+    frame = only(scannet, convention="intrinsics_to_size").frame(0)
+    np.testing.assert_allclose(frame.intrinsics[:2], kept[:2, :3], rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(("kitchen-seq-01",), ("kitchen", "seq-01")), ((), ("scans",)), (("seq-01",), ("seq-01", "seq-01"))],
+)
+def test_two_folders_whose_names_join_to_one(
+    seven_scenes: Path, tmp_path: Path, one: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    """No sample has the picture of one folder with the pose of the other."""
+    root = tmp_path / "scans"
+    others = Room(8, RoomOptions(width=160, height=120, n_views=N))
+    shutil.copytree(seven_scenes, root.joinpath(*one), dirs_exist_ok=True)
+    shutil.copytree(seven_scenes, root.joinpath(*other), dirs_exist_ok=True)
+    for number in range(N):
+        frame = others.frame(number)
+        stem = root.joinpath(*other) / f"frame-{number * 5:06d}"
+        Image.fromarray(frame.rgb).save(f"{stem}.color.jpg", quality=95)
+        save_depth(Path(f"{stem}.depth.png"), frame.depth)
+        np.savetxt(f"{stem}.pose.txt", frame.pose)
+    scenes = read_sequences(config(root)).split("train")
+    assert len({scene.id for scene in scenes}) == 2
+    build_dataset(config(root, samples=24, max_views=2, max_overlap=0.95), 0, "train", tmp_path / "d")
+    for sample in read_dataset(tmp_path / "d"):
+        check_points(sample)
+        for view in sample.views:
+            assert view.pose is not None
+            both = [np.abs(np.loadtxt(path) - view.pose).max() < 1e-9 for path in sorted(root.rglob("*.pose.txt"))]
+            pose_file = sorted(root.rglob("*.pose.txt"))[both.index(True)]
+            photo = np.asarray(Image.open(str(pose_file).replace("pose.txt", "color.jpg"))).astype(int)
+            assert np.abs(np.asarray(Image.open(view.image_path)) - photo).max() == 0
+
+
+def test_a_camera_that_is_too_far_away_is_left_out(seven_scenes: Path, frames: list[Frame], tmp_path: Path) -> None:
+    far = frames[0].pose.copy()
+    far[0, 3] += 25
+    np.savetxt(seven_scenes / "frame-000000.pose.txt", far)
+    data = config(seven_scenes, samples=12, max_views=2, min_overlap=0.0, max_overlap=0.95)
+    built = build_dataset(data, 0, "train", tmp_path / "d")
+    assert built["samples"] == 12
+    assert built["refused_views_by_reason"]["cameras_too_far_apart"] > 0

@@ -16,7 +16,8 @@ from PIL import Image
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.config_sections import DataConfig, SparConfig
 from hatch_ray.data.build import build_dataset, build_splits
-from hatch_ray.data.images import load_depth, model_images
+from hatch_ray.data.images import load_depth, model_images, save_depth
+from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import read_dataset, read_scenes
@@ -31,7 +32,7 @@ CHANGE = "move_right:0.3,move_up:0.1,move_forward:0.8,rotate_up:4,rotate_left:9"
 
 
 def config(tree: SparTree, samples: int = 50, fraction: float = 0.001, **spar: Any) -> DataConfig:
-    options = {key: spar.pop(key) for key in ("tasks", "max_views") if key in spar}
+    options = {key: spar.pop(key) for key in ("tasks", "max_views", "check_geometry", "convention") if key in spar}
     return DataConfig(
         kind="spar", root=tree.root, samples=samples, heldout_samples=samples, heldout_fraction=fraction,
         spar=SparConfig(**spar), **options,
@@ -307,7 +308,7 @@ def test_depth_that_holds_metres(tree: SparTree) -> None:
     for path in (tree.images("structured3d") / "scene_00001" / "image_depth").iterdir():
         Image.fromarray(np.full((60, 80), 3, np.uint16)).save(path)
     tree.rows(changes(2, "scene_00001"), source="structured3d")
-    view = read(tree)[0].views[0]
+    view = read(tree, check_geometry=False)[0].views[0]
     assert view.depth_path is not None
     assert np.median(load_depth(view.depth_path)) == 3.0
 
@@ -319,12 +320,12 @@ def test_implausible_depth_and_intrinsics_of_another_grid(tree: SparTree) -> Non
     kept = intrinsics.read_text()
     np.savetxt(intrinsics, np.diag([600.0, 600.0, 1.0, 1.0]) + np.eye(4, k=2) * 320)
     with pytest.raises(ValueError, match="intrinsics_of_another_grid"):
-        read(tree)
+        read(tree, check_geometry=False)
     intrinsics.write_text(kept)
     for path in (folder / "image_depth").iterdir():
         Image.fromarray(np.full((60, 80), 60_000, np.uint16)).save(path)
     with pytest.raises(ValueError, match="implausible_depth_units"):
-        read(tree)
+        read(tree, check_geometry=False)
 
 
 def test_the_same_frame_number_of_images_and_videos_are_two_files(tree: SparTree) -> None:
@@ -409,3 +410,52 @@ def test_the_measurement_runs(repository: Path, tmp_path: Path) -> None:
     figures = json.loads(out.read_text())
     assert figures["drawn"] == 100
     assert figures["peak_mib"] < 1024
+
+
+def test_one_scene_name_in_two_sources_is_two_scenes(tree: SparTree) -> None:
+    """No row shows a picture of one source with the pose of the other."""
+    tree.scene("scene0001_00", seed=4, source="scannetpp")
+    tree.rows(changes(3))
+    tree.rows(changes(3, start=50), source="scannetpp")
+    samples = read(tree)
+    assert {sample.scene for sample in samples} in (
+        {"scene0001_00", "scannetpp-scene0001_00"}, {"scene0001_00", "scannet-scene0001_00"},
+    )  # fmt: skip
+    for sample in samples:
+        seed = 4 if sample.meta["source"] == "scannetpp" else 3
+        for view, name in zip(sample.views, sample.meta["frames"], strict=True):
+            number = int(Path(name).stem) // 10
+            assert view.pose is not None
+            np.testing.assert_allclose(view.pose, frames(seed)[number].pose, atol=1e-9)
+            there = tree.images(sample.meta["source"]) / name
+            assert view.image_path.read_bytes() == there.read_bytes()
+
+
+def test_a_far_camera_costs_its_rows_alone(tree: SparTree) -> None:
+    path = tree.images("scannet") / "scene0001_00" / "pose" / "0.txt"
+    pose = np.loadtxt(path)
+    pose[0, 3] += 25
+    np.savetxt(path, pose)
+    tree.rows([*changes(1), *(record("view_change_infer", CHANGE, views=(1, 2), number=k) for k in range(1, 40))])
+    assert len(read(tree)) == 39
+    refused = summary(tree)["refused"]
+    assert refused["rows_refused"] == {"no_gold_actions": 1}
+    assert "must lie in 0 to 20" in refused["examples"]["no_gold_actions"][0]
+
+
+def test_a_tree_whose_poses_are_inverse_is_refused_and_can_be_read_so(tree: SparTree) -> None:
+    tree.rows(changes(2))
+    folder = tree.images("scannet") / "scene0002_00"
+    room = Room(11, RoomOptions(width=80, height=60, n_views=12, heading_spread=10, step=(0.1, 0.2)))
+    for part in ("image_color", "image_depth", "pose"):
+        (folder / part).mkdir(parents=True)
+    for number in range(12):
+        frame = room.frame(number)
+        Image.fromarray(frame.rgb).save(folder / "image_color" / f"{number}.jpg")
+        save_depth(folder / "image_depth" / f"{number}.png", frame.depth)
+        np.savetxt(folder / "pose" / f"{number}.txt", np.linalg.inv(frame.pose))
+    (folder / "intrinsic").mkdir()
+    np.savetxt(folder / "intrinsic" / "intrinsic_color.txt", room.intrinsics)
+    with pytest.raises(ValueError, match=r"scannet/scene0002_00 do not fit .*data\.convention=world_to_camera "):
+        read(tree)
+    assert not (tree.root / "dataset").exists()

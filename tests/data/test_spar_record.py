@@ -137,7 +137,7 @@ POINTS = {"red_point": RED, "blue_point": BLUE, "point_img_idx": [[0, 1]]}
         ("answer_is_not_1_number", "fill", record(OC, "nan", **POINTS)),
         ("answer_is_not_1_number", "fill", record(OC, "1.5m", **POINTS)),
         ("answer_is_not_3_numbers", "fill", record("camera_motion_infer", "(1,2)", views=(0, 1))),
-        ("answer_is_not_4_numbers", "fill", record("position_matching", "[1,2]", views=(0, 1), red_bbox=BOXES["red"])),
+        ("answer_is_not_a_box", "fill", record("position_matching", "[1,2]", views=(0, 1), red_bbox=BOXES["red"])),
         ("answer_is_not_a_view_change", "fill", record("view_change_infer", "left, then right", views=(0, 1))),
         ("wrong_marks", "fill", record(OC, "1.5", red_point=RED, point_img_idx=[[0]])),
         ("wrong_marks", "select", record("obj_spatial_relation_oc_mv", "A", **boxes("red", "blue"))),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data import build
 from hatch_ray.data.build import build_dataset, build_splits
+from hatch_ray.data.check import check_root
 from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.data.rooms import Room
 from hatch_ray.data.store import (
@@ -123,15 +127,17 @@ def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     [
         (None, "is not a dataset"),
         ("", "is empty"),
-        ("good\n{broken", "line 2 is not a sample"),
-        ("good\n{}", "line 2 is not a sample: missing 'id'"),
-        ("good\n[1]", "line 2 is not a sample"),
+        ("good\n{broken", "line 2 is no JSON"),
+        ("good\n{}", "line 2: id: Field required; line 2: scene: Field required"),
+        ("good\n[1]", r"line 2: .*valid dictionary"),
     ],
 )
 def test_broken_datasets(both: Path, tmp_path: Path, lines: str | None, message: str) -> None:
     if lines is not None:
         good = (both / "train" / "index.jsonl").read_text().splitlines()[0]
         (tmp_path / "index.jsonl").write_text(lines.replace("good", good))
+        for part in ("images", "depth"):
+            (tmp_path / part).symlink_to(both / "train" / part)
     with pytest.raises(ValueError, match=message) as caught:
         read_dataset(tmp_path)
     assert "\n" not in str(caught.value)
@@ -148,7 +154,7 @@ def test_bad_pose_shape_in_the_index(both: Path, tmp_path: Path) -> None:
     row = json.loads((both / "train" / "index.jsonl").read_text().splitlines()[0])
     row["views"][0]["pose"] = [1, 2, 3]
     (tmp_path / "index.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=r"line 1 is not a sample: a matrix has shape \(3,\), expected \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"line 1: views\.0\.pose.*got"):
         read_dataset(tmp_path)
 
 
@@ -200,3 +206,85 @@ def test_seeds_of_pretraining_are_out_of_reach(tmp_path: Path) -> None:
         build_dataset(DATA, 100, "train", tmp_path / "d")
     summary = build_dataset(DATA.model_copy(update={"samples": 6}), 99, "train", tmp_path / "d")
     assert summary["samples"] == 6
+
+
+def changed(both: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of the training dataset whose third row was changed by hand."""
+    out = tmp_path / "changed"
+    shutil.copytree(both / "train", out)
+    lines = (out / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[2])
+    change(row)
+    lines[2] = json.dumps(row)
+    (out / "index.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return out
+
+
+BY_HAND: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a number for text": (lambda row: row.update(answer=3), r"line 3: answer: .*string, got 3"),
+    "null": (lambda row: row.update(answer=None), r"line 3: answer: .*string, got None"),
+    "no plans": (lambda row: row.update(plans=[]), r"line 3: plans are for the pairs \[\], the views need \[\(0, 1"),
+    "another form": (lambda row: row.update(answer_form="mcq"), r"line 3: answer_form: .*'letter', .*got 'mcq'"),
+    "a far step": (
+        lambda row: row["plans"][0].update(atoms=[["move_forward_m", 25.0]]),
+        r"line 3: plans\.0\.atoms: move_forward_m must lie in 0 to 20, got 25",
+    ),
+    "nan": (
+        lambda row: row["views"][0]["pose"][0].__setitem__(3, float("nan")),
+        r"line 3: views\.0\.pose\.0\.3: is not finite, got nan",
+    ),
+    "no rotation": (lambda row: row["views"][0]["pose"][0].__setitem__(0, 9), r"line 3: views\.0\.pose: .*rotation"),
+    "meta": (lambda row: row.update(meta="none"), r"line 3: meta: .*dictionary, got 'none'"),
+    "no id": (lambda row: row.pop("id"), r"line 3: id: Field required"),
+    "an answer that none can meet": (
+        lambda row: row.update(answer="perhaps", answer_form="number"),
+        r"line 3: answer 'perhaps' is not 1 number",
+    ),
+    "a lost picture": (
+        lambda row: row["views"][0].update(image="images/a/0.png"),
+        r"line 3: views\.0\.image: images/a/0",
+    ),
+    "a mark elsewhere": (
+        lambda row: row.update(marks=[{"view": 7, "color": "red", "xy": [1, 2]}]),
+        r"line 3: marks name view 7 of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_rows_made_by_hand_are_told_with_line_field_and_value(both: Path, tmp_path: Path, name: str) -> None:
+    change, said = BY_HAND[name]
+    out = changed(both, tmp_path, change)
+    with pytest.raises(ValueError, match=said) as refused:
+        read_dataset(out)
+    assert str(out / "index.jsonl") in str(refused.value)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=said):
+        check_root(out, "", print)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_told(both: Path, tmp_path: Path, encoding: str) -> None:
+    out = changed(both, tmp_path, lambda row: None)
+    text = (out / "index.jsonl").read_text(encoding="utf-8").replace("?", "\u00e9?", 1)
+    (out / "index.jsonl").write_text(text, encoding=encoding)
+    with pytest.raises(ValueError, match=r"index\.jsonl is not UTF-8"):
+        read_dataset(out)
+
+
+def test_the_first_ten_faults_are_named(both: Path, tmp_path: Path) -> None:
+    out = tmp_path / "changed"
+    shutil.copytree(both / "train", out)
+    rows = [json.loads(line) for line in (out / "index.jsonl").read_text(encoding="utf-8").splitlines()]
+    (out / "index.jsonl").write_text("".join(json.dumps(row | {"answer": 3}) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"; and {len(rows) - 10} more; mend them") as refused:
+        read_dataset(out)
+    assert str(refused.value).count("answer: ") == 10
+
+
+def test_a_sound_dataset_is_said_to_be_so(both: Path) -> None:
+    lines: list[str] = []
+    check_root(both, "", lines.append)
+    assert [line.rpartition(": ")[2] for line in lines] == [
+        f"{len(read_dataset(both / split))} samples, all well-formed" for split in ("train", "heldout")
+    ]

@@ -20,7 +20,8 @@ from hatch_ray.geometry.actions import check_atoms
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.prompt import Mode, gold_reply
 from hatch_ray.protocol.response import MAX_ANSWER_CHARS, MAX_REPLY_CHARS, _cut, parse_response
-from hatch_ray.rewards.answer import LETTER, SCORERS, numbers_in, parse_box, score_answer
+from hatch_ray.protocol.values import LETTER, numbers_in, parse_box
+from hatch_ray.rewards.answer import SCORERS, score_answer
 from hatch_ray.rewards.score import RewardTarget, Score, score_reply
 from hatch_ray.sample import AnswerForm
 from tests.support.hostile import ANSWERS, GIANTS, GOLD, MILLION, ODD, TAGS, action, answer, hostile_reply, target_of

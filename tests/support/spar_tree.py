@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from hatch_ray.data.images import save_depth
-from hatch_ray.data.rgbd import scale_intrinsics
 from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.scene import Frame
+from hatch_ray.geometry.convention import scale_intrinsics
 
 VIEWS = 4
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from hatch_ray.data.rgbd import FrameRefused, load_pose
+from hatch_ray.data.camera_files import FrameRefused, load_pose
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.layout import FORMATS, SOURCES, TASKS, UP, beside, spar_folder

@@ -8,6 +8,7 @@ as JSON in `spar_info`; `question`, `answer` and `task` may stand for `conversat
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -19,12 +20,24 @@ import numpy as np
 from PIL import Image
 
 from hatch_ray.config_sections import DataConfig
-from hatch_ray.data.images import MILLIMETRES, image_hash, save_depth, save_image
+from hatch_ray.data.camera_files import FrameRefused, check_grid
+from hatch_ray.data.images import (
+    FORMATS,
+    MILLIMETRES,
+    ImageRefused,
+    decoded_upright,
+    image_hash,
+    load_upright,
+    save_depth,
+    save_image,
+)
 from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import chosen_tasks, heldout, space_of
 from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record
 from hatch_ray.data.spar.views import depth_in_metres, pose_in_metres
+from hatch_ray.data.unique import UniqueNames
+from hatch_ray.geometry.convention import Convention
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import View
 
@@ -53,6 +66,8 @@ class HubRows:
         self.rgbd = False
         self._stream = open_stream(data.spar.hub)
         self._counts: Counter[str] = Counter()
+        self._scenes = UniqueNames()
+        self._convention = Convention.parse(data.convention)
 
     def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         """(where, source, format, record) in the stream's shuffled order. Raises ValueError when formats are lost."""
@@ -88,12 +103,16 @@ class HubRows:
         """Write the record's pictures. Raises RowRefused."""
         views = []
         for index, item in enumerate(raw["pictures"]):
-            picture = _picture(item).convert("RGB")
-            place = Path(record.scene.replace("/", "_")) / f"{image_hash(picture)}.png"
+            picture = _picture(item, f"{index} of the row")
+            place = Path(self.scene(source, record)) / f"{image_hash(picture)}.png"
             if not (self.folder / "images" / place).exists():
                 save_image(self.folder / "images" / place, np.asarray(picture))
             views.append(self._with_depth(View(Path("images") / place), source, raw, index, place))
         return tuple(views)
+
+    def scene(self, source: str, record: Record) -> str:
+        flat = record.scene.replace("/", "_")
+        return self._scenes.of((source, record.scene), flat, f"{source}-{flat}")
 
     def _with_depth(self, view: View, source: str, raw: dict[str, Any], index: int, place: Path) -> View:
         depths, poses = raw["depths"], raw.get("pose")
@@ -101,15 +120,25 @@ class HubRows:
             return view
         self.rgbd = True
         try:
-            pose = _matrix(poses, index)
+            pose = self._convention.pose(_matrix(poses, index))
             as_transform(pose)
             color_k = _matrix(raw["intrinsic_color"], index)[:3, :3]
             depth_k = _matrix(raw.get("intrinsic_depth") or raw["intrinsic_color"], index)[:3, :3]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RowRefused("broken_pose", f"{type(error).__name__}: {error}") from None
-        millimetres = np.asarray(_picture(depths[index])).astype(np.float32)
-        metres, _ = depth_in_metres(millimetres / np.float32(MILLIMETRES), source, f"depth of view {index}")
+        millimetres = np.asarray(_depth(depths[index], index)).astype(np.float32)
+        stored = millimetres * np.float32(self._convention.depth / MILLIMETRES)
+        metres, _ = depth_in_metres(stored, source, f"depth of view {index}")
+        # Named by its content as well: a picture may come with another depth in another row.
+        digest = hashlib.blake2b(metres.tobytes(), digest_size=8).hexdigest()
+        place = place.with_name(f"{place.stem}-{digest}.png")
         save_depth(self.folder / "depth" / place, metres)
+        height, width = metres.shape
+        depth_k = self._convention.intrinsics(depth_k, width, height)
+        try:
+            check_grid(depth_k, width, height, f"depth of view {index}")
+        except FrameRefused as refusal:
+            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
         return View(view.image_path, Path("depth") / place, color_k, depth_k, pose_in_metres(pose, source))
 
     def summary(self) -> dict[str, Any]:
@@ -139,18 +168,32 @@ def _scene(raw: dict[str, Any]) -> str:
     return name.rpartition("_")[0] or name or "unknown"
 
 
-def _picture(item: Any) -> Image.Image:
-    """A decoded picture, or the bytes of one, decoded. Raises RowRefused."""
+def _picture(item: Any, name: str) -> Image.Image:
+    """A photo as it is to be seen, as RGB, of a decoded picture or of the bytes of one. Raises RowRefused."""
+    try:
+        if isinstance(item, Image.Image):
+            return decoded_upright(item, name)
+        return load_upright(_bytes(item), name)
+    except ImageRefused as refusal:
+        raise RowRefused(refusal.fault, str(refusal)) from None
+
+
+def _bytes(item: Any) -> bytes:
     data = item.get("bytes") if isinstance(item, dict) else item
-    if isinstance(data, Image.Image):
-        return data
     if not isinstance(data, bytes):
         raise RowRefused("no_picture", f"an image is {type(item).__name__}; pictures are needed, paths need data.root")
+    return data
+
+
+def _depth(item: Any, index: int) -> Image.Image:
+    """A decoded depth picture, whatever its mode. Raises RowRefused."""
+    if isinstance(item, Image.Image):
+        return item
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(_bytes(item)), formats=FORMATS)
         picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RowRefused("unreadable_image", str(error)) from None
+        raise RowRefused("unreadable_depth", f"depth of view {index}: {error}") from None
     return picture
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hatch_ray.config import ConfigError
 from hatch_ray.config_sections import DataConfig, Stage
+from hatch_ray.data.geometry_check import check_geometry, refuse_misread
 from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, gold_plans
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.hub import HubRows
@@ -18,8 +19,10 @@ from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.layout import FORMATS, SOURCES, SPLITS, UP, chosen_tasks, heldout, space_of, spar_folder
 from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record, read_record
+from hatch_ray.data.spar.stored import spar_scenes
 from hatch_ray.data.spar.views import SceneViews, has_rgbd
 from hatch_ray.data.store import DatasetWriter
+from hatch_ray.geometry.convention import Convention
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import Sample, View
 
@@ -68,6 +71,10 @@ class Rows(Protocol):
         """The record's views, written below the dataset's folder. Raises RowRefused."""
         ...
 
+    def scene(self, source: str, record: Record) -> str:
+        """The name of the record's scene, which no other scene has."""
+        ...
+
     def summary(self) -> dict[str, Any]:
         """What was read and left out."""
         ...
@@ -96,7 +103,8 @@ def build_spar(
             bad.read += 1
             try:
                 record = read_record(raw, form)
-                sample = _sample(record, source, rows.views(source, raw, record), len(writer), seed)
+                views = rows.views(source, raw, record)
+                sample = _sample(record, source, rows.scene(source, record), views, len(writer), seed)
             except RowRefused as refusal:
                 bad.add(refusal, where)
             else:
@@ -133,13 +141,16 @@ def build_spar(
         return writer.summary
 
 
-def _sample(record: Record, source: str, views: tuple[View, ...], number: int, seed: int) -> Sample:
+def _sample(record: Record, source: str, scene: str, views: tuple[View, ...], number: int, seed: int) -> Sample:
     poses = [view.pose for view in views]
     known = [pose for pose in poses if pose is not None]
-    plans = gold_plans([as_transform(pose) for pose in known], UP) if len(known) == len(views) else ()
+    try:
+        plans = gold_plans([as_transform(pose) for pose in known], UP) if len(known) == len(views) else ()
+    except ValueError as error:
+        raise RowRefused("no_gold_actions", str(error)) from None
     return Sample(
         id=f"{record.id or record.scene}-{record.task}-{record.format}-{number:06d}".replace("/", "_"),
-        scene=record.scene.replace("/", "_"),
+        scene=scene,
         task=record.task,
         answer_form=record.form,
         question=record.question,
@@ -167,7 +178,13 @@ class TreeRows:
         root = spar_folder(data.root)
         self.index = open_index(root, data.spar.index or root / "hatch-index")
         self.rgbd = has_rgbd(root, list(data.spar.sources))
-        self._views = SceneViews(root, folder, self.rgbd)
+        convention = Convention.parse(data.convention)
+        self._views = SceneViews(root, folder, self.rgbd, convention)
+        self.geometry: list[str] = []
+        if self.rgbd and data.check_geometry:
+            verdicts = check_geometry(spar_scenes(root, data.spar.sources), convention)
+            refuse_misread(verdicts, data.root)
+            self.geometry = [verdict.words() for verdict in verdicts]
         self.counts: dict[str, int] = {"rows_indexed": len(self.index)}
 
     def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -188,8 +205,13 @@ class TreeRows:
         depths = record.depths or (None,) * len(record.images)
         return tuple(self._views.view(source, image, depth) for image, depth in zip(record.images, depths, strict=True))
 
+    def scene(self, source: str, record: Record) -> str:
+        return self._views.scene_name(source, record.scene)
+
     def summary(self) -> dict[str, Any]:
-        return {"root": str(self.data.root), **self.counts, "refused_lines": self.index.refused}
+        return {
+            "root": str(self.data.root), **self.counts, "geometry": self.geometry, "refused_lines": self.index.refused,
+        }  # fmt: skip
 
     def _candidates(self) -> np.ndarray:
         """Numbers of the rows of this split that the config asks for, without copies of the same line."""

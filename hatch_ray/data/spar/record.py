@@ -9,12 +9,11 @@ from typing import Any
 from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import TASKS, answer_form, scene_of
 from hatch_ray.protocol.prompt import SPECIAL_TOKEN
+from hatch_ray.protocol.values import gold_fault
 from hatch_ray.sample import AnswerForm, Mark, MarkColor
 
 PLACEHOLDER = re.compile(r"<image>\s*")
 LETTER = re.compile(r"\(?\s*([A-Da-d])(?![A-Za-z0-9])")
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?!\w|\.\d)")
-"""A number that stands alone, as the rewards read it: "1.5 m", not "1.5m"."""
 MARK_RANGE = (0.0, 1000.0)
 LISTED_COLOR: MarkColor = "blue"
 """The published code draws a listed box with a BGR red on an RGB array: blue."""
@@ -94,16 +93,10 @@ def _checked_answer(answer: str, form: AnswerForm) -> str:
         if not letter:
             raise RowRefused("answer_is_not_a_letter", repr(answer)[:120])
         return letter[1].upper()
-    wanted = {"number": 1, "box": 4, "camera_motion": 3}.get(form)
-    if wanted and len(NUMBER.findall(answer)) != wanted:
-        raise RowRefused(f"answer_is_not_{wanted}_number{'s' * (wanted > 1)}", repr(answer)[:120])
-    if form == "view_change" and not all(len(NUMBER.findall(piece)) == 1 and ":" in piece for piece in _pieces(answer)):
-        raise RowRefused("answer_is_not_a_view_change", repr(answer)[:120])
+    fault = gold_fault(answer, form)
+    if fault is not None:
+        raise RowRefused(f"answer_{fault}", repr(answer)[:120])
     return answer
-
-
-def _pieces(answer: str) -> list[str]:
-    return answer.strip().rstrip(".,").split(",")
 
 
 def _depths(value: Any, images: int) -> tuple[str, ...] | None:

@@ -9,17 +9,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hatch_ray.data.camera_files import FrameRefused, check_grid, load_pose, read_intrinsics
 from hatch_ray.data.images import MILLIMETRES, load_depth, load_image, save_depth
-from hatch_ray.data.rgbd import (
-    MIN_VALID_DEPTH,
-    PLAUSIBLE_MEDIAN_M,
-    FrameRefused,
-    load_pose,
-    read_intrinsics,
-    scale_intrinsics,
-)
+from hatch_ray.data.rgbd_frames import MIN_VALID_DEPTH
 from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import beside
+from hatch_ray.data.unique import UniqueNames
+from hatch_ray.geometry.agreement import PLAUSIBLE_MEDIAN_M
+from hatch_ray.geometry.convention import AS_OURS, Convention, scale_intrinsics
 from hatch_ray.sample import View
 
 UNITS_UNKNOWN = "structured3d"
@@ -38,11 +35,18 @@ class SceneViews:
     """Views of a tree's images, each checked and linked into a dataset's folder once.
 
     root: the folder of the sources. dataset: the folder that gets `images/` and `depth/`. rgbd: poses are expected.
+    convention: how poses, depth and intrinsics are read.
     """
 
-    def __init__(self, root: Path, dataset: Path, rgbd: bool) -> None:
-        self.root, self.dataset, self.rgbd = root, dataset, rgbd
+    def __init__(self, root: Path, dataset: Path, rgbd: bool, convention: Convention = AS_OURS) -> None:
+        self.root, self.dataset, self.rgbd, self.convention = root, dataset, rgbd, convention
+        self._scenes, self._files = UniqueNames(), UniqueNames()
         self._made: dict[tuple[str, str], View | RowRefused] = {}
+
+    def scene_name(self, source: str, scene: str) -> str:
+        """The scene's name in the dataset, which no other scene of any source has."""
+        flat = scene.replace("/", "_")
+        return self._scenes.of((source, scene), flat, f"{source}-{flat}")
 
     def view(self, source: str, image: str, depth: str | None) -> View:
         """The view of an image path below SOURCE/images, with paths relative to the dataset.
@@ -70,20 +74,21 @@ class SceneViews:
         except ValueError as error:
             raise RowRefused("unreadable_image", str(error)) from None
         relative = PurePosixPath(image)
-        scene = "_".join(relative.parts[:-2])
+        scene = self.scene_name(source, "/".join(relative.parts[:-2]))
         prefix = "video-" if relative.parts[-2] == "video_color" else ""
-        target = Path("images") / scene / f"{prefix}{relative.name}"
+        stem = self._files.of((source, image), f"{scene}/{prefix}{relative.stem}").rpartition("/")[2]
+        target = Path("images") / scene / f"{stem}{relative.suffix}"
         if not self.rgbd:
             link_file(path, self.dataset / target)
             return View(target)
         try:
-            pose = load_pose(images / beside(image, "pose"))
+            pose = load_pose(images / beside(image, "pose"), self.convention)
         except FrameRefused as refusal:
             raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
         depth_path = images / (depth or beside(image, "depth"))
-        metres, rescaled = _load_depth(depth_path, source)
-        color_k, depth_k = _intrinsics(images.joinpath(*relative.parts[:-2]), (width, height), metres.shape[::-1])
-        depth_target = Path("depth") / scene / f"{prefix}{relative.stem}.png"
+        metres, rescaled = _load_depth(depth_path, source, self.convention.depth)
+        color_k, depth_k = self._intrinsics(images.joinpath(*relative.parts[:-2]), (width, height), metres.shape[::-1])
+        depth_target = Path("depth") / scene / f"{stem}.png"
         link_file(path, self.dataset / target)
         if rescaled:
             save_depth(self.dataset / depth_target, metres)
@@ -91,16 +96,31 @@ class SceneViews:
             link_file(depth_path, self.dataset / depth_target)
         return View(target, depth_target, color_k, depth_k, pose_in_metres(pose, source))
 
+    def _intrinsics(
+        self, folder: Path, color: tuple[int, int], depth: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(3, 3) of the colour grid and the depth grid, whose (width, height) are given. Raises RowRefused."""
+        color_k, depth_k = stored_intrinsics(folder, color, depth)
+        color_k = self.convention.intrinsics(color_k, *color, (depth[0],))
+        depth_k = self.convention.intrinsics(depth_k, depth[0], depth[1], (color[0],))
+        try:
+            check_grid(color_k, *color, f"colour of {folder}")
+            check_grid(depth_k, depth[0], depth[1], f"depth of {folder}")
+        except FrameRefused as refusal:
+            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
+        return color_k, depth_k
 
-def _load_depth(path: Path, source: str) -> tuple[np.ndarray, bool]:
-    """(h, w) metres, and whether the file holds metres instead of millimetres. Raises RowRefused."""
+
+def _load_depth(path: Path, source: str, factor: float) -> tuple[np.ndarray, bool]:
+    """(h, w) metres, and whether the file holds something else than millimetres. Raises RowRefused."""
     if not path.is_file():
         raise RowRefused("missing_depth", f"{path} does not exist")
     try:
-        depth = load_depth(path)
+        depth = load_depth(path) * np.float32(factor)
     except ValueError as error:
         raise RowRefused("unreadable_depth", str(error)) from None
-    return depth_in_metres(depth, source, str(path))
+    metres, rescaled = depth_in_metres(depth, source, str(path))
+    return metres, rescaled or factor != 1
 
 
 def depth_in_metres(depth: np.ndarray, source: str, name: str) -> tuple[np.ndarray, bool]:
@@ -127,8 +147,8 @@ def pose_in_metres(pose: np.ndarray, source: str) -> np.ndarray:
     return pose
 
 
-def _intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(3, 3) matrices of the colour grid and the depth grid, whose (width, height) are given. Raises RowRefused.
+def stored_intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(3, 3) matrices of a scene's colour grid and depth grid, as stored. Raises RowRefused.
 
     Without `intrinsic_depth.txt` depth is taken as registered to colour: the colour matrix, scaled.
     """
@@ -138,12 +158,6 @@ def _intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ...]) ->
     depth_k = _matrix(folder / "intrinsic" / "intrinsic_depth.txt")
     if depth_k is None:
         depth_k = scale_intrinsics(color_k, depth[0] / color[0], depth[1] / color[1])
-    for k, (width, height), grid in ((color_k, color, "colour"), (depth_k, depth, "depth")):
-        if not (0 < k[0, 2] < width and 0 < k[1, 2] < height):
-            raise RowRefused(
-                "intrinsics_of_another_grid",
-                f"{folder}: the {grid} centre ({k[0, 2]:g}, {k[1, 2]:g}) lies outside {width} x {height}",
-            )
     return color_k, depth_k
 
 
