@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.checkpoints import Checkpoints
+from actors.crew import SOURCE_LOST
 from actors.deadlines import StageTimeoutError, enter_process, expired, limits, wait_for
 from actors.experience import (
     Schedule,
@@ -43,7 +44,7 @@ from actors.placement import Need, reward_resources
 from actors.pools import Failed, Pool
 from actors.progress import Report
 from actors.prompts import PromptMaker
-from actors.recovery import RESTARTABLE, Recovery, lost_part
+from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
 from actors.resources import room_for
 from actors.reward import JudgePool
 from actors.run_processes import RunProcesses
@@ -61,6 +62,8 @@ from hatch_ray.sample import Sample
 
 log = logging.getLogger("hatch_ray")
 STAGE = "grpo"
+TOLD_SECONDS = 20.0
+"""How long after the loss of an object the loss of the worker that held it may be told."""
 MAX_REFUSED = 3
 """Batches in a row that come back too old before the run stops."""
 
@@ -381,6 +384,14 @@ class GrpoRun:
             if row["step"] >= max(rows, default=0):
                 self._write(row.pop("step"), row)
 
+    def cause(self, error: Exception) -> Exception:
+        """What was lost. Weights that are gone went with the worker that held them, which Ray Train tells later."""
+        if isinstance(error, SOURCE_LOST):
+            self.learner.join(timeout=TOLD_SECONDS)
+            if isinstance(self.learner.error, WorkerDiedError):
+                return self.learner.error
+        return error
+
     def lost(self) -> tuple[int, float]:
         """What a restart does again: groups, and seconds since the last checkpoint (or the start)."""
         latest = Checkpoints(self.run.checkpoints(STAGE)).latest()
@@ -445,7 +456,7 @@ def run_grpo(
             return stage.summary()
         except RESTARTABLE as error:
             groups, seconds = stage.lost()
-            recovery.stage_lost(*lost_part(error), seconds, groups)
+            recovery.stage_lost(*lost_part(stage.cause(error)), seconds, groups)
             lost: BaseException = error
         finally:
             stage.stop()

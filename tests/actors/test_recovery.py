@@ -1,6 +1,7 @@
 """Ledger and budget: pure bookkeeping."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.experience import Schedule
+from actors.grpo_stage import GrpoRun
 from actors.ledger import LEDGER, Ledger, trained_row
 from actors.pools import Loss
 from actors.recovery import Recovery, WorkerDiedError, lost_part
@@ -155,3 +157,13 @@ def learn(waiting, ledger, order, per_step, learned, staleness, folder, save_eve
         path.unlink(missing_ok=True)
         append_jsonl(path, ledger.rows)
     return step + 1
+
+
+def test_weights_that_are_gone_went_with_the_worker_that_held_them():
+    """An engine may notice first that a learner's worker was killed; what is told and counted is the worker."""
+    gone = ray.exceptions.ObjectLostError("00" * 28, "", "")
+    died, other = WorkerDiedError("rank 0"), ray.exceptions.RayActorError()
+    for error, told in ((died, died), (None, gone), (ValueError("elsewhere"), gone)):
+        stage = SimpleNamespace(learner=SimpleNamespace(join=lambda timeout: None, error=error))
+        assert GrpoRun.cause(stage, gone) is told
+        assert GrpoRun.cause(stage, other) is other
