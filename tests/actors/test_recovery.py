@@ -17,7 +17,7 @@ from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.learning.order import SampleOrder
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
 
-LOST = Loss("rollout engine", "killed", 1.5, 4)
+LOST = Loss("rollout engine", "its process died", 1.5, 4)
 
 
 def test_each_loss_is_one_line_and_one_row_and_the_next_step_counts_them(tmp_path):
@@ -25,7 +25,7 @@ def test_each_loss_is_one_line_and_one_row_and_the_next_step_counts_them(tmp_pat
     recovery = Recovery(RunFolder(tmp_path), "grpo", RecoveryConfig(), lines.append)
     recovery.actor_lost(LOST)
     recovery.stage_lost("learner worker", "rank 1", 3.0, 8)
-    assert len(lines) == 2 and "rollout engine lost (killed)" in lines[0] and "4 issued again" in lines[0]
+    assert len(lines) == 2 and "rollout engine lost (its process died)" in lines[0] and "4 issued again" in lines[0]
     assert [row["what"] for row in read_jsonl(tmp_path / "recoveries.jsonl")] == ["rollout engine", "learner worker"]
     assert recovery.step_done(0) == {"recoveries": 2.0, "seconds_lost": 4.5, "issued_again": 12.0}
     assert recovery.step_done(1) == {}
