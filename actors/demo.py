@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 
@@ -93,18 +94,20 @@ def run_demo(config: Config, console: Console) -> RunFolder:
         console.print("Ray Serve: POST /reason with a held-out question")
         sample = served_sample(read_dataset(run.data("heldout")))
         port = free_port()
-        ray.shutdown()  # the service starts its own cluster, as `hatch serve` does
-        start_service(config, run, port=port, blocking=False)
-        try:
-            reply = ask_service(port, sample)
-        finally:
-            stop_service()
+        with ThreadPoolExecutor() as meanwhile:  # the service's start leaves a core idle
+            writing = meanwhile.submit(write_report, run)
+            start_service(config, run, port=port, blocking=False)
+            try:
+                reply = ask_service(port, sample)
+            finally:
+                stop_service()
+            report = writing.result()
         console.print(f"  question: {sample.question}", markup=False)
         console.print(f"  answer:   {reply['answer']} (gold: {sample.answer})", markup=False)
         for entry in reply["actions"]:
             console.print(f"  actions {entry['from']} to {entry['to']}: {entry['action']}", markup=False)
-        report = write_report(run)
         clock.end("service")
+        ray.shutdown()
     clock.finish(memory.gib)
     console.print(f"report: {report}")
     return run

@@ -256,12 +256,47 @@ def start(found: dict[str, Any]) -> str:
     return START_TEXT.format(**found["command"]) + table(headings, rows)
 
 
+def imports(found: dict[str, Any]) -> str:
+    """What a process costs before it does anything."""
+    rows = [[row["role"], f"{row['cpu_seconds']:.1f}", str(row["modules"])] for row in found["rows"]]
+    return (
+        "CPU seconds from the start of a process until it has imported what its role needs, the least of three.\n"
+        "What a role must do without (a judge torch, a learner worker vLLM and TRL) is a test: `test_imports.py`.\n\n"
+        + table(["process", "CPU s", "modules"], rows)
+    )
+
+
+def sft(found: dict[str, Any]) -> str:
+    """Supervised steps against TRL's."""
+    rows = [
+        [row["mode"], f"{row['ours']:.1f}", f"{row['trl']:.1f}", f"{row['ours'] / row['trl']:.2f}",
+         f"{row['padding']:.0%}", f"{row['shared']:.1%}"]
+        for row in found["rows"]
+    ]  # fmt: skip
+    headings = [
+        "replies",
+        "ours, samples/s",
+        "TRL, samples/s",
+        "ours / TRL",
+        "padding of TRL",
+        "tokens to share",
+    ]
+    return (
+        "One process of one thread, hatch-tiny, batches of 8 of the demo's samples: forward, backward and AdamW, ours\n"
+        "(`learning/sft.py`) and TRL's SFTTrainer, median of rounds in turn. *Tokens to share*: what one row for all\n"
+        "questions of a batch behind the same unmarked images would save: too little to give up the random order.\n\n"
+        + table(headings, rows)
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
     "step": ("A whole GRPO step", step),
     "growth": ("How a step grows", growth),
+    "sft": ("A supervised step", sft),
     "start": ("Until the first step, and between stages", start),
+    "imports": ("What a process imports", imports),
     "rollouts": ("Rollouts and weight sync", rollouts),
     "serve": ("The service", serve),
     "serve_load": ("The service under a long load", serve_load),

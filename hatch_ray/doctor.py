@@ -33,7 +33,7 @@ SHARED_MEMORY_GIB = 1
 DISK_GIB = 5
 IMPORT_DEADLINE_S = 180
 REINSTALL = "make install (or: pip install -e '.[cpu]')"
-PINNED = ("torch", "torchvision", "transformers", "trl", "ray")
+PINNED = ("torch", "torchvision", "transformers", "ray")
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 
 
@@ -213,7 +213,7 @@ def check_versions(locks: Path = LOCKS) -> Check:
     absent = [name for name, version in have.items() if version is None]
     if absent:
         return Check("Versions", False, f"not installed: {', '.join(absent)}", REINSTALL)
-    detail = ", ".join(f"{name} {have[name]}" for name in ("transformers", "trl", "ray"))
+    detail = ", ".join(f"{name} {have[name]}" for name in ("transformers", "ray"))
     if not lock.is_file():  # installed as a wheel, without the checkout
         return Check("Versions", True, detail)
     want = locked_versions(lock)

@@ -30,6 +30,7 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
 (SCRATCH / "token").chmod(0o600)
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(SCRATCH / "token"))
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slower than the usual 30 s
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
 # No test may fail because the machine was busy: an example has no time limit. Under continuous integration ($CI) the

@@ -7,7 +7,7 @@ fixed      what the official rules mean: gold in the denominator, an empty answe
            stand alone, view changes are read with spaces and `move_back`.
 
 None of them is a training reward: `official` and `spld` pay for an empty and for an all-zero answer
-(tests/test_benchmark_scorers.py); `hatch_ray.rewards` does not.
+(tests/benchmarks/test_benchmark_scorers.py); `hatch_ray.rewards` does not.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 T counts the reply tokens of the whole batch over all workers ("dapo" in TRL's terms). A reply's end token is part of
 it. rho_t beside k3_t makes the term's gradient the unbiased one of the reverse KL (DeepSeek-V3.2, TRL's default).
-Source: paper, section 3.4 (GRPO, beta, clip); TRL's GRPOTrainer is the yardstick (tests/test_grpo_loss.py).
+Source: paper, section 3.4 (GRPO, beta, clip); TRL's GRPOTrainer is the yardstick (tests/learning/test_grpo_loss.py).
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class SampleEncoder:
         self.mode = mode
         self.model = model
         self.pixels = pixels or PixelCache(processor)
+        self.image_id: int = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._texts: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._image_lengths: dict[Path, int] = {}

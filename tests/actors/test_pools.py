@@ -142,6 +142,6 @@ def test_the_run_can_stop_at_a_loss(pool):
     def stop(loss):
         raise RuntimeError("enough")
 
-    pool._on_loss = stop
+    pool.on_loss = stop
     with pytest.raises(RuntimeError, match="enough"):
         pool.map(["kill", 1], double, 1)

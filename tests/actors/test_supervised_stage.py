@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from actors.checkpoints import Checkpoints
 from actors.pasta_stage import run_pasta
+from actors.run_processes import RunProcesses
 from actors.sft_stage import run_sft
 from actors.supervised import check_finite, make_scheduler
 from actors.train_workers import stage_workers
@@ -54,6 +55,14 @@ def config_of(run: Path, **changes: Any) -> Config:
     for key, value in changes.items():
         tree[key] = tree.get(key, {}) | value
     return make_config(tree)
+
+
+@pytest.fixture(scope="module")
+def processes(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunProcesses]:
+    """The learner's workers of all these stages: importing what one needs takes longer than any of the stages."""
+    folder = tmp_path_factory.mktemp("workers")
+    with RunProcesses(config_of(folder), RunFolder(folder)) as shared:
+        yield shared
 
 
 def pasta_by_hand(config: Config, model_path: Path, samples: list[Sample]) -> list[float]:
@@ -109,14 +118,14 @@ def resume_exactly(run: RunFolder, stage: str, again: Callable[[], Any], caplog:
 
 
 def test_pasta_on_two_workers_stopped_and_resumed(
-    ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    processes: RunProcesses, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The losses are those of one process; resumed, the stage is bit-identical."""
     run, seen = RunFolder(tmp_path / "run"), []
     config = config_of(run.path)
 
     def stage() -> dict[str, Any]:
-        return run_pasta(config, run, tiny_model, samples[:4], samples[4:6], lambda *done: seen.append(done))
+        return run_pasta(config, run, tiny_model, samples[:4], samples[4:6], lambda *done: seen.append(done), processes)
 
     result = stage()
     rows = read_jsonl(run.metrics_path)
@@ -145,14 +154,14 @@ def test_pasta_on_two_workers_stopped_and_resumed(
 
 
 def test_sft_on_two_workers_stopped_and_resumed(
-    ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    processes: RunProcesses, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The losses are those of one process; resumed inside its last epoch, the stage is bit-identical."""
     run, seen = RunFolder(tmp_path / "run"), []
     config = config_of(run.path, qa_sft={"save_every": 5})  # 2 steps an epoch: step 5 lies inside the third
 
     def stage() -> dict[str, Any]:
-        return run_sft("qa_sft", config, run, tiny_model, samples, lambda *done: seen.append(done))
+        return run_sft("qa_sft", config, run, tiny_model, samples, lambda *done: seen.append(done), processes)
 
     result = stage()
     rows = read_jsonl(run.metrics_path)
@@ -176,14 +185,14 @@ def test_sft_on_two_workers_stopped_and_resumed(
 
 
 def test_cold_start_with_lora_merges_its_adapters(
-    ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    processes: RunProcesses, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Resumed from its adapters, and again after its last step, the stage is bit-identical."""
     run = RunFolder(tmp_path / "run")
     config = config_of(run.path, learner={"workers": 1}, model={"lora_rank": 2}, cold_start={"max_steps": 5})
 
     def stage() -> dict[str, Any]:
-        return run_sft("cold_start", config, run, tiny_model, samples, ignore)
+        return run_sft("cold_start", config, run, tiny_model, samples, ignore, processes)
 
     result = stage()
     assert result["samples"] == 4
@@ -203,12 +212,12 @@ def test_cold_start_with_lora_merges_its_adapters(
 
 @pytest.mark.rest
 def test_a_loss_that_is_not_finite_stops_the_stage_with_its_step(
-    ray_cluster: Any, samples: list[Sample], tiny_model: Path, tmp_path: Path
+    processes: RunProcesses, samples: list[Sample], tiny_model: Path, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")
     config = config_of(run.path, qa_sft={"lr": 1e30, "grad_clip": 1e30}, learner={"workers": 1})
     with pytest.raises(FloatingPointError, match=r"qa_sft: (loss|grad_norm) is .* at step [2-5]; lower qa_sft\.lr"):
-        run_sft("qa_sft", config, run, tiny_model, samples, ignore)
+        run_sft("qa_sft", config, run, tiny_model, samples, ignore, processes)
     assert not run.stage_model("qa_sft").exists()
 
 

@@ -60,12 +60,12 @@ def test_missing_shared_memory(tmp_path):
 
 
 def test_a_version_other_than_the_locks(tmp_path):
-    lines = [f"{name}=={doctor.installed(name)}" for name in doctor.PINNED if name != "trl"]
+    lines = [f"{name}=={doctor.installed(name)}" for name in doctor.PINNED if name != "ray"]
     for name in ("cpu.lock", "gpu.lock"):
-        (tmp_path / name).write_text("\n".join([*lines, "trl==0.1.0"]), encoding="utf-8")
+        (tmp_path / name).write_text("\n".join([*lines, "ray==0.1.0"]), encoding="utf-8")
     check = doctor.check_versions(tmp_path)
     assert not check.ok
-    assert check.detail == f"trl {metadata.version('trl')} (lock: 0.1.0)"
+    assert check.detail == f"ray {metadata.version('ray')} (lock: 0.1.0)"
 
 
 def test_a_package_that_is_absent(monkeypatch):

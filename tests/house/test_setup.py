@@ -80,8 +80,12 @@ def test_every_import_is_a_declared_dependency():
     extras = PROJECT["optional-dependencies"]
     dev = {canonicalize_name(Requirement(text).name) for text in extras["dev"]} | {"packaging"}
     runtime |= {canonicalize_name(Requirement(text).name) for text in extras["cpu"]}
-    ours = ("hatch_ray", "actors", "serve", "bench")
-    for folder, allowed in (*((name, runtime) for name in ours), ("tests", runtime | dev)):
+    packaged = ("hatch_ray", "actors", "serve")
+    for folder, allowed in (
+        *((name, runtime) for name in packaged),
+        ("bench", runtime | dev),
+        ("tests", runtime | dev),
+    ):
         for path in (REPOSITORY / folder).rglob("*.py"):
             for module in imported_modules(path) - set(sys.stdlib_module_names) - OUR_MODULES:
                 name = canonicalize_name(DISTRIBUTIONS.get(module, module))

@@ -23,7 +23,6 @@ class Collator:
 
     def __init__(self, encoder: SampleEncoder, samples: Sequence[Sample]) -> None:
         self.encoder, self.samples = encoder, samples
-        self.image_id = encoder.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self.pad_id = encoder.processor.tokenizer.pad_token_id
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -44,7 +43,7 @@ class Collator:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
-            "mm_token_type_ids": (input_ids == self.image_id).long(),
+            "mm_token_type_ids": (input_ids == self.encoder.image_id).long(),
             "pixel_values": torch.cat([image.pixels for image in images]),
             "image_grid_thw": torch.tensor([image.grid for image in images]),
         }
