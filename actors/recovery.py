@@ -14,6 +14,9 @@ from actors.pools import Loss
 from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.run_folder import RunFolder, append_jsonl
 
+RAISED = re.compile(r"(?!MemoryError|OutOfMemory)[\w.]*(?:Error|Exception)\b")
+"""A reason that is an exception of code, not the end of a process."""
+
 
 class WorkerDiedError(RuntimeError):
     """A learner worker was lost: killed, out of memory, or with its machine."""
@@ -93,7 +96,7 @@ class Recovery:
         self._since.append(row)
         self.in_a_row += 1
         self.say(f"{self.stage}: {what} lost ({reason}): {remedy}, {again} issued again, {seconds:.1f} s lost")
-        if self.in_a_row > self.settings.in_a_row and "died" not in reason and not reason.startswith("no answer"):
+        if self.in_a_row > self.settings.in_a_row and RAISED.match(reason):
             raise RuntimeError(
                 f"{self.stage}: {what} failed {self.in_a_row} times without a finished step between them, the last "
                 f"with {reason!r}: an error of the data or of hatch-ray, not of the machine; {self.path} has them all"

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from serve.errors import openai_error
 from serve.images import DATA_URI
 from serve.reason import Delta, written_for
 from serve.reply import Clock, Written
-from serve.schema import MAX_IMAGE_CHARS, MAX_QUESTION_CHARS, MAX_SAMPLES, ReasonRequest, Refusal
+from serve.schema import MAX_IMAGE_CHARS, MAX_QUESTION_CHARS, MAX_SAMPLES, UNION_TAGS, ReasonRequest, Refusal
 from serve.settings import Settings
 
 MODEL = "hatch"
@@ -39,13 +39,18 @@ class TextPart(_Part):
 class ImageUrl(_Part):
     url: Annotated[str, Field(max_length=MAX_IMAGE_CHARS + 100)]
     """data:image/...;base64,..."""
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Literal["auto", "low", "high"] | None = None
     """Taken and not used: the run's config fixes the size."""
+
+
+def _as_object(value: object) -> object:
+    """Some clients send the URL itself."""
+    return {"url": value} if isinstance(value, str) else value
 
 
 class ImagePart(_Part):
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_object)]
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -53,7 +58,11 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class Message(_Part):
     role: Literal["user", "system", "developer", "assistant", "tool"]
-    content: Annotated[str, Field(max_length=MAX_QUESTION_CHARS)] | Annotated[list[Part], Field(max_length=64)]
+    content: Annotated[
+        Annotated[str, Field(max_length=MAX_QUESTION_CHARS), Tag(UNION_TAGS[0])]
+        | Annotated[list[Part], Field(max_length=64), Tag(UNION_TAGS[1])],
+        Discriminator(lambda value: UNION_TAGS[not isinstance(value, str)]),
+    ]
     name: str | None = None
 
 
@@ -84,6 +93,14 @@ class ChatRequest(BaseModel):
     logprobs: Literal[False] | None = None
     user: str | None = None
     """Taken and not used."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        """A parameter of OpenAI's that is null asks for nothing (stop, tools, response_format, ..)."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None or name in cls.model_fields}
 
     @property
     def choices(self) -> int:
@@ -184,22 +201,43 @@ def _data(url: str, where: str) -> str:
     return url
 
 
+@contextmanager
+def _chat_words(chat: ChatRequest) -> Iterator[None]:
+    """What /reason refuses, said of the place in the chat request."""
+    try:
+        yield
+    except Refusal as refusal:
+        content = chat.messages[0].content
+        parts = [] if isinstance(content, str) else content
+        images = [index for index, part in enumerate(parts) if isinstance(part, ImagePart)]
+        first = refusal.body["where"].partition(",")[0]
+        name, _, number = first.partition(".")
+        if name == "images" and number.isdigit() and int(number) < len(images):
+            refusal.body["where"] = f"messages.0.content.{images[int(number)]}.image_url"
+        elif name in ("images", "question"):
+            refusal.body["where"] = "messages.0.content"
+        elif name == "samples":
+            refusal.body["where"] = "n"
+        raise
+
+
 async def complete(engine: Any, settings: Settings, chat: ChatRequest, clock: Clock) -> ChatCompletion:
     """The whole completion. Raises Refusal."""
     request = reason_request(chat, settings)
-    async with aclosing(written_for(engine, settings, request, clock)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Written):
-                return ChatCompletion(
-                    id=_name(),
-                    created=int(time.time()),
-                    model=settings.version,
-                    choices=[
-                        Choice(index=index, message=ChatMessage(content=text), finish_reason=_end(end))
-                        for index, (text, end) in enumerate(zip(piece.texts, piece.ends, strict=True))
-                    ],
-                    usage=_usage(piece),
-                )
+    with _chat_words(chat):
+        async with aclosing(written_for(engine, settings, request, clock)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Written):
+                    return ChatCompletion(
+                        id=_name(),
+                        created=int(time.time()),
+                        model=settings.version,
+                        choices=[
+                            Choice(index=index, message=ChatMessage(content=text), finish_reason=_end(end))
+                            for index, (text, end) in enumerate(zip(piece.texts, piece.ends, strict=True))
+                        ],
+                        usage=_usage(piece),
+                    )
     raise AssertionError("written_for ends with what was written")
 
 
@@ -217,15 +255,16 @@ async def chunks(
             delta = {"role": "assistant", "content": ""} | delta
         return frame | {"choices": [{"index": index, "delta": delta, "finish_reason": end}]}
 
-    async with aclosing(written_for(engine, settings, request, clock)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Delta):
-                yield chunk(piece.sample, {"content": piece.text})
-                continue
-            for index, end in enumerate(piece.ends):
-                yield chunk(index, {}, _end(end))
-            if chat.stream_options and chat.stream_options.include_usage:
-                yield frame | {"choices": [], "usage": _usage(piece).model_dump()}
+    with _chat_words(chat):
+        async with aclosing(written_for(engine, settings, request, clock)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Delta):
+                    yield chunk(piece.sample, {"content": piece.text})
+                    continue
+                for index, end in enumerate(piece.ends):
+                    yield chunk(index, {}, _end(end))
+                if chat.stream_options and chat.stream_options.include_usage:
+                    yield frame | {"choices": [], "usage": _usage(piece).model_dump()}
     yield DONE
 
 

@@ -63,7 +63,8 @@ def _checked(fields: Any, model: type[Body], **how: Any) -> Body:
     try:
         return model.model_validate(fields, **how)
     except ValidationError as error:
-        raise refusal_of(dict(error.errors(include_url=False, include_input=False)[0])) from None
+        mistake = dict(error.errors(include_url=False, include_input=False)[0])
+        raise refusal_of(mistake, model.model_fields) from None
 
 
 async def _read_form(request: Request) -> ReasonRequest:

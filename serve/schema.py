@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -230,9 +231,21 @@ class Health(BaseModel):
     max_images: int
 
 
+UNION_TAGS = ("plain text", "list of parts")
+"""Names of a content's two forms, which stand in pydantic's places and in no request."""
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """The dotted place in the request as it was sent: without the names of forms and of a part's type."""
+    parts = [part for part in location if part not in ("body", *UNION_TAGS)]
+    sent = [part for before, part in zip([None, *parts], parts, strict=False)
+            if not (isinstance(before, int) and part in ("text", "image_url"))]  # fmt: skip
+    return ".".join(map(str, sent)) or "body"
+
+
 PYDANTIC_CODES = {
     "missing": ("missing_field", "add the field"),
-    "extra_forbidden": ("unknown_field", "remove it; the fields are " + ", ".join(ReasonRequest.model_fields)),
+    "extra_forbidden": ("unknown_field", "remove it"),
     "json_invalid": ("not_json", "send a JSON object as the body"),
     "literal_error": ("wrong_value", "use one of the listed values"),
     "string_too_long": ("too_long", "send less"),
@@ -240,9 +253,12 @@ PYDANTIC_CODES = {
 }
 
 
-def refusal_of(mistake: dict[str, Any]) -> Refusal:
-    """The first pydantic error of a request as a refusal."""
-    where = ".".join(str(part) for part in mistake["loc"] if part != "body") or "body"
+def refusal_of(mistake: dict[str, Any], fields: Iterable[str]) -> Refusal:
+    """The first pydantic error of a request as a refusal. fields: those that the route's body may have."""
+    where = _place(mistake["loc"])
+    if mistake["type"] == "extra_forbidden" and "." not in where:
+        mend = f"remove it; the fields are {', '.join(fields)}"
+        return Refusal("unknown_field", f"there is no field {where}", where, mend)
     if where == "images" and mistake["type"] == "too_short":
         return Refusal("no_images", "the list of images is empty", where, "send at least one image as base64")
     if where == "images" and mistake["type"] == "too_long":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from hatch_ray.geometry.agreement import Pairs as PairsOfViews
 from hatch_ray.geometry.agreement import StoredView, Verdict, judge, near_pairs
 from hatch_ray.geometry.convention import Convention
+
+Found = TypeVar("Found")
 
 MOST_SCENES = 6
 """Scenes that are looked at, evenly spread."""
@@ -60,8 +63,14 @@ def _reading(fits: Convention) -> str:
 
 def check_geometry(scenes: Sequence[StoredScene], read_as: Convention, thorough: bool = False) -> list[SceneVerdict]:
     """The verdicts of some of the scenes. thorough: try all usual conventions even where the files fit well."""
-    picks = np.unique(np.linspace(0, len(scenes) - 1, min(MOST_SCENES, len(scenes))).astype(int)) if scenes else ()
-    return [_check_scene(scenes[pick], read_as, thorough) for pick in picks]
+    return [_check_scene(scene, read_as, thorough) for scene in evenly(scenes)]
+
+
+def evenly(scenes: Sequence[Found]) -> list[Found]:
+    """At most MOST_SCENES of them, evenly spread."""
+    if len(scenes) <= MOST_SCENES:
+        return list(scenes)
+    return [scenes[int(pick)] for pick in np.linspace(0, len(scenes) - 1, MOST_SCENES)]
 
 
 def _check_scene(scene: StoredScene, read_as: Convention, thorough: bool) -> SceneVerdict:

@@ -38,9 +38,14 @@ def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditi
     check_kind(base, AutoConfig.from_pretrained(source).model_type)
     if Path(source).is_dir():
         check_tensors(Path(source))
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
+    model, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
     )
+    # A name of the hub has no folder to check before.
+    if wrong := [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]:
+        named = ", ".join(map(str, sorted(wrong, key=str)[:3]))
+        raise ValueError(f"model.base={base}: {len(wrong)} tensors are missing or unexpected ({named}, ..)")
+    return model
 
 
 def load_processor(base: str | Path, max_pixels: int | None = None) -> Any:

@@ -96,6 +96,15 @@ def test_problems_name_what_was_trained_twice_or_never(tmp_path):
     ]  # fmt: skip
 
 
+def test_an_error_of_our_own_is_said_as_it_is_and_not_as_want_of_memory(tmp_path):
+    recovery = Recovery(RunFolder(tmp_path), "grpo", RecoveryConfig(in_a_row=1), lambda line: None)
+    loss = Loss("reward actor", "KeyError: 'move_sideways_m'", 1.0, 1)
+    recovery.actor_lost(loss)
+    with pytest.raises(RuntimeError, match=r"failed 2 times .*KeyError: 'move_sideways_m'.*not of the machine") as told:
+        recovery.actor_lost(loss)
+    assert "memory" not in str(told.value)
+
+
 @given(
     steps=st.integers(1, 12),
     staleness=st.integers(0, 3),

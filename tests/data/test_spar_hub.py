@@ -15,9 +15,11 @@ from PIL import Image
 from hatch_ray.config_sections import DataConfig, SparConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, load_image
-from hatch_ray.data.spar.hub import open_stream, plain_record
+from hatch_ray.data.spar.bad_rows import RowRefused
+from hatch_ray.data.spar.hub import _picture, open_stream, plain_record
 from hatch_ray.data.store import read_dataset
 from hatch_ray.sample import Sample
+from tests.support.pictures import photo
 from tests.support.spar_tree import frames
 
 CHANGE = "move_right:0.3,move_up:0.1,move_forward:0.8,rotate_up:4,rotate_left:9"
@@ -113,6 +115,40 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
     bad["image"] = [{"bytes": b"no picture"}, {"bytes": b"none"}]
     with pytest.raises(ValueError, match="1 unreadable_image"):
         read(tmp_path, [bad])
+
+
+def stored(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, format=form, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (stored(Image.fromarray(np.full((60, 80), 40_000, np.uint16))), "image_not_in_colour"),
+        (stored(photo(5), "GIF", save_all=True, append_images=[photo(6)]), "image_animated"),
+        (stored(Image.new("RGB", (9000, 30))), "image_of_bad_size"),
+    ],
+)
+def test_pictures_that_are_no_photos_cost_their_rows(tmp_path: Path, data: bytes, reason: str) -> None:
+    for item in ({"bytes": data}, Image.open(io.BytesIO(data))):
+        with pytest.raises(RowRefused) as refused:
+            _picture(item, "0 of the row")
+        assert refused.value.reason == reason
+    bad = row(1, "view_change_infer", CHANGE, "fill", (0, 2))
+    bad["image"] = [{"bytes": data}, bad["image"][1]]
+    with pytest.raises(ValueError, match=f"1 {reason}"):
+        read(tmp_path, [bad])
+
+
+def test_a_photo_stored_turned_is_read_upright() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    wide = photo(3).resize((120, 60))
+    data = stored(wide, exif=turned)
+    for item in ({"bytes": data}, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(np.asarray(_picture(item, "")), np.rot90(np.asarray(wide), -1))
 
 
 def test_scenes_are_left_out(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -523,3 +524,17 @@ def test_whatever_is_sent_the_description_holds(service, description, mode):
             ask_route(operation)
     assert sent["/reason"] >= EXAMPLES // 2
     assert sent["/v1/chat/completions"] >= EXAMPLES // 2
+
+
+def test_the_curl_of_the_readme_with_photos_of_3_megabytes(service, repository, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1010, 3), dtype=np.uint8)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(file_of(Image.fromarray(noise)))
+        assert (tmp_path / name).stat().st_size > 3_000_000
+    text = (repository / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = [line.strip() for line in text.splitlines() if line.strip().startswith("curl ")]
+    typed = command.replace("localhost:8000", service.removeprefix("http://"))
+    done = subprocess.run(["bash", "-c", typed], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=50)
+    reply = json.loads(done.stdout)
+    assert reply.get("tokens", reply)["images"] > 0
+    assert [(pose["from"], pose["to"]) for pose in reply["poses"]] in ([], [(0, 1)])

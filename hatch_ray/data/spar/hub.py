@@ -13,6 +13,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.camera_files import FrameRefused, check_grid
+from hatch_ray.data.geometry_check import SceneVerdict, refuse_misread
 from hatch_ray.data.images import (
     FORMATS,
     MILLIMETRES,
@@ -37,10 +39,13 @@ from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record
 from hatch_ray.data.spar.views import depth_in_metres, pose_in_metres
 from hatch_ray.data.unique import UniqueNames
+from hatch_ray.geometry.agreement import Pairs, StoredView, judge
 from hatch_ray.geometry.convention import Convention
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import View
 
+PAIRS_CHECKED = 24
+"""Pairs of views whose geometry is compared, at the start and every few hundred rows."""
 SHUFFLE_BUFFER = 1000
 """Rows held while shuffling (each with its pictures): the order is random within this reach and over the shards."""
 
@@ -68,6 +73,8 @@ class HubRows:
         self._counts: Counter[str] = Counter()
         self._scenes = UniqueNames()
         self._convention = Convention.parse(data.convention)
+        self._stored: list[StoredView] = []
+        self._pairs: list[tuple[int, int]] = []
 
     def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         """(where, source, format, record) in the stream's shuffled order. Raises ValueError when formats are lost."""
@@ -102,12 +109,17 @@ class HubRows:
     def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
         """Write the record's pictures. Raises RowRefused."""
         views = []
+        self._seen: list[StoredView] = []
         for index, item in enumerate(raw["pictures"]):
             picture = _picture(item, f"{index} of the row")
             place = Path(self.scene(source, record)) / f"{image_hash(picture)}.png"
             if not (self.folder / "images" / place).exists():
                 save_image(self.folder / "images" / place, np.asarray(picture))
             views.append(self._with_depth(View(Path("images") / place), source, raw, index, place))
+        if self._seen and len(self._pairs) < PAIRS_CHECKED:
+            first = len(self._stored)
+            self._stored += self._seen
+            self._pairs += combinations(range(first, len(self._stored)), 2)
         return tuple(views)
 
     def scene(self, source: str, record: Record) -> str:
@@ -120,7 +132,8 @@ class HubRows:
             return view
         self.rgbd = True
         try:
-            pose = self._convention.pose(_matrix(poses, index))
+            stored_pose = _matrix(poses, index)
+            pose = self._convention.pose(stored_pose)
             as_transform(pose)
             color_k = _matrix(raw["intrinsic_color"], index)[:3, :3]
             depth_k = _matrix(raw.get("intrinsic_depth") or raw["intrinsic_color"], index)[:3, :3]
@@ -134,12 +147,19 @@ class HubRows:
         place = place.with_name(f"{place.stem}-{digest}.png")
         save_depth(self.folder / "depth" / place, metres)
         height, width = metres.shape
+        self._seen.append(StoredView(place.name, metres / np.float32(self._convention.depth), depth_k, stored_pose))
         depth_k = self._convention.intrinsics(depth_k, width, height)
         try:
             check_grid(depth_k, width, height, f"depth of view {index}")
         except FrameRefused as refusal:
             raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
         return View(view.image_path, Path("depth") / place, color_k, depth_k, pose_in_metres(pose, source))
+
+    def check(self) -> None:
+        if self.data.check_geometry and self._pairs:
+            verdict = judge(Pairs(self._stored, self._pairs), self._convention)
+            refuse_misread([SceneVerdict("the stream's rows", verdict, self._convention)], self.data.spar.hub)
+        self._stored, self._pairs = [], []
 
     def summary(self) -> dict[str, Any]:
         return {"hub": self.data.spar.hub, **self._counts}

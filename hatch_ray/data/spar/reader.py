@@ -75,6 +75,10 @@ class Rows(Protocol):
         """The name of the record's scene, which no other scene has."""
         ...
 
+    def check(self) -> None:
+        """Raise ValueError where poses, depth and intrinsics of the views so far do not fit each other."""
+        ...
+
     def summary(self) -> dict[str, Any]:
         """What was read and left out."""
         ...
@@ -117,7 +121,9 @@ def build_spar(
                     progress(len(writer), wanted)
             if bad.read % CHECK_EVERY == 0:
                 bad.check()
+                rows.check()
         bad.check()
+        rows.check()
         if not len(writer):
             raise ValueError(
                 f"no row of {bad.place} can be used for {split} ({rows.summary()}); "
@@ -207,6 +213,9 @@ class TreeRows:
 
     def scene(self, source: str, record: Record) -> str:
         return self._views.scene_name(source, record.scene)
+
+    def check(self) -> None:
+        """Some scenes were looked at when the tree was opened."""
 
     def summary(self) -> dict[str, Any]:
         return {
