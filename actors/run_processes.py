@@ -50,8 +50,10 @@ class RunProcesses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.workers.end()
-        self.stop_engines()
+        try:
+            self.workers.end()
+        finally:
+            self.stop_engines()
 
     def start(self, stages: Sequence[str], evaluated: bool = False) -> None:
         """Begin what the stages to come need, in the order that they need it; the caller goes on meanwhile.
