@@ -56,6 +56,7 @@ def test_a_group_serves_stage_after_stage_and_a_failed_one_is_followed_by_anothe
     folders = [tmp_path / name for name in ("first", "second", "failed", "died", "after", "alone")]
     for folder in folders:
         folder.mkdir()
+    free = ray.available_resources()["CPU"]
     with TrainWorkers(config_of(), run) as workers:
         workers.start(2)
         for folder in folders[:2]:
@@ -76,4 +77,4 @@ def test_a_group_serves_stage_after_stage_and_a_failed_one_is_followed_by_anothe
         (alone,) = seen(folders[5]).values()
         assert alone["world"] == 1 and alone["pid"] not in {row["pid"] for row in after.values()}
     assert not (run.path / ".ray_train").exists()
-    assert ray.available_resources()["CPU"] == pytest.approx(4)
+    assert ray.available_resources()["CPU"] == pytest.approx(free)
