@@ -6,7 +6,6 @@ Heavy modules (torch, vLLM, Ray) are imported by the command that needs them, so
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 from rich.console import Console
 
 from hatch_ray.environment import prepare_environment
+from hatch_ray.system_errors import in_words
 
 if TYPE_CHECKING:
     from hatch_ray.config import Config
@@ -485,23 +485,6 @@ def tiny_pretrain(
     console.print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
 
 
-def _in_words(error: Exception) -> str:
-    """What happened, to which file, and the mend where it is known."""
-    if not isinstance(error, OSError) or error.errno is None:
-        return str(error) or type(error).__name__
-    text = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-    return text + MENDS.get(error.errno, "")
-
-
-MENDS = {
-    errno.ENOSPC: "; the disk is full: make room, or write elsewhere",
-    errno.EDQUOT: "; your quota is used up: make room, or write elsewhere",
-    errno.EROFS: "; write elsewhere",
-    errno.EMFILE: "; raise `ulimit -n`",
-    errno.ENAMETOOLONG: "; give a shorter path",
-}
-
-
 def main() -> None:
     """Entry point: user mistakes (ValueError) and the system's refusals (OSError) become one line and exit code 2."""
     prepare_environment()
@@ -510,7 +493,7 @@ def main() -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("HATCH_DEBUG"):
             raise
-        text = " ".join(_in_words(error).split())
+        text = in_words(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", style="red", markup=False)
         sys.exit(2)
 

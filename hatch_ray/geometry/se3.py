@@ -23,7 +23,9 @@ def as_transform(pose: np.ndarray) -> RigidTransform:
     if not np.isfinite(pose).all():
         raise ValueError("the pose holds NaN or infinity")
     if np.abs(pose[3, :3]).max() > 1e-3 and np.abs(pose[:, 3] - [0, 0, 0, 1]).max() <= 1e-3:
-        raise ValueError("the pose's last column is 0 0 0 1: it is written in columns (data.convention=transposed)")
+        raise ValueError(
+            "the pose's last column is 0 0 0 1, not its last row: it is written in columns (data.convention=transposed)"
+        )
     rotation = pose[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         raise ValueError("the pose's upper left 3x3 block is not a rotation")

@@ -224,7 +224,7 @@ def test_mindcube_extraction(text, letter):
     assert mindcube_letter(text) == letter
 
 
-LETTERS = {  # shared with people who saw these replies scored by MindCube's own code
+LETTERS = {  # replies whose letter depends on the third phrase rule
     "(D) A chair": "D",
     "Answer: ``B`` A a": "B",
     "B or C": "B",
