@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from actors.boards import WeightsBoard
+from actors.engines import EnginePool
 from actors.messages import Request, Sampling, StoredImage, WeightsHandle
 from actors.recovery import RESTARTABLE
 from actors.weights import learned_parts, only_learned, pack_weights
@@ -128,9 +129,22 @@ def test_weights_after_a_sync_give_the_learners_greedy_text(ray_cluster, engines
     assert rollout.replies[0].ended == (expected[-1] in eos_token_ids(model, processor))
 
 
-@pytest.mark.parametrize("carrier", ["object_store", pytest.param("nixl", marks=pytest.mark.rest)])
-def test_either_carrier_brings_what_was_published(ray_cluster, engines, policy, tiny_model, carrier):
+@pytest.fixture
+def readers(ray_cluster, request, tiny_model, config):
+    """(carrier, engines): over NIXL engines of their own, since one that has read so keeps a core busy to its end."""
+    if request.param == "object_store":
+        yield request.param, request.getfixturevalue("engines")
+        return
+    pool = EnginePool(tiny_model, config)
+    pool.ready()
+    yield request.param, pool
+    pool.stop()
+
+
+@pytest.mark.parametrize("readers", ["object_store", pytest.param("nixl", marks=pytest.mark.rest)], indirect=True)
+def test_either_carrier_brings_what_was_published(ray_cluster, readers, policy, tiny_model):
     """The first version is fetched when the second one is published already."""
+    carrier, engines = readers
     model, processor = policy
     board = ray_cluster.remote(WeightsBoard).options(num_cpus=0, max_concurrency=4).remote(30)
     learning = ray_cluster.remote(Learning).options(num_cpus=0).remote(tiny_model, board, carrier)
@@ -157,6 +171,9 @@ def test_either_carrier_brings_what_was_published(ray_cluster, engines, policy, 
         assert time.monotonic() < end, "old versions are kept"
         time.sleep(0.2)
     ray_cluster.kill(learning)
+    with pytest.raises(ray_cluster.exceptions.RayActorError):  # a kill takes a moment
+        while True:
+            ray_cluster.get(learning.held.remote(), timeout=60)
     (_, gone) = ray_cluster.get(board.wait_for.remote(35), timeout=60)
     if carrier == "nixl":  # what lies in the object store may outlive the process that put it there
         with pytest.raises(RESTARTABLE):
