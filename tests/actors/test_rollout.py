@@ -1,5 +1,6 @@
 """A real vLLM engine in a real Ray actor against the learner's own numbers."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_either_carrier_brings_what_was_published(ray_cluster, readers, policy, 
         assert time.monotonic() < end, "old versions are kept"
         time.sleep(0.2)
     ray_cluster.kill(learning)
-    with pytest.raises(ray_cluster.exceptions.RayActorError):  # a kill takes a moment
+    with contextlib.suppress(ray_cluster.exceptions.RayActorError):  # a kill takes a moment
         while True:
             ray_cluster.get(learning.held.remote(), timeout=60)
     (_, gone) = ray_cluster.get(board.wait_for.remote(35), timeout=60)

@@ -77,4 +77,4 @@ def test_a_group_serves_stage_after_stage_and_a_failed_one_is_followed_by_anothe
         (alone,) = seen(folders[5]).values()
         assert alone["world"] == 1 and alone["pid"] not in {row["pid"] for row in after.values()}
     assert not (run.path / ".ray_train").exists()
-    assert ray.available_resources()["CPU"] == pytest.approx(free)
+    assert ray.available_resources()["CPU"] > free - 0.1, "what the workers had is free again"
