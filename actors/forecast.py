@@ -21,15 +21,15 @@ from hatch_ray.config import Config
 
 PROCESSOR = "AMD EPYC, 2 cores, without AMX"
 """The machine of all figures below, and what it ran: configs/tiny.yaml."""
-PASSES_PER_S = 40.0
+PASSES_PER_S = 41.0
 """What `probe` finds there."""
-STEP_S = {"pasta": 0.5, "qa_sft": 0.45, "cold_start": 0.5, "grpo": 3.5}
+STEP_S = {"pasta": 0.14, "qa_sft": 0.53, "cold_start": 0.55, "grpo": 1.77}
 BATCH = {"pasta": 16, "qa_sft": 16, "cold_start": 16, "grpo": 64}
 """Pairs, samples or completions of such a step."""
-ANSWER_S = 25 / 300
+ANSWER_S = 44 / 2250
 """A held-out question, asked of one model."""
-OVERHEAD_S = {"start": 58.0, "pasta": 20.0, "qa_sft": 4.0, "cold_start": 2.0, "grpo": 4.0, "evaluation": 4.0,
-              "service": 28.0}  # fmt: skip
+OVERHEAD_S = {"start": 54.0, "pasta": 11.0, "qa_sft": 5.0, "cold_start": 1.5, "grpo": 5.5, "evaluation": 16.0,
+              "service": 25.0}  # fmt: skip
 """What is neither a step nor an answer: rooms, Ray, engines, models to disk, intervals, the service, the report."""
 MEMORY_GIB = 8.0
 """A demo runs in a container of as much."""
