@@ -190,7 +190,11 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def _read_yaml(text: str) -> Any:
     """Lists and mappings of text: YAML's own guesses (dates, octal and sexagesimal numbers) are nobody's meaning."""
-    return yaml.load(text, Loader=yaml.BaseLoader)
+    loader = yaml.BaseLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _without_nothing(tree: Any, section: type[BaseModel]) -> Any:

@@ -523,7 +523,7 @@ def test_a_bucket_that_is_not_there_or_not_allowed_is_one_line_before_anything_i
     assert SECRET not in str(refusal.value)
 
 
-STEPS = 240
+TRAINED = 240
 """Steps of the run in the bucket: so many that it can be killed at work."""
 
 
@@ -534,7 +534,7 @@ def test_a_killed_run_goes_on_from_the_bucket_on_a_new_machine_and_is_read_from_
     """Real training: what the new machine trains is what the first one had trained beyond the state in the bucket."""
     words = [
         "train", "configs/tiny.yaml", f"run_dir={address}", f"model.base={tiny_model}", *SHORT, *ROOMS, *ALONE,
-        "stages=[cold_start]", f"cold_start.max_steps={STEPS}", "cold_start.save_every=10", "tensorboard=false",
+        "stages=[cold_start]", f"cold_start.max_steps={TRAINED}", "cold_start.save_every=10", "tensorboard=false",
         "storage.mirror_seconds=0.3",
     ]  # fmt: skip
     process = start([*words, f"storage.work_dir={tmp_path / 'a'}"])
@@ -548,13 +548,13 @@ def test_a_killed_run_goes_on_from_the_bucket_on_a_new_machine_and_is_read_from_
     assert f"run folder: {first.folder}, pushed to {address}" in process.stdout.read()
     reached = max(states_of(first.bucket).values())
     before = metrics(first.folder, "cold_start")
-    assert 10 <= reached < before[-1]["step"] < STEPS, "it was killed between a state in the bucket and the end"
+    assert 10 <= reached < before[-1]["step"] < TRAINED, "it was killed between a state in the bucket and the end"
 
     output = hatch_here(*words, f"storage.work_dir={tmp_path / 'b'}")
     assert f"pushed: {address}" in output
     second = RunFolder(Home.of(address, tmp_path / "b").folder)
     rows = metrics(second.path, "cold_start")
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows] == list(range(1, TRAINED + 1))
     assert [row["loss"] for row in rows[: len(before)]] == [row["loss"] for row in before]
     assert rows[reached]["time"] > before[-1]["time"], "these steps were taken on the new machine"
     assert SECRET not in output
