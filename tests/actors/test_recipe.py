@@ -168,6 +168,7 @@ def test_another_config_is_refused_by_name(undisturbed, taught_model):
 
 
 @pytest.mark.rest
+@pytest.mark.timeout(900)  # engines that read over NIXL keep both cores of a small machine busy
 def test_two_of_each_role_and_the_other_carrier(ray_cluster, taught_model, tmp_path):
     """Two engines and two workers of the learner, whose weights NIXL carries; on a machine that holds what a killed
     cluster leaves behind. The run ends as one that lost nothing, and whose weights went through the object store.
