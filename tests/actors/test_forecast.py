@@ -119,5 +119,5 @@ def test_the_demo_says_what_is_to_come_what_is_left_and_where_it_went(tmp_path):
     assert kept["training"] == {"pasta": 6.0} and kept["answering"] == 11.0
     assert kept["parts"]["start"] == pytest.approx(10, abs=1) and kept["parts"]["pasta"] == pytest.approx(20, abs=1)
     assert kept["everything_else"] == pytest.approx(kept["seconds"] - 17, abs=0.11)
-    assert kept["foretold"] == pytest.approx(total) and kept["memory_gib"] == 3.25
+    assert kept["foretold"] == pytest.approx(total, abs=0.1) and kept["memory_gib"] == 3.25
     assert 0 <= kept["disk_gib"] < 0.01
