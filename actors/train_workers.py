@@ -1,7 +1,7 @@
 """The learner's workers of a run: one group of Ray Train workers that takes up stage after stage.
 
-A worker imports torch, transformers and Ray Train once (`python -m bench.imports`) for all stages that it serves. A stage
-that uses another number of workers than the one before gets a group of its own.
+A worker imports torch, transformers and Ray Train once (`python -m bench.imports`) for all stages that it serves. A
+stage that uses another number of workers than the one before gets a group of its own.
 
     driver: TrainWorkers.do(loop, job) -> Desk -> every worker: loop(job) -> Desk -> driver
 """
