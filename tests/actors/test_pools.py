@@ -10,6 +10,7 @@ import pytest
 from ray import cloudpickle
 
 from actors.pools import TRIES, Failed, Pool
+from tests.support.deaths import kill_and_wait
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test module
 
@@ -132,8 +133,8 @@ def test_a_node_full_of_idle_actors_costs_no_item_and_is_one_loss(pool, ray_clus
     assert "7 more with it" in pool.losses[0].reason
 
 
-def test_a_call_on_all_replaces_the_dead(pool, ray_cluster):
-    ray_cluster.kill(pool.actors[0])
+def test_a_call_on_all_replaces_the_dead(pool):
+    kill_and_wait(pool.actors[0], pool.actors[0].ready.remote)
     assert pool.call_all(lambda actor: actor.ready.remote(), "a call") == [True]
     assert pool.call_all(lambda actor: actor.ready.remote(), "a call") == [True, True]
 

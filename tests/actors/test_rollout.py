@@ -1,6 +1,5 @@
 """A real vLLM engine in a real Ray actor against the learner's own numbers."""
 
-import contextlib
 import time
 
 import numpy as np
@@ -20,6 +19,7 @@ from hatch_ray.model.lora import add_lora, merged_state
 from hatch_ray.model.packing import pack
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
+from tests.support.deaths import kill_and_wait
 from tests.support.pictures import photo
 from tests.support.publishing import Learning, disturb
 
@@ -171,10 +171,7 @@ def test_either_carrier_brings_what_was_published(ray_cluster, readers, policy, 
     while ray_cluster.get(learning.held.remote(), timeout=60) > (carrier == "nixl"):
         assert time.monotonic() < end, "old versions are kept"
         time.sleep(0.2)
-    ray_cluster.kill(learning)
-    with contextlib.suppress(ray_cluster.exceptions.RayActorError):  # a kill takes a moment
-        while True:
-            ray_cluster.get(learning.held.remote(), timeout=60)
+    kill_and_wait(learning, learning.held.remote)
     (_, gone) = ray_cluster.get(board.wait_for.remote(35), timeout=60)
     if carrier == "nixl":  # what lies in the object store may outlive the process that put it there
         with pytest.raises(RESTARTABLE):
