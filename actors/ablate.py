@@ -17,7 +17,7 @@ from rich.table import Table
 
 from actors.engines import EnginePool
 from actors.evaluate import evaluate_model, models_of
-from actors.plan import stage_steps
+from actors.plan import planned_steps
 from actors.progress import progress_bar
 from actors.recipe import check_inputs, open_run, run_recipe, start_ray
 from hatch_ray.ablation.page import write_page
@@ -79,7 +79,7 @@ def describe_ablation(plan: Ablation, console: Console) -> None:
             elif (owner := plan.owner(config, stage)) is not config:
                 cells.append(f"from {Path(owner.run_dir).name}")
             else:
-                steps = stage_steps(config, stage)
+                steps = planned_steps(config, stage)
                 cells.append(f"{steps} steps" if steps else "by pairs")
                 total += steps or 0
         table.add_row(variant.label, *cells)

@@ -90,14 +90,13 @@ def write_bad_batch(folder: Path, batch: BadBatch, weights: Mapping[str, torch.T
 def _tensors(batch: BadBatch) -> dict[str, torch.Tensor]:
     """Everything of all replies in a row, and each image once."""
     replies = [reply for group in batch.groups for reply in group.rollout.replies]
-    rewards = [score.get("total", np.nan) for group in batch.groups for score in group.scores]
     tensors = {
         "prompt_tokens": torch.tensor([token for prompt in batch.prompts for token in prompt.token_ids]),
         "reply_tokens": torch.tensor([token for reply in replies for token in reply.token_ids]),
         "sampled_logprobs": torch.from_numpy(np.concatenate([reply.logprobs for reply in replies]).astype(np.float32)),
         "old_logprobs": batch.old.detach().float().contiguous(),
         "advantages": torch.from_numpy(np.concatenate([group.advantages for group in batch.groups])),
-        "rewards": torch.tensor(rewards, dtype=torch.float64),
+        "rewards": torch.from_numpy(np.concatenate([group.rewards for group in batch.groups])),
     }
     for name, image in _images(batch).items():
         tensors[f"image/{name}"] = image.pixels.cpu().clone()
@@ -195,9 +194,9 @@ def _rebuild(facts: dict[str, Any], config: Config, tensors: dict[str, torch.Ten
         )
         prompts.append(Prompt(tuple(prompt_ids[number].tolist()), images))
         rollout = Rollout(tuple(made[start : start + size]), row["version"], row["prompt_tokens"])
-        scores = tuple({"total": reward} for reward in rewards[number].tolist())
         request = Request(row["id"], row["prompt"], ())
-        groups.append(Group(request, rollout, scores, advantages[number].numpy(), row["zero_variance"]))
+        earned = rewards[number].numpy(), advantages[number].numpy()
+        groups.append(Group(request, rollout, *earned, row["zero_variance"]))
         start += size
     plain = {name: facts[name] for name in ("step", "rank", "world", "update", "tokens", "own_sums", "model")}
     return BadBatch(

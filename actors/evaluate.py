@@ -17,39 +17,38 @@ from actors.messages import Sampling
 from actors.placement import engine_needs
 from actors.progress import ANSWERED, Report, Told, nobody, progress_bar
 from actors.prompts import PromptMaker
-from actors.recipe import load_datasets, start_ray
+from actors.recipe import load_datasets, sections, start_ray
 from actors.run_processes import RunProcesses
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.evaluation.baselines import constant_replies, still_replies
 from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import FINAL, write_findings
 from hatch_ray.evaluation.heldout import SWAPPED, score_rows, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.model.folder_check import check_model_folder
 from hatch_ray.model.source import model_source
-from hatch_ray.protocol.prompt import Mode, stage_mode
-from hatch_ray.run_folder import STAGES, RunFolder
+from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import Sample
+from hatch_ray.systems import system_of
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A model to evaluate, and how it replies. folder: its Hugging Face folder."""
+    """A model to evaluate. folder: its Hugging Face folder; stage: it is asked as this stage's model."""
 
     folder: Path
-    mode: Mode
+    stage: str
 
 
 def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
     """By name, each a whole folder: the base, every finished stage that changes replies; the last one is "final"."""
-    finished = [stage for stage in STAGES if run.progress().get(stage, {}).get("done") and stage != "pasta"]
+    stages = [stage.name for stage in system_of(config).stages if stage.kind != "pasta"]
+    finished = [stage for stage in stages if run.progress().get(stage, {}).get("done")]
     if not finished:
         raise ConfigError(f"{run.path} has no finished stage to evaluate; run `hatch train` first")
-    reasoning = config.model.reasoning
-    models = {"base": Asked(Path(model_source(config.model.base)), reasoning)}
+    models = {"base": Asked(Path(model_source(config.model.base)), stages[-1])}
     for stage in finished:
         name = FINAL if stage == finished[-1] else stage
-        models[name] = Asked(run.stage_model(stage), stage_mode(stage, reasoning))
+        models[name] = Asked(run.stage_model(stage), stage)
     for model in models.values():
         if model.folder.is_dir():
             check_model_folder(model.folder)
@@ -59,7 +58,7 @@ def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
 def answer(engines: EnginePool, model: Asked, samples: list[Sample], config: Config, report: Report) -> list[str]:
     """Greedy replies of one model, in the order of the samples."""
     engines.load_folder(model.folder)
-    maker = PromptMaker(config, model.folder, model.mode)
+    maker = PromptMaker(config, model.folder, model.stage)
     maker.check_length(samples, config.eval.max_new_tokens)
     sampling = Sampling(n=1, temperature=0.0, max_new_tokens=config.eval.max_new_tokens)
     rollouts = engines.generate([maker.request(sample) for sample in samples], sampling, report)
@@ -80,7 +79,7 @@ def evaluate_model(
     with progress_bar(console, f"answering: {name.replace('_', ' ')}") as report:
         texts = answer(engines, model, samples, config, report)
     told(ANSWERED, time.monotonic() - start)
-    rows = score_rows(samples, texts, config.reward, model.mode)
+    rows = score_rows(system_of(config), model.stage, samples, texts)
     write_evaluation(RunFolder(config.run_dir), name, rows, config.eval.bootstrap, config.seed)
 
 
@@ -92,7 +91,8 @@ def evaluate_run(config: Config, console: Console, processes: RunProcesses | Non
     """
     run = RunFolder(config.run_dir)
     models = models_of(config, run)
-    samples = load_datasets(config, run, console).heldout[: config.eval.samples]
+    system, section = system_of(config), sections(config)[-1]
+    samples = load_datasets(config, run, console, section).heldout[: config.eval.samples]
     swapped = swap_images(samples, config.seed)
     start_ray(config, engine_needs(config))
     with ExitStack() as stack:
@@ -103,8 +103,7 @@ def evaluate_run(config: Config, console: Console, processes: RunProcesses | Non
             evaluate_model(engines, name, model, samples, config, console, told)
         evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console, told)
     settings = (config.eval.bootstrap, config.seed)
-    controls = {"constant": constant_replies(samples, config.reward), "still": still_replies(samples)}
-    for name, texts in controls.items():
-        write_evaluation(run, name, score_rows(samples, texts, config.reward), *settings)
+    for name, texts in system.blind_replies(samples).items():
+        write_evaluation(run, name, score_rows(system, system.stages[-1].name, samples, texts), *settings)
     write_findings(run, *settings)
     print_evaluation(run, console)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from actors.plan import stage_steps
+from actors.plan import planned_steps
 from hatch_ray.config import Config
 
 PROCESSOR = "AMD EPYC, 2 cores, without AMX"
@@ -53,7 +53,7 @@ def work(config: Config, done: Sequence[str] = ()) -> dict[str, float]:
     for stage in (stage for stage in config.stages if stage not in done):
         section = getattr(config, stage)
         batch = config.grpo.prompts_per_step * config.grpo.group_size if stage == "grpo" else section.batch_size
-        steps = stage_steps(config, stage) or math.ceil(section.epochs * config.data.samples / batch)
+        steps = planned_steps(config, stage) or math.ceil(section.epochs * config.data.samples / batch)
         seconds[stage] = OVERHEAD_S[stage] + steps * STEP_S[stage] * batch / BATCH[stage]
     questions = min(config.eval.samples, config.data.heldout_samples) * models_asked(config)
     return seconds | {"evaluation": OVERHEAD_S["evaluation"] + questions * ANSWER_S, "service": OVERHEAD_S["service"]}

@@ -1,6 +1,6 @@
 """The GRPO stage as a whole: engines, judges, boards and learner, and the loop that drives them.
 
-    prompts -> engines -> judges -> groups -> experience board -> learner workers -> weights board -> engines
+    Collector.collect -> Batch -> experience board -> learner workers -> weights board -> engines
 
 With max_staleness 0 the parts take turns. With k > 0 the engines sample the next step while the learner is at work, and
 `Schedule` keeps every group within k versions of the learner that trains on it.
@@ -10,38 +10,31 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.checkpoints import Checkpoints
+from actors.collect import Collector
 from actors.crew import SOURCE_LOST
 from actors.deadlines import StageTimeoutError, enter_process, expired, limits, wait_for
-from actors.experience import (
-    Schedule,
-    group_metrics,
-    make_groups,
-    make_shards,
-    sample_rows,
-)
+from actors.experience import Batch, Schedule
 from actors.fit import before_restart, fit_stage
 from actors.grpo_view import GrpoView
 from actors.learner_loop import REPORTS, GrpoJob, learner_loop
-from actors.ledger import Ledger, trained_row
+from actors.ledger import Ledger
 from actors.live import Live
-from actors.messages import Group, Request, Sampling, WeightsHandle
+from actors.messages import WeightsHandle
 from actors.parity import make_probes
 from actors.placement import Need, reward_resources
-from actors.pools import Failed, Pool
+from actors.pools import Pool
 from actors.progress import Report
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
@@ -53,10 +46,8 @@ from actors.stopping import asked
 from actors.train_workers import TrainWorkers
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
-from hatch_ray.learning.order import SampleOrder
+from hatch_ray.learning.order import stage_steps
 from hatch_ray.model.source import model_source
-from hatch_ray.rewards.check import check_scores
-from hatch_ray.rewards.score import RewardTarget
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
 from hatch_ray.sample import Sample
 
@@ -64,21 +55,6 @@ log = logging.getLogger("hatch_ray")
 STAGE = "grpo"
 TOLD_SECONDS = 20.0
 """How long after the loss of an object the loss of the worker that held it may be told."""
-MAX_REFUSED = 3
-"""Batches in a row that come back too old before the run stops."""
-
-
-def choose_samples(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
-    """The share of the samples that GRPO draws from, by seed."""
-    count = max(1, round(fraction * len(samples)))
-    order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))
-    return [samples[index] for index in sorted(order[:count])]
-
-
-def total_steps(config: Config, count: int) -> int:
-    """Steps of the stage: by epochs over `count` samples, at most max_steps where that is set."""
-    steps = max(1, math.floor(config.grpo.epochs * count / config.grpo.prompts_per_step))
-    return min(steps, config.grpo.max_steps) if config.grpo.max_steps else steps
 
 
 class LearnerThread(threading.Thread):
@@ -119,41 +95,46 @@ class GrpoRun:
         self.config, self.run, self.recovery, self.live = config, run, recovery, live
         self.processes, self.closing = processes, ExitStack()
         self.began = time.time()
-        self.samples = choose_samples(samples, config.grpo.fraction, config.seed)
-        self.steps = total_steps(config, len(self.samples))
         latest = Checkpoints(run.checkpoints(STAGE)).latest()
         self.first = 0 if latest is None else Checkpoints.step(latest)
         self.checkpoint = latest
-        self.maker = PromptMaker(config, model, for_learner=True)
-        self.maker.check_length(self.samples, config.grpo.max_new_tokens)
-        self.probes = make_probes(self.samples, self.maker)
-        self.order = SampleOrder(len(self.samples), config.grpo.prompts_per_step, config.seed)
+        self.maker = PromptMaker(config, model, STAGE, for_learner=True)
+        self.sampler = self.maker.system.sampler(samples)
+        self.steps = stage_steps(config.grpo, len(self.sampler.known), config.grpo.prompts_per_step)
+        self.maker.check_length(self.sampler.known, config.grpo.max_new_tokens)
         self.schedule = Schedule(self.first, self.steps, config.grpo.max_staleness)
-        self.sampling = Sampling(config.grpo.group_size, config.grpo.temperature, config.grpo.max_new_tokens)
         self.ledger = Ledger(run.ledger)
-        self.ledger.restore(latest)
-        run.forget_after(STAGE, self.first)
-        forget_samples(run.samples(STAGE), self.first)
-        self.health = Health(config.grpo)
-        for row in read_jsonl(run.metrics_path):
-            if row["stage"] == STAGE:
-                self.health.add(row["step"], row)
-        self._log_missing(latest)
+        self._go_back(latest)
+        self.spans = Spans(run.spans, self.first)
+        self.collector = Collector(config, self.maker, self.sampler, self.ledger, recovery, self.spans)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = {"num_cpus": 0, "max_concurrency": 100, "scheduling_strategy": here}
         self.experience = ray.remote(ExperienceBoard).options(**board).remote()
         self.weights = ray.remote(WeightsBoard).options(**board).remote(self.first)
         boards = (self.experience, self.weights)
         enter_process("driver", config.model_copy(update={"run_dir": run.path}), boards, first=True)
-        self.job = GrpoJob(config, run.path, str(model), self.steps, *boards, self.probes)
-        self.pending: dict[int, list[dict[str, Any]]] = {}
-        self.ready: dict[int, list[Request]] = {}
+        probes = make_probes(self.sampler.known, self.maker)
+        self.job = GrpoJob(config, run.path, str(model), self.steps, *boards, probes)
         self.learner = LearnerThread(self.job, processes.workers)
         self.pools: dict[str, Pool] = {}
-        self.phase = "start"
-        self.served = 0
+        self.served = self.first
+
+    def _go_back(self, checkpoint: Path | None) -> None:
+        """Drop what is known of the steps beyond the checkpoint; tell the sampler and the health of those before."""
+        self.ledger.restore(self.first)
+        self.run.forget_after(STAGE, self.first)
+        for path in (self.run.samples(STAGE), self.run.experience):
+            forget_steps(path, self.first)
+        for step, groups in self.ledger.trained().items():
+            self.sampler.observe(step, groups)
+        self.health = Health(self.config.grpo)
         self.latest: dict[str, float] = {}
-        self.spans = Spans(run.spans, self.first)
+        for row in read_jsonl(self.run.metrics_path):
+            if row["stage"] == STAGE:
+                self.health.add(row["step"], row)
+        self.known = {row.pop("step"): row for row in read_jsonl(self.run.experience)}
+        """The driver's metrics of the steps whose learner's metrics are not logged yet, and all before them."""
+        self._log_missing(checkpoint)
 
     def start(self) -> None:
         """Start what does not run yet of learner, engines and judges, and let the engines show that they compute what
@@ -170,6 +151,7 @@ class GrpoRun:
         self.judges = JudgePool(config, lost, room=None if config.deadlines.nodes_seconds else self._room_for_judges)
         self.closing.callback(self.judges.stop)
         self.pools["reward"] = self.judges
+        self.collector.engines, self.collector.judges = self.engines, self.judges
         self.engines.meanwhile, self.judges.meanwhile = self.judges.tend, self.engines.tend
         weights = Path(self.job.model) if self.checkpoint is None else self.checkpoint / "model"
         if self.engines.folder != str(weights):
@@ -205,48 +187,47 @@ class GrpoRun:
 
         Raises StopAsked when SIGTERM asked for an end and the learner has saved the last step that was sampled.
         """
-        refused, start = 0, time.monotonic()
-        self.served = self.first
         while not self.schedule.done and not asked():
-            with self.at(self.schedule.next_step, "wait for the learner"):
-                version, handle = self._wait_for_version(self.schedule.needed_version)
-            waited = time.monotonic() - start
-            self._log(report)
-            start = time.monotonic()
-            if handle is not None and version > self.served:
-                with self.at(self.schedule.next_step, "sync"):
-                    self.engines.sync(handle)
-                self.served = version
-            synced = time.monotonic()
+            seconds = self._catch_up(report)
             step = self.schedule.start(self.served)
-            places, groups, seconds = self.collect(step)
-            if not self.schedule.admit(step, [group.rollout.version for group in groups]):
-                refused += 1
-                if refused >= MAX_REFUSED:
-                    raise RuntimeError(f"grpo: {refused} batches in a row were older than grpo.max_staleness allows")
+            batch = self.collector.collect(step)
+            if not self.schedule.admit(step, batch.versions):
                 continue
-            refused = 0
-            chosen = self.chosen(step)
-            samples = [chosen[place] for place in places]
-            append_jsonl(self.run.samples(STAGE), sample_rows(step, groups, samples))
-            first = step * self.config.grpo.prompts_per_step
-            rows = [
-                trained_row(step, first + place, sample.id, group.rollout.version)
-                for place, sample, group in zip(places, samples, groups, strict=True)
-            ]
-            metrics = group_metrics(step, groups) | seconds
-            metrics["processed_per_image"] = self.maker.processed / self.maker.unique
-            metrics |= {"seconds_wait": waited, "seconds_sync": synced - start}
-            self.pending[step] = rows
-            shards = make_shards(step, groups, self.config.learner.workers, rows, metrics)
-            with self.at(step, "hand over"):
-                put = self.experience.put.remote(shards)
+            self._note(batch, seconds)
+            with self.spans.at(step, "hand over"):
+                put = self.experience.put.remote(batch.shards(self.config.learner.workers))
                 wait_for(put, "grpo: handing over a batch", limits.call, self.learner.check)
             if not self.schedule.done:
-                with self.at(step + 1, "prepare"):  # while the learner is at work
-                    self.ready = {step + 1: self.requests(step + 1)}
-            start = time.monotonic()
-        self.phase = "wait for the learner"
+                self.collector.prepare(step + 1)  # while the learner is at work
+        self._finish(report)
+
+    def _catch_up(self, report: Report) -> dict[str, float]:
+        """Wait for weights that the next step may be sampled with, give them to the engines; the seconds of both."""
+        start = time.monotonic()
+        step = self.schedule.next_step
+        with self.spans.at(step, "wait for the learner"):
+            version, handle = self._wait_for_version(self.schedule.needed_version)
+        waited = time.monotonic()
+        self._log(report)
+        began = time.monotonic()
+        if handle is not None and version > self.served:
+            with self.spans.at(step, "sync"):
+                self.engines.sync(handle)
+            self.served = version
+        return {"seconds_wait": waited - start, "seconds_sync": time.monotonic() - began}
+
+    def _note(self, batch: Batch, seconds: dict[str, float]) -> None:
+        """Write down what the step earned, before the learner trains it, and tell the sampler."""
+        rows = batch.ledger_rows(self.config.grpo.prompts_per_step)
+        self.known[batch.step] = batch.metrics() | seconds
+        append_jsonl(self.run.samples(STAGE), batch.sample_rows())
+        append_jsonl(self.run.experience, [{"step": batch.step} | self.known[batch.step]])
+        self.ledger.append(rows)
+        self.sampler.observe(batch.step, rows)
+
+    def _finish(self, report: Report) -> None:
+        """Until the last step that was sampled is learned and saved, and the learner has ended."""
+        self.spans.phase = "wait for the learner"
         self._wait_for_version(self.schedule.next_step)
         self._log(report)
         if not self.schedule.done:
@@ -257,13 +238,6 @@ class GrpoRun:
             raise expired("grpo: the learner's end", limits.start)
         if problems := self.ledger.problems(self.steps, self.config.grpo.prompts_per_step):
             raise RuntimeError(f"grpo: {self.ledger.path} is not whole: {'; '.join(problems[:10])}")
-
-    @contextmanager
-    def at(self, step: int, phase: str) -> Iterator[None]:
-        """The driver is in this phase of a step: for `hatch status` and `hatch trace`."""
-        self.phase, began = phase, time.time()
-        yield
-        self.spans.add(step, Span("driver", 0, phase, began, time.time()))
 
     def _wait_for_version(self, version: int) -> tuple[int, WeightsHandle | None]:
         return wait_for(
@@ -280,100 +254,25 @@ class GrpoRun:
     def _room_for_judges(self, wanted: int) -> int:
         return room_for(Need("reward_actors", wanted, reward_resources(self.config)))
 
-    def chosen(self, step: int) -> list[Sample]:
-        """The samples of a step, those that are set aside included."""
-        return [self.samples[index] for index in self.order.indices(step)]
-
-    def requests(self, step: int) -> list[Request]:
-        """A step's prompts, with their images in the object store."""
-        chosen = self.chosen(step)
-        seeds = np.random.SeedSequence([self.config.seed, step]).generate_state(len(chosen))
-        return [self.maker.request(sample, int(seed)) for sample, seed in zip(chosen, seeds, strict=True)]
-
-    def collect(self, step: int) -> tuple[list[int], list[Group], dict[str, float]]:
-        """A step's groups, sampled and judged, with their places in the step, and the seconds of both.
-
-        Samples that fail every engine or judge are set aside, from now on.
-        """
-        start = time.monotonic()
-        chosen, requests = self.chosen(step), self.ready.pop(step, [])
-        if not requests:
-            with self.at(step, "prepare"):
-                requests = self.requests(step)
-        prepared = time.monotonic()
-        known = self.ledger.aside
-        places = [place for place, sample in enumerate(chosen) if sample.id not in known]
-        for place in sorted(set(range(len(chosen))) - set(places)):
-            self._set_aside(step, place, "set aside at an earlier step")
-        with self.at(step, "generate"):
-            found = self.engines.try_generate([requests[place] for place in places], self.sampling)
-        self.spans.work(step, "rollout", self.engines, places)
-        rollouts = {}
-        for place, rollout in zip(places, found, strict=True):
-            if isinstance(rollout, Failed):
-                self._set_aside(step, place, rollout.reason)
-            else:
-                rollouts[place] = rollout
-        sampled = time.monotonic()
-        targets = {place: RewardTarget.from_sample(chosen[place], self.maker.mode) for place in rollouts}
-        jobs = [(reply.text, targets[place]) for place, rollout in rollouts.items() for reply in rollout.replies]
-        size = self.sampling.n
-        with self.at(step, "reward"):
-            scores = self.judges.score(jobs)
-        self.spans.work(step, "reward", self.judges, [place for place in rollouts for _ in range(size)])
-        judged: dict[int, list[dict[str, Any]]] = {}
-        for number, place in enumerate(rollouts):
-            part: list[dict[str, Any]] = []
-            failed = ""
-            for score in scores[number * size : (number + 1) * size]:
-                if isinstance(score, Failed):
-                    failed = failed or score.reason
-                else:
-                    part.append(score)
-            if failed:
-                self._set_aside(step, place, failed)
-            elif problems := check_scores(chosen[place].id, part, self.config.reward):
-                self._set_aside(step, place, "; ".join(problems))
-            else:
-                judged[place] = part
-        groups = make_groups(
-            [requests[place] for place in judged],
-            [rollouts[place] for place in judged],
-            [score for part in judged.values() for score in part],
-        )
-        seconds = {
-            "seconds_prepare": prepared - start,
-            "seconds_generate": sampled - prepared,
-            "seconds_reward": time.monotonic() - sampled,
-        }
-        return list(judged), groups, seconds
-
-    def _set_aside(self, step: int, place: int, reason: str) -> None:
-        sample = self.chosen(step)[place].id
-        if self.ledger.set_aside(step, step * self.config.grpo.prompts_per_step + place, sample, reason):
-            self.recovery.set_aside(sample, reason, len(self.ledger.aside), len(self.samples))
-
     def _log(self, report: Report) -> None:
-        """Write the metrics of every step that the learner has finished since, and its groups into the ledger."""
+        """Write the metrics of every step that the learner has finished since."""
         reports = wait_for(self.experience.reports.remote(), "grpo: the learner's reports", limits.call)
         for step, metrics in sorted(reports.items()):
-            rows = self.pending.pop(step)
-            self.ledger.append(rows)
-            learned = Span("learner", 0, "learn", metrics["time_began"], metrics["time_ended"])
-            self.spans.add(step, learned)
+            self.spans.add(step, Span("learner", 0, "learn", metrics["time_began"], metrics["time_ended"]))
             self.spans.close(step)
-            metrics |= self.recovery.step_done(step)
-            self._write(step, metrics)
-            self.live.metrics.step(metrics, len(rows))
+            self.live.metrics.step(self._write(step, metrics | self.recovery.step_done(step)))
             report(step + 1, self.steps)
 
-    def _write(self, step: int, metrics: dict[str, float]) -> None:
+    def _write(self, step: int, learned: dict[str, float]) -> dict[str, float]:
+        """One row of metrics.jsonl: what the driver knows of a step, and what the learner does."""
+        metrics = self.known.pop(step, {}) | learned
         metrics = {name: value for name, value in metrics.items() if name not in ("time_began", "time_ended")}
         self.latest = metrics
         warnings = self.health.add(step + 1, metrics)
         self.run.log(STAGE, step + 1, metrics | {"tokens_per_s": metrics["tokens"] / metrics["seconds"]}, warnings)
         for text in warnings:
             print(f"{STAGE}: step {step + 1}: {text}", flush=True)
+        return metrics
 
     def _log_missing(self, checkpoint: Path | None) -> None:
         """A learner that died right after a checkpoint has not reported the last steps behind it: they lie in it."""
@@ -404,7 +303,7 @@ class GrpoRun:
         rows = [row for row in read_jsonl(self.run.metrics_path) if row["stage"] == STAGE]
         tenth = max(1, len(rows) // 10)
         parts = []
-        for name in ("action", "answer", "format"):
+        for name in self.maker.system.weights():
             before, after = (
                 [row[f"reward_{name}"] for row in part if row.get(f"reward_{name}") is not None]
                 for part in (rows[:tenth], rows[-tenth:])
@@ -415,8 +314,8 @@ class GrpoRun:
         return {"steps": self.steps, "line": f"{self.steps} steps; reward in training: {', '.join(parts)}; {images}"}
 
 
-def forget_samples(path: Path, step: int) -> None:
-    """Drop logged replies of steps that a resumed run takes again (step counts from 0)."""
+def forget_steps(path: Path, step: int) -> None:
+    """Drop the rows of steps that a resumed run takes again (step counts from 0)."""
     rows = read_jsonl(path)
     kept = [row for row in rows if row["step"] < step]
     if len(kept) < len(rows):

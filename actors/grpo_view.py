@@ -43,7 +43,7 @@ class GrpoView:
         learner = {"role": "learner", "alive": workers, "wanted": workers, "nodes": dict(Counter(self.learner_hosts))}
         latest, waits = stage.latest, sorted(stage.judges.waits)
         return {
-            "phase": stage.phase,
+            "phase": stage.spans.phase,
             "engines_version": stage.served,
             "sampled_steps": stage.schedule.next_step,
             "roles": [*(pool_status(role, pool) for role, pool in stage.pools.items()), learner],

@@ -14,20 +14,19 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import get_device
-from torch import distributed
 
 from actors.checkpoints import Checkpoints, CheckpointWriter
 from actors.deadlines import collectives, enter_process, limits, wait_for
 from actors.learner import Learner
-from actors.ledger import LEDGER
+from actors.ledger import mean
 from actors.messages import Probe
 from actors.weights import Publisher
 from hatch_ray.config import Config
 from hatch_ray.learning.trainer_state import read_state
-from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
+from hatch_ray.run_folder import RunFolder, append_jsonl
 
 REPORTS = "reports.jsonl"
-"""In a checkpoint: the metrics of the steps since the checkpoint before, which the driver may not have seen."""
+"""In a checkpoint: the learner's numbers of the steps since the one before, which the driver may not have seen."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,9 @@ def learner_loop(job: GrpoJob) -> None:
     checkpoints = Checkpoints(run.checkpoints("grpo"), job.config.checkpoints)
     latest = checkpoints.latest()
     first = 0
-    ledger: list[dict[str, Any]] = []
     if latest is not None:
         first = checkpoints.step(latest)
         learner.restore(read_state(latest))
-        ledger = read_jsonl(latest / LEDGER)
     reports: list[dict[str, Any]] = []
     publisher = Publisher(job.weights, job.config.rollout.weights)
     if rank == 0:
@@ -77,10 +74,8 @@ def learner_loop(job: GrpoJob) -> None:
             if shard is None:
                 saving = job.experience.saving.remote()
                 unsaved = step > first and step % job.config.grpo.save_every
-                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved:
-                    score = mean_over_workers(rewards, learner.device, world)
-                    if rank == 0:
-                        writer.save(step, partial(snapshot, learner, job.model, ledger, reports), score)
+                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved and rank == 0:
+                    writer.save(step, partial(snapshot, learner, job.model, reports), mean(rewards))
                 return
             start = time.monotonic()
             with collectives(f"grpo: step {step}", rank):
@@ -89,16 +84,13 @@ def learner_loop(job: GrpoJob) -> None:
             metrics |= {"time_began": time.time() - metrics["seconds_learn"], "time_ended": time.time()}
             metrics["seconds"] = time.monotonic() - before
             before = time.monotonic()
-            metrics |= shard.metrics
-            ledger += shard.ledger
             reports.append({"step": step} | metrics)
-            rewards += [score["total"] for group in shard.groups for score in group.scores]
+            rewards.append(shard.reward)
             done = step + 1
             if done % job.config.grpo.save_every == 0 and done < job.steps:
-                score = mean_over_workers(rewards, learner.device, world)
-                rewards.clear()
                 if rank == 0:
-                    writer.save(done, partial(snapshot, learner, job.model, ledger, reports), score)
+                    writer.save(done, partial(snapshot, learner, job.model, reports), mean(rewards))
+                rewards.clear()
                 reports.clear()
             if rank == 0:
                 if done == job.steps:
@@ -110,23 +102,12 @@ def learner_loop(job: GrpoJob) -> None:
         publisher.wait()
 
 
-def snapshot(
-    learner: Learner, first: str | Path, ledger: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]
-) -> Callable[[Path], None]:
+def snapshot(learner: Learner, first: str | Path, reports: Sequence[dict[str, Any]]) -> Callable[[Path], None]:
     """Copy in memory all that a checkpoint holds; what is returned writes it into a folder, in any thread."""
-    write, rows, told = learner.snapshot(first), list(ledger), list(reports)
+    write, told = learner.snapshot(first), list(reports)
 
     def write_all(folder: Path) -> None:
         write(folder)
-        append_jsonl(folder / LEDGER, rows)
         append_jsonl(folder / REPORTS, told)
 
     return write_all
-
-
-def mean_over_workers(values: Sequence[float], device: torch.device, world: int) -> float:
-    """The mean of the values that all workers have."""
-    sums = torch.tensor([sum(values), len(values)], dtype=torch.float64, device=device)
-    if world > 1:
-        distributed.all_reduce(sums)
-    return (sums[0] / sums[1]).item()

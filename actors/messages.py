@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -77,12 +76,12 @@ class Rollout:
 class Group:
     """G judged replies to one prompt: what the learner trains on.
 
-    scores: one dictionary a reply (`rewards.score.Score.to_dict` and the parsed plans); advantages: (G,) float32.
+    rewards: (G,) float64, the total of each reply; advantages: (G,) float32.
     """
 
     request: Request
     rollout: Rollout
-    scores: tuple[dict[str, Any], ...]
+    rewards: np.ndarray
     advantages: np.ndarray
     zero_variance: bool
 
@@ -94,13 +93,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Shard:
-    """One learner worker's part of a step: its groups; of the whole step, reply tokens, ledger rows, metrics."""
+    """One learner worker's part of a step: its groups; of the whole step, reply tokens and the mean total reward."""
 
     step: int
     groups: tuple[Group, ...]
     global_tokens: int
-    ledger: tuple[dict[str, Any], ...] = ()
-    metrics: dict[str, float] = field(default_factory=dict)
+    reward: float
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ TABLE = (
 )
 
 PHASES = ("prepare", "generate", "reward", "wait", "sync", "learn")
-TERMS = ("total", "action", "answer", "format")
+TERM = "reward_"
+"""Before a reward term's name in a step's metrics; "reward_std" is the spread within groups, and goes along.
+"""
 LEARNER = ("loss", "kl", "entropy", "grad_norm", "clip_share", "lr")
 
 
@@ -80,19 +82,20 @@ class Metrics:
             self._set("hatch_reward_wait_seconds", seconds, {"quantile": name})
         self._set("hatch_version", status.get("engines_version"))
 
-    def step(self, metrics: Mapping[str, float], groups: int) -> None:
+    def step(self, metrics: Mapping[str, float]) -> None:
         """A GRPO step was learned."""
         self._set("hatch_staleness", metrics.get("staleness"))
         if metrics.get("tokens"):
             self._set("hatch_tokens_per_second", metrics["tokens"] / metrics["seconds"])
             self._of["hatch_tokens"].inc(metrics["tokens"])
-        if groups:
-            self._of["hatch_groups"].inc(groups)
+        if metrics.get("groups"):
+            self._of["hatch_groups"].inc(metrics["groups"])
         for phase in PHASES:
             if f"seconds_{phase}" in metrics:
                 self._of["hatch_phase_seconds"].observe(metrics[f"seconds_{phase}"], {"phase": phase})
-        for term in TERMS:
-            self._set("hatch_reward", metrics.get(f"reward_{term}"), {"term": term})
+        for name, value in metrics.items():
+            if name.startswith(TERM):
+                self._set("hatch_reward", value, {"term": name.removeprefix(TERM)})
         for name in LEARNER:
             self._set("hatch_learner", metrics.get(name), {"value": name})
 

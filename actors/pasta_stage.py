@@ -6,7 +6,6 @@ DistributedDataParallel holds the image encoder alone.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from actors.progress import Report
 from actors.run_processes import RunProcesses
 from actors.supervised import Lesson, train
 from hatch_ray.config import Config
+from hatch_ray.config_sections import PastaConfig
+from hatch_ray.learning.order import stage_steps
 from hatch_ray.learning.pasta import (
     PairOrder,
     PairTargets,
@@ -49,6 +50,7 @@ class PastaJob:
 
     config: Config
     run: Path
+    stage: str
     model: str
     train: PairTargets
     heldout: PairTargets
@@ -56,6 +58,7 @@ class PastaJob:
 
 
 def run_pasta(
+    stage: str,
     config: Config,
     run: RunFolder,
     model: str | Path,
@@ -64,19 +67,19 @@ def run_pasta(
     report: Report,
     processes: RunProcesses | None = None,
 ) -> dict[str, Any]:
-    """Train the image encoder (eqs. 1 to 5), from `model` to RUN/pasta/model.
+    """Train the image encoder (eqs. 1 to 5), from `model` to RUN/<stage>/model.
 
     Writes RUN/eval/patch_retrieval.json and patch_matches.json for pairs of the held-out samples. Returns "steps",
     "line" (what was achieved) and the retrieval before and after. Raises ValueError when no views overlap.
     """
-    settings = config.pasta
-    folder = run.path / "pasta"
+    settings: PastaConfig = config.settings(stage)
+    folder = run.path / stage
     targets = make_targets(samples, settings, folder / "train_overlap.npz", report)
     judged = make_targets(heldout, settings, folder / "heldout_overlap.npz", report).draw(HELDOUT_PAIRS, config.seed)
-    steps = settings.max_steps or math.ceil(settings.epochs * len(targets.pairs) / settings.batch_size)
-    job = PastaJob(config, run.path, str(model), targets, judged, steps)
-    Checkpoints(run.checkpoints("pasta")).latest()  # a bad one is set aside, and told, before the workers start
-    fit_supervised(processes, pasta_loop, job, config, run, "pasta", steps, report)
+    steps = stage_steps(settings, len(targets.pairs), settings.batch_size)
+    job = PastaJob(config, run.path, stage, str(model), targets, judged, steps)
+    Checkpoints(run.checkpoints(stage)).latest()  # a bad one is set aside, and told, before the workers start
+    fit_supervised(processes, pasta_loop, job, config, run, stage, steps, report)
     result = json.loads(run.evaluation("patch_retrieval").read_text(encoding="utf-8"))
     before, after = result["before"], result["after"]
     line = (
@@ -89,6 +92,7 @@ def run_pasta(
 def pasta_loop(job: PastaJob) -> None:
     """One worker's PaStA: its share of every batch, gradients averaged over workers."""
     config, run = job.config, RunFolder(job.run)
+    settings: PastaConfig = config.settings(job.stage)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
@@ -101,9 +105,9 @@ def pasta_loop(job: PastaJob) -> None:
     language = part_checksum(model, "language")
     visual = model.model.visual.to(device)
     pixels = PixelCache(processor)
-    before = patch_retrieval(visual, job.heldout, pixels, config.pasta) if rank == 0 else None
-    trained = prepare_model(PastaObjective(visual, config.pasta))
-    order = PairOrder([pair.scene for pair in job.train.pairs], config.pasta.batch_size, config.seed)
+    before = patch_retrieval(visual, job.heldout, pixels, settings) if rank == 0 else None
+    trained = prepare_model(PastaObjective(visual, settings))
+    order = PairOrder([pair.scene for pair in job.train.pairs], settings.batch_size, config.seed)
     half = config.model.dtype == "bfloat16"
     visual.train()
 
@@ -114,14 +118,14 @@ def pasta_loop(job: PastaJob) -> None:
         return found
 
     weights = dict(visual.named_parameters())
-    finished = train(Lesson("pasta", config.pasta, job.steps, weights, loss), config, run, device)
+    finished = train(Lesson(job.stage, settings, job.steps, weights, loss), config, run, device)
     if rank == 0 and finished:
         assert before is not None
-        after = patch_retrieval(visual, job.heldout, pixels, config.pasta)
+        after = patch_retrieval(visual, job.heldout, pixels, settings)
         if part_checksum(model, "language") != language:
             raise RuntimeError("PaStA changed weights outside the image encoder")
         write_retrieval(run, job, before, after)
-        save_model(model.to("cpu", getattr(torch, config.model.dtype)), processor, run.stage_model("pasta"))
+        save_model(model.to("cpu", getattr(torch, config.model.dtype)), processor, run.stage_model(job.stage))
 
 
 def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Retrieval) -> None:
@@ -131,5 +135,5 @@ def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Ret
     by_pair = {name: values.astype(int).tolist() for name, values in counts.items()}
     table["by_pair"] = {"scene": [pair.scene for pair in job.heldout.pairs], **by_pair}
     write_atomic(run.evaluation("patch_retrieval"), json.dumps(table, indent=2))
-    matches = example_matches(job.heldout, before, after, job.config.pasta)
+    matches = example_matches(job.heldout, before, after, job.config.settings(job.stage))
     write_atomic(run.evaluation("patch_matches"), json.dumps(matches))

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 from rich.table import Table
 
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Trained
+from hatch_ray.learning.order import stage_steps
 from hatch_ray.model.size import count_parameters, engine_gib, learner_gib
-from hatch_ray.run_folder import STAGES
-
-STAGE_NAMES = {
-    "pasta": "PaStA: the image encoder learns which patches match",
-    "qa_sft": "QA SFT: the answers",
-    "cold_start": "Cold start: the form of actions and answer",
-    "grpo": "GRPO: better actions and answers",
-}
+from hatch_ray.systems import system_of
 
 
-def stage_steps(config: Config, stage: str) -> int | None:
-    """Optimizer steps of a stage; None where they follow from the data (PaStA's pairs) and no bound is set."""
-    section: Trained = getattr(config, stage)
-    if stage == "pasta":
+def planned_steps(config: Config, name: str) -> int | None:
+    """Optimizer steps of a stage; None where they follow from the data (PaStA's pairs) and none are set."""
+    stage, section = system_of(config).stage(name), config.settings(name)
+    if stage.kind == "pasta":
         return section.max_steps or None
-    samples = config.data.samples * getattr(section, "fraction", 1.0)
-    batch = config.grpo.prompts_per_step if stage == "grpo" else section.batch_size
-    steps = max(1, math.floor(section.epochs * samples / batch))
-    return min(steps, section.max_steps) if section.max_steps else steps
+    samples = max(1, round(config.settings(stage.data).samples * section.fraction))
+    return stage_steps(section, samples, config.grpo.prompts_per_step if stage.kind == "grpo" else section.batch_size)
 
 
 def describe(config: Config, console: Console) -> None:
@@ -47,14 +37,14 @@ def describe(config: Config, console: Console) -> None:
     plan = Table(title="Plan", title_justify="left")
     for heading in ("stage", "steps", "batch", "rate"):
         plan.add_column(heading)
-    for stage in STAGES:
-        if stage not in config.stages:
+    for stage in system_of(config).stages:
+        if stage.name not in config.stages:
             continue
-        section: Trained = getattr(config, stage)
-        batch = f"{section.batch_size} " + ("pairs" if stage == "pasta" else "samples")
-        if stage == "grpo":
+        section: Trained = config.settings(stage.name)
+        batch = f"{section.batch_size} " + ("pairs" if stage.kind == "pasta" else "samples")
+        if stage.kind == "grpo":
             batch = f"{config.grpo.prompts_per_step} prompts x {config.grpo.group_size}"
-        plan.add_row(STAGE_NAMES[stage], str(stage_steps(config, stage) or "by pairs"), batch, f"{section.lr:g}")
+        plan.add_row(stage.title, str(planned_steps(config, stage.name) or "by pairs"), batch, f"{section.lr:g}")
     console.print(plan)
 
     gpus = 0.0

@@ -15,8 +15,8 @@ from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash, model_images
 from hatch_ray.model.base import load_processor
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
-from hatch_ray.protocol.prompt import Mode, sample_prompt
 from hatch_ray.sample import Sample
+from hatch_ray.systems import system_of
 
 IMAGE_BYTES = 2 * 2**30
 """Pixels and patches kept in the object store for coming epochs; those of requests in flight are kept by their
@@ -27,12 +27,12 @@ class PromptMaker:
     """Makes requests for the engines, and with `for_learner` the images' patches beside their pixels.
 
     It keeps references by content hash: an image is read, processed and stored once while it is remembered. `processed`
-    counts the images that were processed, `unique` the different ones.
+    counts the images that were processed, `unique` the different ones. stage: how the model is asked.
     """
 
-    def __init__(self, config: Config, model: str | Path, mode: Mode | None = None, for_learner: bool = False) -> None:
-        self.config = config
-        self.mode: Mode = mode or config.model.reasoning
+    def __init__(self, config: Config, model: str | Path, stage: str = "grpo", for_learner: bool = False) -> None:
+        self.config, self.stage = config, stage
+        self.system = system_of(config)
         self.processor = load_processor(model, config.model.max_pixels)
         self.for_learner = for_learner
         self.processed = 0
@@ -64,7 +64,7 @@ class PromptMaker:
 
     def text(self, sample: Sample) -> str:
         """Chat text with one placeholder for each image, up to the assistant's turn."""
-        messages = sample_prompt(sample, self.mode, self.config.model.template)
+        messages = self.system.prompt(sample, self.stage)
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def _stored(self, name: str, image: Image.Image) -> StoredImage:

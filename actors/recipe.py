@@ -1,6 +1,6 @@
 """The recipe: the stages in order, each from the model of the one before, resumed where a run was stopped.
 
-    data -> pasta -> qa_sft -> cold_start -> grpo
+    HATCH: data -> pasta -> qa_sft -> cold_start -> grpo; another system has stages of its own (`hatch_ray.systems`)
 
 One function a step; Ray is started here and nowhere else in a training run.
 """
@@ -23,15 +23,14 @@ from rich.console import Console
 from actors.live import Live
 from actors.mirror import Mirror, brought_home
 from actors.placement import Need, stage_needs
-from actors.plan import STAGE_NAMES
 from actors.progress import Report, Told, nobody, progress_bar
 from actors.resources import check_carrier, check_resources, wait_for_nodes
 from actors.run_processes import RunProcesses
 from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
 from hatch_ray.cluster_address import LOCAL, cluster_address
 from hatch_ray.config import Config, ConfigError, save_config
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.control import not_live, read_status
-from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.spar.reader import check_spar
@@ -39,9 +38,11 @@ from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.environment import variables
 from hatch_ray.model.size import count_parameters
 from hatch_ray.model.source import model_source
-from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
+from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.run_version import compare_with_run, write_version
 from hatch_ray.sample import Sample
+from hatch_ray.systems import system_of
+from hatch_ray.systems.base import SPLITS, Stage
 
 FREE_TO_CHANGE = {
     "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "deadlines", "eval", "serve",
@@ -52,6 +53,8 @@ FREE_TO_CHANGE = {
 
 @dataclass(frozen=True)
 class Datasets:
+    """What a section of the config (`Stage.data`) gives."""
+
     train: list[Sample]
     heldout: list[Sample]
 
@@ -85,46 +88,66 @@ def check_inputs(config: Config) -> None:
     source = Path(model_source(config.model.base))
     if source.is_dir():
         count_parameters(config.model.base)
-    root = config.data.root
+    for section in sections(config):
+        _check_data(section, config)
+
+
+def _check_data(section: str, config: Config) -> None:
+    data: DataConfig = config.settings(section)
+    root = data.root
     if root is not None and is_dataset(root / "train"):
-        for split in ("train", "heldout"):
+        for split in SPLITS:
             if is_dataset(root / split):
                 read_dataset(root / split)
-    if config.data.kind == "spar":
+    if data.kind == "spar":
         if root is None or not is_dataset(root / "train"):
-            check_spar(config.data, config.stages)
+            check_spar(data, config.stages)
         return
-    choose_tasks(config.data.tasks, has_objects=config.data.kind == "rooms")
-    if config.data.kind == "rgbd" and root is None:
-        raise ConfigError("data.kind=rgbd needs data.root=PATH, the folder of the posed RGB-D frames")
+    choose_tasks(data.tasks, has_objects=data.kind == "rooms")
+    if data.kind == "rgbd" and root is None:
+        raise ConfigError(f"{section}.kind=rgbd needs {section}.root=PATH, the folder of the posed RGB-D frames")
     if root is not None and not root.is_dir():
-        raise ConfigError(f"data.root={root} is not a folder")
-    built = RunFolder(config.run_dir).data("train")
-    if root is not None and config.data.kind == "rgbd" and not is_dataset(root / "train") and not is_dataset(built):
-        read_sequences(config.data)
+        raise ConfigError(f"{section}.root={root} is not a folder")
+    built = RunFolder(config.run_dir).data("train", section)
+    if root is not None and data.kind == "rgbd" and not is_dataset(root / "train") and not is_dataset(built):
+        read_sequences(data)
 
 
-def load_datasets(config: Config, run: RunFolder, console: Console) -> Datasets:
-    """The run's datasets: those below data.root where it holds built ones, else built into the run folder once."""
-    root = config.data.root
+def sections(config: Config) -> list[str]:
+    """The sections of the config that the run's stages take their data from, in the order of the stages."""
+    return list(dict.fromkeys(stage.data for stage in system_of(config).stages if stage.name in config.stages))
+
+
+def load_datasets(config: Config, run: RunFolder, console: Console, section: str = "data") -> Datasets:
+    """A section's datasets: those below its root where it holds built ones, else built into the run folder once."""
+    system = system_of(config)
+    root = config.settings(section).root
     built = root is not None and is_dataset(root / "train")
     splits: dict[str, list[Sample]] = {}
-    for split in ("train", "heldout"):
-        path = root / split if built and root is not None else run.data(split)
+    for split in SPLITS:
+        path = root / split if built and root is not None else run.data(split, section)
         if not is_dataset(path):
             if built:
                 raise ConfigError(f"{root} has train/ but no {split}/ dataset; build both with `hatch data build`")
-            with progress_bar(console, f"building {split} data") as report:
-                build_dataset(config.data, config.seed, split, path, report)
+            with progress_bar(console, f"building {split} {section}") as report:
+                system.build(section, split, path, report)
         splits[split] = read_dataset(path)
-    for samples in splits.values():
-        for sample in samples:
-            if len(sample.views) > config.model.max_images:
-                raise ConfigError(
-                    f"sample {sample.id} has {len(sample.views)} images, more than model.max_images="
-                    f"{config.model.max_images}; raise it or choose other data.tasks"
-                )
+        for sample in splits[split]:
+            _check_sample(sample, config, system.answer_forms)
     return Datasets(splits["train"], splits["heldout"])
+
+
+def _check_sample(sample: Sample, config: Config, forms: Sequence[str]) -> None:
+    if len(sample.views) > config.model.max_images:
+        raise ConfigError(
+            f"sample {sample.id} has {len(sample.views)} images, more than model.max_images="
+            f"{config.model.max_images}; raise it or choose other data.tasks"
+        )
+    if sample.answer_form not in forms:
+        raise ConfigError(
+            f"sample {sample.id} has the answer form {sample.answer_form!r}; the system {config.system} judges "
+            f"{', '.join(forms)}"
+        )
 
 
 def start_ray(config: Config, needs: Sequence[Need] | None = None) -> None:
@@ -147,29 +170,32 @@ def start_ray(config: Config, needs: Sequence[Need] | None = None) -> None:
         wait_for_nodes(needs, config.deadlines.nodes_seconds, print)
 
 
-def stage_input(config: Config, run: RunFolder, stage: str) -> str | Path:
+def stage_input(config: Config, run: RunFolder, name: str) -> str | Path:
     """The model a stage starts from: the last finished stage before it, else the base."""
     progress = run.progress()
-    for earlier in reversed(STAGES[: STAGES.index(stage)]):
+    names = [stage.name for stage in system_of(config).stages]
+    for earlier in reversed(names[: names.index(name)]):
         if progress.get(earlier, {}).get("done"):
             return run.stage_model(earlier)
     return model_source(config.model.base)
 
 
 def run_stage(
-    stage: str, config: Config, run: RunFolder, data: Datasets, report: Report, live: Live, processes: RunProcesses
+    stage: Stage, config: Config, run: RunFolder, data: Datasets, report: Report, live: Live, processes: RunProcesses
 ) -> dict[str, Any]:
     """One stage, from its input model to RUN/<stage>/model; returns what it achieved."""
     from actors.grpo_stage import run_grpo
     from actors.pasta_stage import run_pasta
     from actors.sft_stage import run_sft
 
-    model = stage_input(config, run, stage)
-    if stage == "pasta":
-        return run_pasta(config, run, model, data.train, data.heldout, report, processes)
-    if stage == "grpo":
-        return run_grpo(config, run, model, data.train, report, live, processes)
-    return run_sft(stage, config, run, model, data.train, report, processes)
+    model = stage_input(config, run, stage.name)
+    match stage.kind:
+        case "pasta":
+            return run_pasta(stage.name, config, run, model, data.train, data.heldout, report, processes)
+        case "sft":
+            return run_sft(stage.name, config, run, model, data.train, report, processes)
+        case "grpo":
+            return run_grpo(config, run, model, data.train, report, live, processes)
 
 
 def both(first: Report, second: Report) -> Report:
@@ -234,31 +260,34 @@ def _run_stages(
     config: Config, run: RunFolder, fresh: bool, console: Console, processes: RunProcesses, told: Told
 ) -> None:
     try:
-        data = load_datasets(config, run, console)
+        data = {section: load_datasets(config, run, console, section) for section in sections(config)}
     except Exception:
         processes.workers.end()
         if fresh:
             shutil.rmtree(run.path)
         raise
-    console.print(f"data: {len(data.train)} training and {len(data.heldout)} held-out samples")
+    for section, found in data.items():
+        console.print(f"{section}: {len(found.train)} training and {len(found.heldout)} held-out samples")
+    system = system_of(config)
     with Live(run, config.stages, config.deadlines, processes.notes) as live:
-        for number, stage in enumerate(config.stages, start=1):
+        for number, stage in enumerate(map(system.stage, config.stages), start=1):
             if asked():
                 raise StopAsked
-            label = f"[{number}/{len(config.stages)}] {STAGE_NAMES[stage]}"
-            if run.progress().get(stage, {}).get("done"):
+            label = f"[{number}/{len(config.stages)}] {stage.title}"
+            if run.progress().get(stage.name, {}).get("done"):
                 console.print(f"{label}: already done")
                 continue
             console.print(label, markup=False)
-            wait_for_nodes(stage_needs(config, stage), config.deadlines.nodes_seconds, console.print)
+            wait_for_nodes(stage_needs(config, stage.name), config.deadlines.nodes_seconds, console.print)
             start = time.monotonic()
-            live.at(stage, 0, 0)
-            with progress_bar(console, stage) as bar, stage_at_work():
-                achieved = run_stage(stage, config, run, data, both(bar, partial(live.at, stage)), live, processes)
-            run.set_progress(stage, step=int(achieved["steps"]), done=True)
-            run.link_model(stage)
+            live.at(stage.name, 0, 0)
+            with progress_bar(console, stage.name) as bar, stage_at_work():
+                told_both = both(bar, partial(live.at, stage.name))
+                achieved = run_stage(stage, config, run, data[stage.data], told_both, live, processes)
+            run.set_progress(stage.name, step=int(achieved["steps"]), done=True)
+            run.link_model(stage.name)
             if config.tensorboard:
-                write_tensorboard(run, stage)
+                write_tensorboard(run, stage.name)
             console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
-            told(stage, time.monotonic() - start)
+            told(stage.name, time.monotonic() - start)
     console.print(f"model: {run.model}")

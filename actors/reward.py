@@ -14,35 +14,26 @@ from actors.placement import actor_options, reward_resources
 from actors.pools import Failed, Loss, Pool
 from actors.scaling import QueueRule
 from hatch_ray.config import Config
-from hatch_ray.config_sections import RewardConfig
-from hatch_ray.protocol.response import parse_response
-from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.systems import system_of
 
-Job = tuple[str, RewardTarget]
+Job = tuple[str, Any]
+"""A reply, and what the system needs to judge it (`System.target`)."""
 
 
 class RewardJudge:
-    """Judges replies with the reward of eq. 8. `RewardActor` is this class as a Ray actor."""
+    """Judges replies as the run's system says."""
 
-    def __init__(self, reward: RewardConfig) -> None:
-        self.reward = reward
+    def __init__(self, config: Config) -> None:
+        self.system = system_of(config)
+        self.weights = self.system.weights()
 
     def ready(self) -> bool:
         """Answers once the judge is up."""
         return True
 
     def score_many(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Each reply's `Score` as a dictionary, with the "plans" that were read: [{"from", "to", "action"}]."""
-        return [self._score(text, target) for text, target in jobs]
-
-    def _score(self, text: str, target: RewardTarget) -> dict[str, Any]:
-        score = score_reply(text, target, self.reward).to_dict()
-        plans = parse_response(text, target.n_views, target.mode).plans
-        score["plans"] = [
-            {"from": i, "to": j, "action": [{name: value} for name, value in atoms]}
-            for (i, j), atoms in sorted(plans.items())
-        ]
-        return score
+        """`Score.row` of each reply."""
+        return [self.system.score(text, target).row(self.weights) for text, target in jobs]
 
 
 class JudgePool(Pool):
@@ -67,7 +58,7 @@ class JudgePool(Pool):
         self._room = room
         self._lock = threading.Lock()
         self._asked_for_room = 0.0
-        super().__init__("reward judge", lambda: actor.remote(config.reward), settings.actors, on_loss=on_loss)
+        super().__init__("reward judge", lambda: actor.remote(config), settings.actors, on_loss=on_loss)
 
     def fix(self, count: int | None) -> None:
         """So many from now on; None: as the queue calls for."""

@@ -20,14 +20,14 @@ from actors.run_processes import RunProcesses
 from actors.supervised import Lesson, train
 from hatch_ray.config import Config
 from hatch_ray.config_sections import SftConfig
-from hatch_ray.learning.order import SampleOrder
-from hatch_ray.learning.sft import SampleEncoder, choose_samples, pack_samples, reply_loss, total_steps
+from hatch_ray.learning.order import SampleOrder, stage_steps
+from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss, share_by_task
 from hatch_ray.model.base import load_model, load_processor, save_model
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
-from hatch_ray.protocol.prompt import stage_mode
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
+from hatch_ray.systems import system_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class SftJob:
 
     @property
     def settings(self) -> SftConfig:
-        return self.config.qa_sft if self.stage == "qa_sft" else self.config.cold_start
+        settings: SftConfig = self.config.settings(self.stage)
+        return settings
 
 
 def run_sft(
@@ -55,15 +56,15 @@ def run_sft(
     report: Report,
     processes: RunProcesses | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune on gold replies, from `model` to RUN/<stage>/model. Stage "qa_sft" (answers) or "cold_start" (actions).
+    """Fine-tune on the system's gold replies, from `model` to RUN/<stage>/model.
 
     Returns "steps", "line" and the loss at the start and end. Raises ValueError when a sample exceeds the context.
     """
-    settings = config.qa_sft if stage == "qa_sft" else config.cold_start
-    chosen = choose_samples(samples, settings.fraction, config.seed)
+    settings: SftConfig = config.settings(stage)
+    chosen = share_by_task(samples, settings.fraction, config.seed)
     processor = load_processor(model, config.model.max_pixels)
-    SampleEncoder(processor, stage_mode(stage, config.model.reasoning), config.model).check(chosen)
-    steps = total_steps(len(chosen), settings)
+    SampleEncoder(processor, system_of(config), stage).check(chosen)
+    steps = stage_steps(settings, len(chosen), settings.batch_size)
     Checkpoints(run.checkpoints(stage)).latest()  # a bad one is set aside, and told, before the workers start
     job = SftJob(config, run.path, stage, str(model), chosen, steps)
     fit_supervised(processes, sft_loop, job, config, run, stage, steps, report)
@@ -91,7 +92,7 @@ def sft_loop(job: SftJob) -> None:
     else:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     processor = load_processor(job.model, config.model.max_pixels)
-    encoder = SampleEncoder(processor, stage_mode(job.stage, config.model.reasoning), config.model)
+    encoder = SampleEncoder(processor, system_of(config), job.stage)
     order = SampleOrder(len(job.samples), job.settings.batch_size, config.seed)
     scorer = ReplyScorer(model)
     trained = DistributedDataParallel(scorer, broadcast_buffers=False) if world > 1 else scorer

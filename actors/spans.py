@@ -7,7 +7,9 @@ that noted them; groups: their places in the step, empty for all of it; issued: 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,21 @@ class Spans:
     def __init__(self, path: Path, first: int) -> None:
         """Steps from `first` on are taken again: their rows are dropped."""
         self.path = path
+        self.phase = "start"
+        """What the driver does, for `hatch status`."""
         self._open: dict[int, list[Span]] = {}
         rows = read_jsonl(path)
         kept = [row for row in rows if row["step"] < first]
         self._rows = len(kept)
         if len(kept) < len(rows):
             self._rewrite(kept)
+
+    @contextmanager
+    def at(self, step: int, phase: str) -> Iterator[None]:
+        """The driver is in this phase of a step."""
+        self.phase, began = phase, time.time()
+        yield
+        self.add(step, Span("driver", 0, phase, began, time.time()))
 
     def add(self, step: int, span: Span) -> None:
         """Note one span."""

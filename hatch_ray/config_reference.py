@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hatch_ray.config import Config
+from hatch_ray.config import config_class, make_config
 
 INTRODUCTION = """\
 # Configuration
@@ -24,14 +24,14 @@ Every key, as `hatch config` prints it:
 """
 
 
-def fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, description) of every key."""
-    for name, field in section.model_fields.items():
+def fields(section: type[BaseModel] | None = None, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, description) of every key of HATCH's config."""
+    for name, field in (section or config_class("hatch")).model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from fields(kind, f"{prefix}{name}.")
         else:
-            default = Config.model_validate({})
+            default = make_config({})
             for part in f"{prefix}{name}".split("."):
                 default = getattr(default, part)
             yield prefix + name, default, " ".join((field.description or "").split())

@@ -16,7 +16,6 @@ from pydantic import (
 
 from hatch_ray.geometry.convention import Convention
 
-Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
 WeightsCarrier = Literal["object_store", "nixl"]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -150,9 +149,9 @@ class Trained(Section):
     """What every training stage has."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the stage's samples."""
+    """Passes over the stage's samples, where max_steps is 0."""
     max_steps: Annotated[int, Field(ge=0)] = 0
-    """Stop after this many optimizer steps; 0 means by epochs."""
+    """Optimizer steps of the stage, in place of epochs: fewer than one pass or several. 0: by epochs."""
     batch_size: Positive = 1
     """Samples (PaStA: pairs) in one optimizer step, over all workers."""
     lr: Rate = 1e-5

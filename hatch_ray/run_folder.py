@@ -9,7 +9,8 @@ RUN/data/{train,heldout}/    datasets built for this run (data.root points elsew
 RUN/<stage>/model/           the stage's result, a Hugging Face folder
 RUN/<stage>/checkpoints/     the stage's resumable states
 RUN/samples/<stage>.jsonl    completions with every reward term
-RUN/ledger.jsonl             every prompt group of GRPO: trained once, or set aside
+RUN/ledger.jsonl             every prompt group of GRPO, what it earned: trained once, or set aside
+RUN/experience.jsonl         what the driver knows of each GRPO step: rewards, lengths, seconds
 RUN/recoveries.jsonl         every process that was lost, and what it cost
 RUN/status.json              what a live run says of itself, every second (`hatch status`)
 RUN/control/                 what is asked of a live run (`hatch scale`)
@@ -77,10 +78,11 @@ def write_atomic(path: Path, text: str) -> None:
     when_there_is_room(path, write)
 
 
-def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_jsonl(path: Path, rows: list[dict[str, Any]], durable: bool = False) -> None:
     """Append rows, all or none of them. A last line that a killed process left unfinished is dropped first.
 
-    Waits while the disk is full (`hatch_ray.disk`). A file has one process that appends to it.
+    durable: they are on the disk when this returns, whatever happens to the machine. Waits while the disk is full
+    (`hatch_ray.disk`). A file has one process that appends to it.
     """
     data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
@@ -96,6 +98,8 @@ def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
             except BaseException:
                 file.truncate(former)
                 raise
+            if durable:
+                os.fsync(file.fileno())
 
     when_there_is_room(path, write)
 
@@ -178,8 +182,9 @@ class RunFolder:
         """The last finished stage's Hugging Face folder."""
         return self.path / "model"
 
-    def data(self, split: str) -> Path:
-        return self.path / "data" / split
+    def data(self, split: str, section: str = "data") -> Path:
+        """The dataset that was built for a section of the config."""
+        return self.path / "data" / split if section == "data" else self.path / "data" / section / split
 
     def stage_model(self, stage: str) -> Path:
         return self.path / stage / "model"
@@ -193,6 +198,10 @@ class RunFolder:
     @property
     def ledger(self) -> Path:
         return self.path / "ledger.jsonl"
+
+    @property
+    def experience(self) -> Path:
+        return self.path / "experience.jsonl"
 
     @property
     def recoveries(self) -> Path:

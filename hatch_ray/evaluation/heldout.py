@@ -14,35 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.config_sections import RewardConfig
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
-from hatch_ray.protocol.prompt import Mode
-from hatch_ray.protocol.response import parse_response
-from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
-from hatch_ray.sample import Atom, PairPlan, Sample, View
+from hatch_ray.sample import PairPlan, Sample, View
+from hatch_ray.systems.base import System
+from hatch_ray.systems.hatch.score import plan_row
 
 Row = dict[str, Any]
 
-MEAN_TERMS = ("format", "action", "answer", "total")
-"""Reward terms, reported as means."""
-MEDIAN_TERMS = ("d_t", "d_r")
-"""Errors of the readable plans in metres and degrees, reported as medians (one wild plan would rule a mean)."""
 SWAPPED = "_swapped"
 
 
-def score_rows(
-    samples: Sequence[Sample], texts: Sequence[str], reward: RewardConfig, mode: Mode = "actions"
-) -> list[Row]:
-    """Judge one reply a sample with the training reward. Raises ValueError when their numbers differ."""
+def score_rows(system: System, stage: str, samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+    """Judge one reply a sample with the training reward, as replies of this stage's model.
+
+    Raises ValueError when their numbers differ.
+    """
     if len(samples) != len(texts):
         raise ValueError(f"{len(texts)} replies for {len(samples)} samples")
-    return [_row(sample, text, reward, mode) for sample, text in zip(samples, texts, strict=True)]
+    return [_row(system, stage, sample, text) for sample, text in zip(samples, texts, strict=True)]
 
 
-def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
-    score = score_reply(text, RewardTarget.from_sample(sample, mode), reward)
-    plans = parse_response(text, len(sample.views), mode).plans
+def _row(system: System, stage: str, sample: Sample, text: str) -> Row:
+    score = system.score(text, system.target(sample, stage)).row(system.weights())
     return {
         "id": sample.id,
         "scene": sample.scene,
@@ -55,10 +49,7 @@ def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
         "gold_answer": sample.answer,
         "gold_plans": [_gold_plan(plan) for plan in sample.plans],
         "completion": text,
-        "parsed_answer": score.parsed_answer,
-        "plans": [_plan(source, target, atoms) for (source, target), atoms in sorted(plans.items())],
-        "terms": {name: getattr(score, name) for name in MEAN_TERMS + MEDIAN_TERMS},
-        "reasons": list(score.reasons),
+        **score,
         **({"swapped_from": sample.meta["swapped_from"]} if "swapped_from" in sample.meta else {}),
     }
 
@@ -70,19 +61,20 @@ def _field_of_view(view: View) -> float | None:
     return round(float(np.degrees(2 * np.arctan((view.intrinsics[0, 2] + 0.5) / view.intrinsics[0, 0]))), 1)
 
 
-def _plan(source: int, target: int, atoms: Sequence[Atom]) -> Row:
-    return {"from": source, "to": target, "action": [{name: value} for name, value in atoms]}
-
-
 def _gold_plan(plan: PairPlan) -> Row:
     frame = None if plan.frame is None else {"pitch_deg": plan.frame.pitch_deg, "roll_deg": plan.frame.roll_deg}
-    return _plan(plan.source, plan.target, plan.atoms) | {"frame": frame}
+    return plan_row(plan.source, plan.target, plan.atoms) | {"frame": frame}
 
 
 def term(rows: Sequence[Row], name: str) -> np.ndarray:
-    """One term of every row, (rows,) float; NaN where it does not apply (no actions due, no readable plan)."""
-    values = [row["terms"][name] for row in rows]
+    """A term or measure of every row, (rows,) float; NaN where it does not apply (none due, nothing readable)."""
+    values = [(row["terms"] | row.get("measures", {}))[name] for row in rows]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def names_of(rows: Sequence[Row], kind: str) -> list[str]:
+    """The names of the rows' "terms" (reported as means) or "measures" (as medians: one wild one would rule a mean)."""
+    return list(dict.fromkeys(name for row in rows for name in row.get(kind, {})))
 
 
 def _by_task(rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -97,8 +89,10 @@ def summarise(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
     everything = np.ones(len(rows), dtype=bool)
 
     def statistics(chosen: np.ndarray) -> dict[str, Interval | None]:
-        means = {name: draws.mean(np.where(chosen, term(rows, name), np.nan)) for name in MEAN_TERMS}
-        medians = {name: draws.median(np.where(chosen, term(rows, name), np.nan)) for name in MEDIAN_TERMS}
+        means = {name: draws.mean(np.where(chosen, term(rows, name), np.nan)) for name in names_of(rows, "terms")}
+        medians = {
+            name: draws.median(np.where(chosen, term(rows, name), np.nan)) for name in names_of(rows, "measures")
+        }
         return means | medians
 
     return {
@@ -112,18 +106,6 @@ def summarise(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    samples: Sequence[Sample],
-    texts: Sequence[str],
-    reward: RewardConfig,
-    bootstrap: int = 2000,
-    seed: int = 0,
-    mode: Mode = "actions",
-) -> dict[str, Any]:
-    """`summarise` of `score_rows`: each reward term overall and by task with 95 % intervals."""
-    return summarise(score_rows(samples, texts, reward, mode), bootstrap, seed)
-
-
 def compare(before: Sequence[Row], after: Sequence[Row], bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Paired differences of the reward terms, after minus before on the same samples, overall and by task.
 
@@ -134,7 +116,7 @@ def compare(before: Sequence[Row], after: Sequence[Row], bootstrap: int = 2000, 
     partner = {row["id"]: row for row in after}
     after = [partner[row["id"]] for row in before]
     draws = Bootstrap([row["scene"] for row in before], bootstrap, seed)
-    differences = {name: term(after, name) - term(before, name) for name in MEAN_TERMS}
+    differences = {name: term(after, name) - term(before, name) for name in names_of(before, "terms")}
     return {
         "overall": {name: draws.mean(values) for name, values in differences.items()},
         "tasks": {

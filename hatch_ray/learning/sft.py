@@ -19,16 +19,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hatch_ray.config_sections import ModelConfig, SftConfig
 from hatch_ray.data.images import image_size, model_image, shrunk_size
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import Prompt, image_tokens_by_size, tokenize_prompt
-from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
 from hatch_ray.sample import Sample
+from hatch_ray.systems.base import System
 
 
-def choose_samples(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
+def share_by_task(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
     """A seeded share of the samples with every task represented: `fraction` of each task, rounded up."""
     by_task: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
@@ -44,10 +43,10 @@ def choose_samples(samples: Sequence[Sample], fraction: float, seed: int) -> lis
 class SampleEncoder:
     """Turns samples into prompts and replies of tokens, keeping both for the next epoch."""
 
-    def __init__(self, processor: Any, mode: Mode, model: ModelConfig, pixels: PixelCache | None = None) -> None:
+    def __init__(self, processor: Any, system: System, stage: str, pixels: PixelCache | None = None) -> None:
         self.processor = processor
-        self.mode = mode
-        self.model = model
+        self.system, self.stage = system, stage
+        self.model = system.config.model
         self.pixels = pixels or PixelCache(processor)
         self.image_id: int = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._texts: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -57,9 +56,10 @@ class SampleEncoder:
     def _text(self, sample: Sample) -> tuple[str, tuple[int, ...]]:
         """The prompt's chat text and the reply's tokens."""
         if sample.id not in self._texts:
-            messages = sample_prompt(sample, self.mode, self.model.template)
+            messages = self.system.prompt(sample, self.stage)
             prompt = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            reply = self.processor.tokenizer(gold_reply(sample, self.mode), add_special_tokens=False)["input_ids"]
+            gold = self.system.gold(sample, self.stage)
+            reply = self.processor.tokenizer(gold, add_special_tokens=False)["input_ids"]
             self._texts[sample.id] = prompt, (*reply, self.processor.tokenizer.eos_token_id)
         return self._texts[sample.id]
 
@@ -126,8 +126,3 @@ def reply_loss(logprobs: torch.Tensor, tokens: int, world: int = 1) -> torch.Ten
     logprobs (N,): of this worker's reply tokens; tokens: reply tokens of the whole batch, over all workers.
     """
     return -logprobs.sum() * (world / tokens)
-
-
-def total_steps(n_samples: int, config: SftConfig) -> int:
-    """Optimizer steps of a stage over n samples: max_steps, or by epochs, the last step filled from the next one."""
-    return config.max_steps or math.ceil(config.epochs * n_samples / config.batch_size)

@@ -1,0 +1,146 @@
+"""A system: a task that is taught, in one place. Its stages, data, prompt, gold reply, score, and order of samples.
+
+Engines, reward actors, learner, recovery, evaluation, service and report ask the system of the run and know no task
+themselves. HATCH is `hatch_ray.systems.hatch`; docs/your-own-system.md makes one in a file of its own.
+
+    config: system: hatch, or module:CLASS  ->  systems.load(name)  ->  CLASS(config)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from hatch_ray.config import Config
+from hatch_ray.learning.order import SampleOrder, share_of
+from hatch_ray.rewards.score import Score
+from hatch_ray.sample import Sample
+
+Messages = list[dict[str, Any]]
+"""Chat messages for `apply_chat_template`, one {"type": "image"} a view, in the order of the views."""
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+CONSTANTS_TRIED = 64
+"""Gold replies of a task that are tried as its constant one."""
+Progress = Callable[[int, int], None]
+"""Called with (samples made, samples asked for)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    name   its folder RUN/<name>, its entry in progress.json, and the section of the config with its settings.
+    kind   what trains: pasta (image encoder), sft (gold replies), grpo (rewards; at most one, called "grpo").
+    title  for people: "QA SFT: the answers"; what stands before the colon is the short form.
+    data   section of the config (a `DataConfig`) that says which samples it learns from.
+    """
+
+    name: str
+    kind: Literal["pasta", "sft", "grpo"]
+    title: str
+    data: str = "data"
+
+
+class Sampler(Protocol):
+    """Which samples each step of GRPO asks.
+
+    known: the samples that it may give, or some like them; they are checked before the stage starts (length, images),
+    and the stage's epochs count by them.
+    """
+
+    known: Sequence[Sample]
+
+    def samples(self, step: int) -> list[Sample]:
+        """The `grpo.prompts_per_step` samples of a step (from 0). Called once a step, in order."""
+
+    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
+        """What the groups of a step earned: rows of the ledger, {"id", "place", "version", "terms": {.., "total"}}.
+
+        Called once a step, in order, before `samples` of the next one. A resumed run is told all steps again, so what
+        a sampler knows must come from here, from the config and from the seed alone. With grpo.max_staleness k, a step
+        may have been sampled with weights k versions old ("version").
+        """
+
+
+class Shuffled:
+    """Every sample once an epoch, in an order that follows from the seed: grpo.fraction of them."""
+
+    def __init__(self, config: Config, samples: Sequence[Sample]) -> None:
+        self.known = share_of(samples, config.grpo.fraction, config.seed)
+        self._order = SampleOrder(len(self.known), config.grpo.prompts_per_step, config.seed)
+
+    def samples(self, step: int) -> list[Sample]:
+        return [self.known[index] for index in self._order.indices(step)]
+
+    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
+        """The order does not depend on rewards."""
+
+
+class System(ABC):
+    """What a system defines. One instance a process, made from the run's config; it keeps no other state.
+
+    Config        the config's class: `hatch_ray.config.Config` with a section for each stage and for settings of its
+                  own.
+    answer_forms  what `Sample.answer_form` may be.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Config]]
+    stages: ClassVar[tuple[Stage, ...]]
+    answer_forms: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def weights(self) -> dict[str, float]:
+        """The reward's terms, in order, and their weights: the total is the weighted sum of the terms that are due."""
+
+    @abstractmethod
+    def build(self, section: str, split: Split, out: Path, report: Progress | None = None) -> None:
+        """Make one split of a stage's data: write a dataset (`data.store`) at `out`. Raises ValueError."""
+
+    @abstractmethod
+    def prompt(self, sample: Sample, stage: str) -> Messages:
+        """What the model of a stage is asked. Training, evaluation and the service all ask this way."""
+
+    @abstractmethod
+    def gold(self, sample: Sample, stage: str) -> str:
+        """The reply that a stage of kind sft teaches."""
+
+    @abstractmethod
+    def target(self, sample: Sample, stage: str) -> Any:
+        """What `score` needs of a sample: small and picklable, no pixels."""
+
+    @abstractmethod
+    def score(self, text: str, target: Any) -> Score:
+        """Judge one reply. Runs in reward actors, on any text, in milliseconds; raises nothing."""
+
+    def sampler(self, samples: Sequence[Sample]) -> Sampler:
+        """The order of GRPO's samples. `samples`: the stage's training data."""
+        return Shuffled(self.config, samples)
+
+    def blind_replies(self, samples: Sequence[Sample]) -> dict[str, list[str]]:
+        """What could be replied without looking, by name: one reply a sample, judged as the last stage's are.
+
+        "constant": for every task the one gold reply that earns most; the blind control beside every evaluation.
+        """
+        stage = self.stages[-1].name
+        targets = [self.target(sample, stage) for sample in samples]
+        golds = [self.gold(sample, stage) for sample in samples]
+        replies = list(golds)
+        for task in {sample.task for sample in samples}:
+            places = [place for place, sample in enumerate(samples) if sample.task == task]
+            tried = list(dict.fromkeys(golds[place] for place in places))[:CONSTANTS_TRIED]
+            earned = {text: sum(self.score(text, targets[p]).total(self.weights()) for p in places) for text in tried}
+            for place in places:
+                replies[place] = max(tried, key=earned.__getitem__)
+        return {"constant": replies}
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name. Raises KeyError."""
+        return {stage.name: stage for stage in self.stages}[name]

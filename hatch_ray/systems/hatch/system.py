@@ -1,0 +1,57 @@
+"""HATCH as a system: views, question and gold actions in; motion as JSON, then the answer, out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, get_args
+
+from hatch_ray.config import Config
+from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
+from hatch_ray.rewards.score import Score
+from hatch_ray.sample import AnswerForm, Sample
+from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
+from hatch_ray.systems.hatch.config import HatchConfig
+from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
+
+
+class Hatch(System):
+    name = "hatch"
+    Config: ClassVar[type[Config]] = HatchConfig
+    config: HatchConfig
+    answer_forms = get_args(AnswerForm)
+    stages = (
+        Stage("pasta", "pasta", "PaStA: the image encoder learns which patches match"),
+        Stage("qa_sft", "sft", "QA SFT: the answers"),
+        Stage("cold_start", "sft", "Cold start: the form of actions and answer"),
+        Stage("grpo", "grpo", "GRPO: better actions and answers"),
+    )
+
+    def mode(self, stage: str) -> Mode:
+        """How a stage's model replies: QA SFT learns answers alone, every other stage reasons first."""
+        return "direct" if stage == "qa_sft" else self.config.model.reasoning
+
+    def weights(self) -> dict[str, float]:
+        return reward_weights(self.config.reward)
+
+    def build(self, section: str, split: Split, out: Path, report: Progress | None = None) -> None:
+        from hatch_ray.data.build import build_dataset  # reward actors need none of it
+
+        build_dataset(getattr(self.config, section), self.config.seed, split, out, report)
+
+    def prompt(self, sample: Sample, stage: str) -> Messages:
+        return sample_prompt(sample, self.mode(stage), self.config.model.template)
+
+    def gold(self, sample: Sample, stage: str) -> str:
+        return gold_reply(sample, self.mode(stage))
+
+    def target(self, sample: Sample, stage: str) -> RewardTarget:
+        return RewardTarget.from_sample(sample, self.mode(stage))
+
+    def blind_replies(self, samples: Sequence[Sample]) -> dict[str, list[str]]:
+        from hatch_ray.evaluation.baselines import constant_replies, still_replies  # reward actors need none of it
+
+        return {"constant": constant_replies(samples, self.config.reward), "still": still_replies(samples)}
+
+    def score(self, text: str, target: RewardTarget) -> Score:
+        return score_reply(text, target, self.config.reward)
