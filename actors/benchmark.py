@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from PIL import Image
 from rich.console import Console
 
 from actors.engines import EnginePool
@@ -35,9 +34,10 @@ from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.model.base import load_processor
-from hatch_ray.model.prompt_tokens import image_tokens_by_size
-from hatch_ray.protocol.prompt import Mode, build_prompt
+from hatch_ray.model.prompt_tokens import prompt_length
 from hatch_ray.run_folder import RunFolder
+from hatch_ray.sample import Sample
+from hatch_ray.systems import system_of
 
 PART = 32
 """Rows for each engine in one part."""
@@ -79,8 +79,9 @@ def open_source(name: str, config: Config, run: RunFolder, roots: Sequence[str],
 class Asker:
     """Makes requests of items, or says why the model cannot be asked one."""
 
-    def __init__(self, config: Config, model: Path, mode: Mode) -> None:
-        self.config, self.mode = config, mode
+    def __init__(self, config: Config, model: Path, stage: str) -> None:
+        self.config, self.stage = config, stage
+        self.system = system_of(config)
         self.processor = load_processor(model, config.model.max_pixels)
 
     def request(self, item: Item) -> Request | str:
@@ -90,19 +91,15 @@ class Asker:
         """
         if item.n_images > self.config.model.max_images:
             return "more_images_than_model.max_images"
-        messages = build_prompt(item.question, item.n_images, item.form, self.mode, self.config.model.template)
+        messages = self.system.prompt(Sample.asked(item.question, item.n_images, item.form), self.stage)
         text = str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
         images = item.images(self.config.model.max_pixels)
-        if self.length(text, images) + self.config.eval.max_new_tokens > self.config.model.max_length:
+        length = prompt_length(self.processor, text, [image.size for image in images])
+        if length + self.config.eval.max_new_tokens > self.config.model.max_length:
             return "longer_than_model.max_length"
         start_ray(self.config, engine_needs(self.config))
         stored = tuple(StoredImage(image_hash(image), ray.put(np.asarray(image))) for image in images)
         return Request(item.id, text, stored)
-
-    def length(self, text: str, images: Sequence[Image.Image]) -> int:
-        """Tokens of a prompt: each image's placeholder becomes its merged patches."""
-        words = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return words + sum(image_tokens_by_size(self.processor, *image.size) - 1 for image in images)
 
 
 class Engines:
@@ -228,7 +225,7 @@ def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequenc
         Kept(run, source.name).check_settings({
             "stage": stage,
             "step": run.progress()[stage]["step"],
-            "mode": model.mode,
+            "reasoning": config.model.reasoning,
             "template": config.model.template,
             "max_pixels": config.model.max_pixels,
             "max_images": config.model.max_images,
@@ -237,7 +234,7 @@ def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequenc
             "rows": source.usable,
             "files": {path.name: path.stat().st_size for path in source.paths if path.is_file()},
         })  # fmt: skip
-    asker, engines = Asker(config, model.folder, model.mode), Engines(model.folder, config, console)
+    asker, engines = Asker(config, model.folder, model.stage), Engines(model.folder, config, console)
     try:
         for source in sources:
             with progress_bar(console, f"answering: {source.title}") as report:

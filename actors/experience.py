@@ -110,7 +110,7 @@ class Batch:
         ]
 
     def sample_rows(self) -> list[dict[str, Any]]:
-        """Lines of RUN/samples/grpo.jsonl: one reply with its prompt, images, what was read, terms, advantage."""
+        """Lines of RUN/samples/grpo.jsonl: one reply with its question, images, what was read, terms, advantage."""
         rows = []
         for number, (sample, group, scores) in enumerate(zip(self.samples, self.groups, self.scores, strict=True)):
             for reply, score, advantage in zip(group.rollout.replies, scores, group.advantages, strict=True):
@@ -123,7 +123,6 @@ class Batch:
                         "scene": sample.scene,
                         "task": sample.task,
                         "question": sample.question,
-                        "prompt": group.request.prompt,
                         "images": [str(view.image_path) for view in sample.views],
                         "marks": [mark.to_row() for mark in sample.marks],
                         "gold_answer": sample.answer,

@@ -8,7 +8,6 @@ With max_staleness 0 the parts take turns. With k > 0 the engines sample the nex
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -48,7 +47,7 @@ from hatch_ray.config import Config, ConfigError
 from hatch_ray.learning.health import Health
 from hatch_ray.learning.order import stage_steps
 from hatch_ray.model.source import model_source
-from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
+from hatch_ray.run_folder import RunFolder, append_jsonl, drop_steps, read_jsonl
 from hatch_ray.sample import Sample
 
 log = logging.getLogger("hatch_ray")
@@ -124,7 +123,7 @@ class GrpoRun:
         self.ledger.restore(self.first)
         self.run.forget_after(STAGE, self.first)
         for path in (self.run.samples(STAGE), self.run.experience):
-            forget_steps(path, self.first)
+            drop_steps(path, self.first)
         for step, groups in self.ledger.trained().items():
             self.sampler.observe(step, groups)
         self.health = Health(self.config.grpo)
@@ -312,14 +311,6 @@ class GrpoRun:
                 parts.append(f"{name} {sum(before) / len(before):.3f} -> {sum(after) / len(after):.3f}")
         images = f"{self.maker.processed} images processed, {self.maker.unique} different ones"
         return {"steps": self.steps, "line": f"{self.steps} steps; reward in training: {', '.join(parts)}; {images}"}
-
-
-def forget_steps(path: Path, step: int) -> None:
-    """Drop the rows of steps that a resumed run takes again (step counts from 0)."""
-    rows = read_jsonl(path)
-    kept = [row for row in rows if row["step"] < step]
-    if len(kept) < len(rows):
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def run_grpo(

@@ -12,9 +12,9 @@ from PIL import Image
 
 from actors.messages import Request, StoredImage, StoredPatches
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.data.images import image_hash, model_images
+from hatch_ray.data.images import image_hash, image_size, model_images, shrunk_size
 from hatch_ray.model.base import load_processor
-from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
+from hatch_ray.model.prompt_tokens import process_image, prompt_length
 from hatch_ray.sample import Sample
 from hatch_ray.systems import system_of
 
@@ -88,19 +88,16 @@ class PromptMaker:
     def check_length(self, samples: Sequence[Sample], max_new_tokens: int) -> None:
         """Raise ConfigError when a prompt with a full reply may not fit into the context.
 
-        Every text is tokenised; image tokens are counted for one sample of each number of views, since the views of
-        a dataset have one size.
+        Every text is tokenised; images are counted by the sizes in their files' headers.
         """
-        image_tokens: dict[int, int] = {}
+        sizes: dict[Path, tuple[int, int]] = {}
         longest, name = 0, ""
         for sample in samples:
-            views = len(sample.views)
-            text = self.text(sample)
-            if views not in image_tokens:
-                images = [process_image(self.processor, i) for i in model_images(sample, self.config.model.max_pixels)]
-                prompt = tokenize_prompt(self.processor, text, images)
-                image_tokens[views] = len(prompt.token_ids) - self._count(text)
-            length = self._count(text) + image_tokens[views]
+            paths = [view.image_path for view in sample.views]
+            for path in paths:
+                if path not in sizes:
+                    sizes[path] = shrunk_size(*image_size(path), self.config.model.max_pixels)
+            length = prompt_length(self.processor, self.text(sample), [sizes[path] for path in paths])
             if length > longest:
                 longest, name = length, sample.id
         if longest + max_new_tokens > self.config.model.max_length:
@@ -108,6 +105,3 @@ class PromptMaker:
                 f"the prompt of sample {name} has {longest} tokens; with {max_new_tokens} new ones it exceeds model."
                 f"max_length={self.config.model.max_length}: raise that, or lower max_new_tokens or model.max_pixels"
             )
-
-    def _count(self, text: str) -> int:
-        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])

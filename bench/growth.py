@@ -34,7 +34,6 @@ from bench.step import make_samples
 from hatch_ray.config import Config, make_config
 from hatch_ray.environment import variables
 from hatch_ray.model.tiny import TinyConfig, make_tiny
-from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.sample import Sample
 
 BASE = SMALL["6m"]
@@ -65,9 +64,10 @@ class Stepper:
         marks.append(time.perf_counter())
         rollouts = self.engine.generate(requests, sampling)
         marks.append(time.perf_counter())
-        targets = [RewardTarget.from_sample(sample) for sample in samples]
+        system = maker.system
+        targets = [system.target(sample, "grpo") for sample in samples]
         scores = [
-            score_reply(reply.text, target, self.config.reward).to_dict()
+            system.score(reply.text, target).row(system.weights())
             for rollout, target in zip(rollouts, targets, strict=True)
             for reply in rollout.replies
         ]

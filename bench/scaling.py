@@ -25,7 +25,7 @@ from bench.measure import write_results
 from bench.verifiers import completion
 from hatch_ray.config import Config, make_config
 from hatch_ray.environment import variables
-from hatch_ray.rewards.score import RewardTarget
+from hatch_ray.systems.hatch.score import RewardTarget
 
 DEARER = 10
 COLD_BATCHES = 2
@@ -64,7 +64,7 @@ class Series:
 
     def __init__(self, config: Config, cost: Path, count: int) -> None:
         self.cost, self.jobs, self.losses = cost, replies(count), 0
-        self.expected = RewardJudge(config.reward).score_many(self.jobs)
+        self.expected = RewardJudge(config).score_many(self.jobs)
         self.pool = JudgePool(config, self._lost, judge_at(cost), room=lambda more: more)
         self.wrong = self.repeated = self.judged = 0
 

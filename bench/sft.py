@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.measure import in_turn, write_results
-from hatch_ray.config import load_config
+from hatch_ray.config import load_config, make_config
 from hatch_ray.config_sections import ModelConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.store import read_dataset
@@ -25,6 +25,7 @@ from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.protocol.prompt import Mode
 from hatch_ray.sample import Sample
+from hatch_ray.systems.hatch.system import Hatch
 
 BATCH = 8
 """A worker's share of the demo's batches."""
@@ -85,7 +86,9 @@ def shared(encoder: SampleEncoder, batches: Sequence[Sequence[Sample]]) -> float
 
 def measure(mode: Mode, config: ModelConfig, samples: Sequence[Sample], steps: int, rounds: int) -> dict[str, Any]:
     """Samples a second of both ways."""
-    encoder = SampleEncoder(load_processor(config.base, config.max_pixels), mode, config)
+    system = Hatch(make_config({"model": config.model_dump()}))
+    stage = "qa_sft" if mode == "direct" else "cold_start"
+    encoder = SampleEncoder(load_processor(config.base, config.max_pixels), system, stage)
     order = SampleOrder(len(samples), BATCH, 0)
     batches = [[samples[index] for index in order.indices(step)] for step in range(steps)]
     ways = {

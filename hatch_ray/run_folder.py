@@ -128,6 +128,26 @@ def _is_row(line: bytes) -> bool:
         return False
 
 
+def drop_steps(path: Path, step: int) -> None:
+    """Cut off a file's rows from the first one of this step on: a resumed run takes those steps again. The rows of an
+    earlier step come before those of a later one; they are read one at a time. Raises ValueError for a broken line.
+    """
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        place = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") and not _is_row(line):
+                break
+            try:
+                if json.loads(line)["step"] >= step:
+                    break
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{path}, line {number} is no row with a step ({error}); fix or delete it") from None
+            place += len(line)
+        file.truncate(place)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All rows of a JSONL file; an absent file has none.
 

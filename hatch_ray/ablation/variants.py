@@ -49,7 +49,7 @@ class Variant:
 
 def grid_name(grid: int, base: Config) -> str:
     """Name of the variant with n x n patches; the config's own n is the full recipe."""
-    return FULL if grid == base.pasta.grid else f"grid{grid}"
+    return FULL if grid == base.settings("pasta").grid else f"grid{grid}"
 
 
 def make_variants(base: Config, grids: Sequence[int], only: Sequence[str] = ()) -> list[Variant]:
@@ -74,7 +74,7 @@ def make_variants(base: Config, grids: Sequence[int], only: Sequence[str] = ()) 
         Variant(LANGUAGE, "language in place of actions", changes={"model.reasoning": "language"}),
     ]
     for grid in dict.fromkeys(grids):
-        if grid != base.pasta.grid:
+        if grid != base.settings("pasta").grid:
             variants.append(Variant(f"grid{grid}", f"PaStA with n = {grid}", changes={"pasta.grid": grid}))
     known = [variant.name for variant in variants]
     for name in only:

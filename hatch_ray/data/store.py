@@ -91,6 +91,12 @@ class DatasetWriter:
             save_depth(self.folder / "depth" / name, frame.depth)
         return view
 
+    def add_photo(self, scene: str, index: int, rgb: np.ndarray) -> View:
+        """Write a photo, (H, W, 3) uint8, of which nothing else is known."""
+        path = Path("images") / scene / f"{index:06d}.png"
+        save_image(self.folder / path, rgb)
+        return View(path)
+
     def add_scene(self, scene: str, up: np.ndarray | None, objects: Iterable[SceneObject]) -> None:
         """Remember what plans from above need."""
         self.scenes[scene] = {

@@ -20,7 +20,7 @@ from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.protocol.values import VIEW_DIMENSIONS, numbers_in, parse_view_change
 from hatch_ray.rewards.action import score_pair
 from hatch_ray.rewards.answer import score_answer
-from hatch_ray.sample import AnswerForm, Atom, PairPlan, Sample
+from hatch_ray.sample import Atom, PairPlan, Sample
 
 Slot = tuple[int, int, int]
 """(number of views, source, target): a constant plan may differ between the pairs of one prompt."""
@@ -145,7 +145,7 @@ def best_constant_plan(samples: Sequence[Sample], reward: RewardConfig) -> dict[
     return found
 
 
-def _vector(text: str, form: AnswerForm) -> list[float]:
+def _vector(text: str, form: str) -> list[float]:
     if form == "view_change":
         return list((parse_view_change(text) or {}).values())
     return numbers_in(text)
@@ -160,7 +160,7 @@ def _write_view_change(values: Sequence[float]) -> str:
     )
 
 
-WRITERS: dict[AnswerForm, Callable[[Sequence[float]], str]] = {
+WRITERS: dict[str, Callable[[Sequence[float]], str]] = {
     "number": lambda v: f"{v[0]:g}",
     "box": lambda v: "[" + ",".join(f"{value:g}" for value in v) + "]",
     "camera_motion": lambda v: f"({v[0]:g},{v[1]:g}),{v[2]:g}",
@@ -172,7 +172,7 @@ MAX_CANDIDATES = 60
 """Values tried for one number of a constant answer: quantiles of the gold values."""
 
 
-def best_constant_answer(golds: Sequence[str], form: AnswerForm) -> str:
+def best_constant_answer(golds: Sequence[str], form: str) -> str:
     """The one answer with the highest mean answer reward on these gold answers.
 
     Among the gold answers first; an answer made of numbers is then improved one number at a time.
@@ -199,8 +199,8 @@ def best_constant_answer(golds: Sequence[str], form: AnswerForm) -> str:
     return max(best, WRITERS[form](current), key=value)
 
 
-def _constant_answers(samples: Sequence[Sample]) -> dict[tuple[str, AnswerForm], str]:
-    groups: dict[tuple[str, AnswerForm], list[str]] = defaultdict(list)
+def _constant_answers(samples: Sequence[Sample]) -> dict[tuple[str, str], str]:
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for sample in samples:
         groups[sample.task, sample.answer_form].append(sample.answer)
     return {group: best_constant_answer(golds, group[1]) for group, golds in groups.items()}

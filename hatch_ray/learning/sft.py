@@ -22,7 +22,7 @@ from torch import nn
 from hatch_ray.data.images import image_size, model_image, shrunk_size
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.packing import PackedBatch, pack
-from hatch_ray.model.prompt_tokens import Prompt, image_tokens_by_size, tokenize_prompt
+from hatch_ray.model.prompt_tokens import Prompt, prompt_length, tokenize_prompt
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import System
 
@@ -51,7 +51,7 @@ class SampleEncoder:
         self.image_id: int = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._texts: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._prompts: dict[str, tuple[int, ...]] = {}
-        self._image_lengths: dict[Path, int] = {}
+        self._sizes: dict[Path, tuple[int, int]] = {}
 
     def _text(self, sample: Sample) -> tuple[str, tuple[int, ...]]:
         """The prompt's chat text and the reply's tokens."""
@@ -87,14 +87,12 @@ class SampleEncoder:
     def length(self, sample: Sample) -> int:
         """Tokens of prompt and reply, from the sizes in the image files' headers (no image is decoded)."""
         prompt, reply_ids = self._text(sample)
-        text_ids = self.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return len(text_ids) + len(reply_ids) + sum(self._image_tokens(view.image_path) - 1 for view in sample.views)
+        return len(reply_ids) + prompt_length(self.processor, prompt, [self._size(v.image_path) for v in sample.views])
 
-    def _image_tokens(self, path: Path) -> int:
-        if path not in self._image_lengths:
-            width, height = shrunk_size(*image_size(path), self.model.max_pixels)
-            self._image_lengths[path] = image_tokens_by_size(self.processor, width, height)
-        return self._image_lengths[path]
+    def _size(self, path: Path) -> tuple[int, int]:
+        if path not in self._sizes:
+            self._sizes[path] = shrunk_size(*image_size(path), self.model.max_pixels)
+        return self._sizes[path]
 
     def check(self, samples: Sequence[Sample]) -> None:
         """Raise ValueError naming the first sample that does not fit the context or has the name of another one."""

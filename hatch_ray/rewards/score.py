@@ -65,7 +65,7 @@ def check_scores(sample_id: str, scores: Sequence[Mapping[str, Any]], weights: M
         values = [(name, terms.get(name, math.nan), bound) for name, bound in bounds.items()]
         values += [(name, value, math.inf) for name, value in measures.items()]
         for name, value, bound in values:
-            if value is not None and not _within(value, bound):
+            if (value is not None or name == TOTAL) and not _within(value, bound):
                 upper = f"{bound:g}]" if math.isfinite(bound) else "inf)"
                 problems.append(f"sample {sample_id}, reply {number}: {name} is {value!r}, not in [0, {upper}")
         if unknown := sorted(set(terms) - set(bounds)):

@@ -46,13 +46,13 @@ class Stage:
 
 
 class Sampler(Protocol):
-    """Which samples each step of GRPO asks.
+    """Which samples each step of GRPO asks."""
 
-    known: the samples that it may give, or some like them; they are checked before the stage starts (length, images),
-    and the stage's epochs count by them.
-    """
-
-    known: Sequence[Sample]
+    @property
+    def known(self) -> Sequence[Sample]:
+        """The samples that it may give, or some like them: they are checked before the stage starts (length, images),
+        and its epochs count by them.
+        """
 
     def samples(self, step: int) -> list[Sample]:
         """The `grpo.prompts_per_step` samples of a step (from 0). Called once a step, in order."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import actors.fit
 from actors.experience import make_groups, make_shards
 from actors.fit import before_restart
-from actors.grpo_stage import choose_samples, run_grpo, total_steps
+from actors.grpo_stage import run_grpo
 from actors.learner import Learner
 from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
 from actors.microbatches import padded_keys, split_rows
@@ -32,13 +32,15 @@ from actors.weights import (
 )
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import image_hash, load_image
+from hatch_ray.learning.order import share_of
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image
 from hatch_ray.protocol.prompt import build_prompt, gold_reply
-from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
+from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from tests.support.hatch import total
 from tests.support.pictures import photo
 from tests.support.runs import free_port
 
@@ -74,12 +76,12 @@ def samples(tmp_path):
 
 def test_judge_gives_the_score_and_the_plans_it_read(samples):
     target = RewardTarget.from_sample(samples[0])
-    config = make_config({}).reward
+    config = make_config({})
     good, bad = RewardJudge(config).score_many([(gold_reply(samples[0], "actions"), target), ("nonsense", target)])
-    expected = score_reply(gold_reply(samples[0], "actions"), target, config)
-    assert good["total"] == expected.total == 3.0
+    expected = score_reply(gold_reply(samples[0], "actions"), target, config.reward)
+    assert good["terms"]["total"] == total(expected) == 3.0
     assert good["plans"] == [{"from": 0, "to": 1, "action": [{"turn_right_deg": 30.0}, {"move_forward_m": 1.0}]}]
-    assert bad["total"] == 0.0
+    assert bad["terms"]["total"] == 0.0
     assert bad["plans"] == []
     assert "format:no_answer_block" in bad["reasons"]
 
@@ -89,7 +91,7 @@ def test_judges_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, s
     judges = JudgePool(config)
     jobs = [(gold_reply(s, "actions") if i % 2 else "no", RewardTarget.from_sample(s)) for i, s in enumerate(samples)]
     scores = judges.score(jobs, chunk=1)
-    assert [score["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
+    assert [score["terms"]["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
     loaded = ray_cluster.get(judges.actors[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
     assert loaded is False
     judges.stop()
@@ -259,7 +261,7 @@ def make_batch(ray, tiny_model, version=-1):
         inputs = processor(text=[text], images=images, return_tensors="pt")
         rollouts.append(Rollout(tuple(replies), version, inputs["input_ids"].shape[1]))
     totals = [0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0]
-    return make_groups(requests, rollouts, [{"total": total} for total in totals])
+    return make_groups(requests, rollouts, [{"terms": {"total": total}} for total in totals])
 
 
 def test_token_budget_and_sharing_change_nothing(ray_cluster, tiny_model):
@@ -459,13 +461,10 @@ def test_the_driver_holds_no_pixels(ray_cluster, tiny_model, tmp_path):
 # --- the stage --------------------------------------------------------------------------------------------------
 
 
-def test_steps_follow_from_epochs_and_bound(tiny_model):
-    config = make_settings(tiny_model, grpo={"epochs": 2.0, "prompts_per_step": 4})
-    assert total_steps(config, 10) == 5
-    assert total_steps(make_settings(tiny_model, grpo={"epochs": 100, "max_steps": 7}), 10) == 7
-    chosen = choose_samples(list(range(100)), 0.25, 0)
+def test_grpo_draws_from_a_share_by_seed():
+    chosen = share_of(list(range(100)), 0.25, 0)
     assert len(set(chosen)) == 25
-    assert chosen == choose_samples(list(range(100)), 0.25, 0)
+    assert chosen == share_of(list(range(100)), 0.25, 0)
 
 
 def test_prompt_beyond_the_context_is_refused_before_anything_starts(ray_cluster, tiny_model, samples, tmp_path):

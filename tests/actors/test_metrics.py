@@ -8,7 +8,8 @@ import urllib.request
 from actors.live import Live
 from actors.metrics import TABLE
 from hatch_ray.config_sections import DeadlinesConfig
-from hatch_ray.run_folder import STAGES, RunFolder, append_jsonl
+from hatch_ray.run_folder import RunFolder, append_jsonl
+from hatch_ray.systems.hatch.system import Hatch
 
 EXPORTED = {"gauge": {""}, "counter": {"_total"}, "histogram": {"_sum", "_count", "_bucket"}}
 """What Prometheus sees of a metric, after its name."""
@@ -51,7 +52,7 @@ STEP = {
 def test_ray_exports_every_name_of_the_table(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
     append_jsonl(run.recoveries, [{"what": "driver"}])  # of an earlier start, which has counted it
-    live = Live(run, STAGES, DeadlinesConfig())
+    live = Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig())
     append_jsonl(run.recoveries, [{"what": "learner worker"}, {"what": "rollout engine"}])
     live.write()
     live.write()

@@ -30,8 +30,8 @@ from hatch_ray.environment import prepare_environment
 from hatch_ray.model.base import load_processor, part_checksum
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
-from hatch_ray.rewards.check import check_scores
-from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.rewards.score import check_scores
+from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
 from tests.support.pictures import photo
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def make_batch(tiny_model, seed=0):
             replies.append(Reply(tuple(ids), f"é {length}", np.full(length, -7.3, np.float32), True))
         requests.append(Request(f"q{index}", text, tuple(images)))
         rollouts.append(Rollout(tuple(replies), -1, len(tokenize_prompt(processor, text, images).token_ids)))
-    return make_groups(requests, rollouts, [{"total": t} for t in (0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0)])
+    return make_groups(requests, rollouts, [{"terms": {"total": t}} for t in (0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0)])
 
 
 def break_logprob(groups, value, group=1, reply=2):
@@ -353,24 +353,32 @@ def test_real_scores_pass():
     reward = RewardConfig()
     target = RewardTarget("s1", 1, "2.5", "number", ())
     texts = ["<answer>2.5</answer>", "nonsense", "", "<answer>nan</answer>", "<answer>1e999</answer>"]
-    assert check_scores("s1", [score_reply(text, target, reward).to_dict() for text in texts], reward) == []
+    weights = reward_weights(reward)
+    assert check_scores("s1", [score_reply(text, target, reward).row(weights) for text in texts], weights) == []
 
 
-FINE = {"total": 3.0, "format": 1.0, "action": 1.0, "answer": 1.0, "d_t": 0.2, "d_r": 400.0}
+FINE = {"total": 3.0, "format": 1.0, "action": 1.0, "answer": 1.0}
+FAR = {"d_t": 0.2, "d_r": 400.0}
 ODD = st.sampled_from([math.nan, math.inf, -math.inf, -0.1, "1.0", True, [1.0]]) | st.floats(min_value=3.1)
 
 
 @settings(max_examples=50)
 @given(st.integers(0, 3), st.sampled_from(["total", "format", "action", "answer"]), ODD)
 def test_a_score_out_of_bounds_names_sample_reply_and_term(place, term, value):
-    scores = [dict(FINE) for _ in range(4)]
-    scores[place][term] = value
-    (problem,) = check_scores("scene7-q3", scores, RewardConfig())
+    scores = [{"terms": dict(FINE), "measures": FAR} for _ in range(4)]
+    scores[place]["terms"][term] = value
+    (problem,) = check_scores("scene7-q3", scores, reward_weights(RewardConfig()))
     assert problem.startswith(f"sample scene7-q3, reply {place}: {term} is ")
 
 
 def test_what_may_be_missing_and_what_may_not():
-    reward = RewardConfig(action_weight=2.0)
-    assert check_scores("a", [FINE | {"action": None, "d_t": None, "d_r": None, "total": 4.0}], reward) == []
-    assert len(check_scores("a", [{"format": 1.0}], reward)) == 2
-    assert check_scores("a", [FINE | {"d_t": math.nan}], reward) == ["sample a, reply 0: d_t is nan, not in [0, inf)"]
+    weights = reward_weights(RewardConfig(action_weight=2.0))
+    unknown = {"d_t": None, "d_r": None}
+    assert check_scores("a", [{"terms": FINE | {"action": None, "total": 4.0}, "measures": unknown}], weights) == []
+    assert len(check_scores("a", [{"terms": {"format": 1.0}}], weights)) == 3
+    assert len(check_scores("a", [{"terms": FINE | {"total": None}}], weights)) == 1
+    far = check_scores("a", [{"terms": FINE, "measures": {"d_t": math.nan}}], weights)
+    assert far == ["sample a, reply 0: d_t is nan, not in [0, inf)"]
+    assert check_scores("a", [{"terms": FINE | {"style": 1.0}}], weights) == [
+        "sample a, reply 0: the terms style have no weight"
+    ]

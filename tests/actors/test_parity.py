@@ -82,7 +82,7 @@ class Pair:
         requests = [self.maker.request(sample, 7 + self.version) for sample in self.samples]
         rollouts = self.ask("generate", requests, Sampling(4, 0.8, 16))
         rewards = np.random.default_rng(self.version).normal(size=12)
-        groups = make_groups(requests, rollouts, [{"total": float(reward)} for reward in rewards])
+        groups = make_groups(requests, rollouts, [{"terms": {"total": float(reward)}} for reward in rewards])
         self.learner.update(make_shards(self.version, groups, 1)[0])
         self.version += 1
 

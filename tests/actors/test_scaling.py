@@ -30,9 +30,10 @@ from hatch_ray.config_sections import DeadlinesConfig
 from hatch_ray.control import ask, not_live, read_status
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.trace import write_trace
-from hatch_ray.rewards.score import RewardTarget
-from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
+from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
+from hatch_ray.systems.hatch.score import RewardTarget
+from hatch_ray.systems.hatch.system import Hatch
 from tests.support.pictures import photo
 from tests.support.runs import TIMES
 
@@ -209,7 +210,7 @@ def test_judges_come_by_queue_and_score_as_one_alone(ray_cluster):
     reward = {"reward_actors": {"actors": 1, "cpus": 0.1, "max": 4, "queue_seconds": 0.5}}
     config = make_config(reward)
     jobs = jobs_of(48)
-    expected = RewardJudge(config.reward).score_many(jobs)
+    expected = RewardJudge(config).score_many(jobs)
     judges = JudgePool(config, judge=SlowJudge, room=lambda more: max(0, 3 - len(judges.actors) - len(judges.starting)))
     assert judges.score(jobs) == expected
     assert judges.score(jobs) == expected
@@ -259,7 +260,7 @@ def live(ray_cluster, tmp_path):
             judges.tend()
 
     driver = threading.Thread(target=tend)
-    with Live(run, STAGES, DeadlinesConfig(start_seconds=60)) as window:
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig(start_seconds=60)) as window:
         window.at("grpo", 3, 10)
         window.show(Stage(judges))
         driver.start()
@@ -287,7 +288,7 @@ def test_a_live_run_is_scaled_from_outside(live):
 
 def test_before_the_stage_a_number_is_kept_for_it(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with Live(run, STAGES, DeadlinesConfig()) as window:
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()) as window:
         window.at("pasta", 1, 2)
         found = ask(run, {"scale": {"reward": 3, "rollout": 2}}, 30)
         assert found["ok"] and "the run is at pasta: GRPO will start with reward=3, rollout=2" in found["lines"][0]
@@ -297,7 +298,7 @@ def test_before_the_stage_a_number_is_kept_for_it(ray_cluster, tmp_path):
 
 def test_what_was_asked_before_the_stage_can_be_taken_back(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with Live(run, STAGES, DeadlinesConfig()) as window:
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()) as window:
         ask(run, {"scale": {"reward": 3}}, 30)
         assert ask(run, {"scale": {"reward": None}}, 30)["ok"] and window.by_hand == {}
 
@@ -308,7 +309,7 @@ def test_nothing_is_promised_where_no_grpo_is_to_come(ray_cluster, tmp_path):
         found = ask(run, {"scale": {"reward": 3}}, 30)
         assert not found["ok"] and "no GRPO is to come" in found["lines"][0] and window.by_hand == {}
     run.set_progress("grpo", step=2, done=True)
-    with Live(run, STAGES, DeadlinesConfig()):
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()):
         assert not ask(run, {"scale": {"reward": 3}}, 30)["ok"]
 
 
@@ -322,7 +323,7 @@ def test_a_command_that_cannot_be_followed_is_answered(live, monkeypatch):
 
 def test_the_pace_counts_from_the_first_step_of_this_start(tmp_path):
     """A stage that goes on at step 50 has not done 50 steps in a second."""
-    window = Live(RunFolder(tmp_path), STAGES, DeadlinesConfig())
+    window = Live(RunFolder(tmp_path), [stage.name for stage in Hatch.stages], DeadlinesConfig())
     window.at("grpo", 0, 0)
     window.at("grpo", 51, 100)
     assert window._eta() is None
@@ -335,14 +336,14 @@ def test_the_pace_counts_from_the_first_step_of_this_start(tmp_path):
 
 def test_a_run_that_was_stopped_has_not_failed(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with pytest.raises(StopAsked), Live(run, STAGES, DeadlinesConfig()):
+    with pytest.raises(StopAsked), Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()):
         raise StopAsked
     assert read_status(run)["state"] == "was stopped"
 
 
 def test_how_a_run_ended_is_written(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with pytest.raises(RuntimeError), Live(run, STAGES, DeadlinesConfig()):
+    with pytest.raises(RuntimeError), Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()):
         raise RuntimeError("no more\nmemory")
     assert json.loads(run.status_path.read_text())["state"] == "failed: no more memory"
 
@@ -378,7 +379,7 @@ def test_a_stage_that_is_scaled_is_the_same_to_the_last_bit(ray_cluster, taught_
     answers, statuses = [], []
     run_grpo(config, plain, taught_model, samples, lambda *_: None)
 
-    with Live(scaled, STAGES, DeadlinesConfig(start_seconds=120)) as window:
+    with Live(scaled, [stage.name for stage in Hatch.stages], DeadlinesConfig(start_seconds=120)) as window:
 
         def report(done, total):
             if done in orders:

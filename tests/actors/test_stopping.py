@@ -43,7 +43,7 @@ def test_two_workers_save_at_one_step(ray_cluster, tiny_model, tmp_path, stage):
         with stoppable(run), stage_at_work():
             os.kill(os.getpid(), signal.SIGTERM)
             if stage == "pasta":
-                run_pasta(config, run, tiny_model, samples[:6], samples[6:], lambda *_: None)
+                run_pasta("pasta", config, run, tiny_model, samples[:6], samples[6:], lambda *_: None)
             else:
                 run_sft(stage, config, run, tiny_model, samples, lambda *_: None)
 

@@ -21,10 +21,10 @@ from hatch_ray.config import Config, make_config
 from hatch_ray.learning.order import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
-from hatch_ray.learning.sft import SampleEncoder
 from hatch_ray.model.base import checksum, load_model, load_processor, part_checksum, set_trainable
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
+from tests.support.hatch import encoder_of
 from tests.support.trl_sft import trl_history
 from tests.support.wall_scene import wall_sample
 
@@ -125,7 +125,9 @@ def test_pasta_on_two_workers_stopped_and_resumed(
     config = config_of(run.path)
 
     def stage() -> dict[str, Any]:
-        return run_pasta(config, run, tiny_model, samples[:4], samples[4:6], lambda *done: seen.append(done), processes)
+        return run_pasta(
+            "pasta", config, run, tiny_model, samples[:4], samples[4:6], lambda *done: seen.append(done), processes
+        )
 
     result = stage()
     rows = read_jsonl(run.metrics_path)
@@ -166,7 +168,7 @@ def test_sft_on_two_workers_stopped_and_resumed(
     result = stage()
     rows = read_jsonl(run.metrics_path)
     assert [row["step"] for row in rows] == list(range(1, 8))
-    encoder = SampleEncoder(load_processor(tiny_model), "direct", config.model)
+    encoder = encoder_of(load_processor(tiny_model), "direct", config.model)
     order = SampleOrder(len(samples), 4, config.seed)
     batches = [[samples[index] for index in order.indices(step)] for step in range(7)]
     settings = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "weight_decay": 0.0, "max_grad_norm": 1.0}

@@ -155,7 +155,7 @@ def test_mistakes_of_the_command(names, roots, scorer, said):
 
 def test_prompt_length_is_counted_as_the_learner_does(tmp_path):
     run, config = make_run(tmp_path / "run")
-    asker = Asker(config, run.stage_model("grpo"), "actions")
+    asker = Asker(config, run.stage_model("grpo"), "grpo")
     images = [photo(1), photo(2, 300, 200), photo(3, 40, 60)]
     text = "Image: " + "<|vision_start|><|image_pad|><|vision_end|>" * 3 + " How far is it? 2.5"
     prompt = tokenize_prompt(asker.processor, text, [process_image(asker.processor, image) for image in images])
@@ -194,7 +194,7 @@ def test_two_benchmarks_are_asked_stopped_resumed_and_scored_again(ray_cluster, 
     monkeypatch.setattr(runner, "PART", 2)
 
     engines = Engines(run.stage_model("grpo"), config, console)
-    asker = Asker(config, run.stage_model("grpo"), "actions")
+    asker = Asker(config, run.stage_model("grpo"), "grpo")
     source = open_source("spar_mv", config, run, roots, console)
     kept = Kept(run, "spar_mv")
     asked = []

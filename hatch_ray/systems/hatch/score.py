@@ -11,7 +11,7 @@ from hatch_ray.protocol.response import parse_response
 from hatch_ray.rewards.action import PairScore, score_plans
 from hatch_ray.rewards.answer import score_answer
 from hatch_ray.rewards.score import Score
-from hatch_ray.sample import AnswerForm, PairPlan, Sample
+from hatch_ray.sample import PairPlan, Sample
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RewardTarget:
     sample_id: str
     n_views: int
     answer: str
-    answer_form: AnswerForm
+    answer_form: str
     plans: tuple[PairPlan, ...]
     mode: Mode = "actions"
 

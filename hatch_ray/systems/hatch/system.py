@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from hatch_ray.config import Config
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
 from hatch_ray.rewards.score import Score
-from hatch_ray.sample import AnswerForm, Sample
+from hatch_ray.sample import ANSWER_FORMS, Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
 from hatch_ray.systems.hatch.config import HatchConfig
 from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
@@ -19,7 +19,7 @@ class Hatch(System):
     name = "hatch"
     Config: ClassVar[type[Config]] = HatchConfig
     config: HatchConfig
-    answer_forms = get_args(AnswerForm)
+    answer_forms = ANSWER_FORMS
     stages = (
         Stage("pasta", "pasta", "PaStA: the image encoder learns which patches match"),
         Stage("qa_sft", "sft", "QA SFT: the answers"),
