@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ class EasyFirst:
 
 
 class Brighter(System):
-    name = "brighter"
     Config = BrighterConfig
     answer_forms = ("photo",)
     stages = (Stage("teach", "sft", "Teach: the form"), Stage("grpo", "grpo", "GRPO: the right photo"))
@@ -52,8 +50,7 @@ class Brighter(System):
         return {"choice": 1.0, "form": 0.5}
 
     def build(self, section: str, split: Split, out: Path, report: Progress | None = None) -> None:
-        data = self.config.data
-        rng = np.random.default_rng([self.config.seed, split == "heldout"])
+        rng, data = np.random.default_rng([self.config.seed, split == "heldout"]), self.config.data
         with DatasetWriter(out) as writer:
             for number in range(data.samples if split == "train" else data.heldout_samples):
                 levels = rng.choice(256, size=2, replace=False)
@@ -75,7 +72,7 @@ class Brighter(System):
         return sample.answer
 
     def score(self, text: str, target: str) -> Score:
-        found = re.findall(r"\b(first|second)\b", text[:1000])
+        found = [word for word in ("first", "second") if word in text]
         answer = found[0] if len(found) == 1 else None
         reasons = () if answer == target else ("choice:wrong" if answer else "choice:none_or_both",)
         terms = {"choice": float(answer == target), "form": float(text == f"It is the {answer}.")}

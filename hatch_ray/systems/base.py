@@ -88,7 +88,6 @@ class System(ABC):
     answer_forms  what `Sample.answer_form` may be.
     """
 
-    name: ClassVar[str]
     Config: ClassVar[type[Config]]
     stages: ClassVar[tuple[Stage, ...]]
     answer_forms: ClassVar[tuple[str, ...]]

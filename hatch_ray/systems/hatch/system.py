@@ -16,7 +16,6 @@ from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_re
 
 
 class Hatch(System):
-    name = "hatch"
     Config: ClassVar[type[Config]] = HatchConfig
     config: HatchConfig
     answer_forms = ANSWER_FORMS
