@@ -15,7 +15,6 @@ import ray
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from transformers import get_scheduler
 
 from actors.bad_batches import BadBatch, write_bad_batch
 from actors.messages import Group, Probe, ProbeScores, Request, Shard, StoredImage
@@ -27,6 +26,7 @@ from hatch_ray.learning.grpo import TokenLoss, grpo_loss
 from hatch_ray.learning.trainer_state import (
     TrainerState,
     copied,
+    make_optimizer,
     restore_state,
     take_state,
     write_state,
@@ -97,14 +97,11 @@ class Learner:
         self.wrapped = DistributedDataParallel(self.scorer, broadcast_buffers=False) if world > 1 else self.scorer
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.learned_parts = learned_parts(self.model)
-        self.optimizer = torch.optim.AdamW(self.learning, lr=grpo.lr, weight_decay=grpo.weight_decay)
-        name = "constant_with_warmup" if grpo.schedule == "constant" else "cosine"
-        self.scheduler = get_scheduler(name, self.optimizer, grpo.warmup_steps, steps * grpo.updates_per_step)
+        self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
 
     def _load(self, folder: str | Path) -> Any:
         model = load_model(folder, self.config.model.dtype).to(self.device)
-        if self.device.type == "cpu":
-            speed_up_vision(model)
+        speed_up_vision(model, self.device)
         return model
 
     def learned_weights(self) -> dict[str, torch.Tensor]:

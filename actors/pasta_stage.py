@@ -98,8 +98,7 @@ def pasta_loop(job: PastaJob) -> None:
     torch.manual_seed(config.seed)
     model = load_model(job.model)
     device = get_device()
-    if device.type == "cpu":
-        speed_up_vision(model)
+    speed_up_vision(model, device)
     processor = load_processor(job.model, config.model.max_pixels)
     set_trainable(model, "vision")
     language = part_checksum(model, "language")

@@ -87,9 +87,8 @@ def sft_loop(job: SftJob) -> None:
         from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
 
         add_lora(model, config.model.lora_rank)
-    if device.type == "cpu":
-        speed_up_vision(model)
-    else:
+    speed_up_vision(model, device)
+    if device.type != "cpu":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     processor = load_processor(job.model, config.model.max_pixels)
     encoder = SampleEncoder(processor, system_of(config), job.stage)

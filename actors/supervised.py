@@ -15,13 +15,12 @@ from typing import Any
 
 import ray.train
 import torch
-from transformers import get_scheduler
 
 from actors.checkpoints import Checkpoints, CheckpointWriter
 from actors.stopping import workers_stop
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Trained
-from hatch_ray.learning.trainer_state import read_state, restore_state, take_state, write_state
+from hatch_ray.learning.trainer_state import make_optimizer, read_state, restore_state, take_state, write_state
 from hatch_ray.run_folder import RunFolder
 
 
@@ -49,8 +48,7 @@ def train(lesson: Lesson, config: Config, run: RunFolder, device: torch.device) 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     learning = [weight for weight in lesson.weights.values() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)
-    scheduler = make_scheduler(optimizer, settings, lesson.steps)
+    optimizer, scheduler = make_optimizer(learning, settings, lesson.steps)
     checkpoints = Checkpoints(run.checkpoints(stage), config.checkpoints)
     start = 0
     if (latest := checkpoints.latest()) is not None:
@@ -95,12 +93,6 @@ def take_snapshot(
 ) -> Callable[[Path], None]:
     """Copy the state in memory; what is returned writes it into a checkpoint's folder."""
     return partial(write_state, take_state(weights, optimizer, scheduler))
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: Trained, steps: int) -> Any:
-    """The schedule of a stage in transformers' terms."""
-    name = "cosine" if config.schedule == "cosine" else "constant_with_warmup"
-    return get_scheduler(name, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=steps)
 
 
 def check_finite(stage: str, step: int, values: dict[str, float]) -> None:

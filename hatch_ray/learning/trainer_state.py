@@ -6,13 +6,16 @@ On disk state.safetensors and state.json: nothing in them can run code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import get_scheduler
+
+from hatch_ray.config_sections import Trained
 
 TENSORS = "state.safetensors"
 NUMBERS = "state.json"
@@ -28,6 +31,15 @@ class TrainerState:
 
     tensors: dict[str, torch.Tensor]
     numbers: dict[str, Any]
+
+
+def make_optimizer(
+    learning: Sequence[torch.Tensor], settings: Trained, steps: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    """A stage's AdamW and its learning-rate schedule over so many optimizer steps."""
+    optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay)
+    name = "cosine" if settings.schedule == "cosine" else "constant_with_warmup"
+    return optimizer, get_scheduler(name, optimizer, settings.warmup_steps, steps)
 
 
 def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
