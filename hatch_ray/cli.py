@@ -408,14 +408,16 @@ def data_build(
 ) -> None:
     """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
     from actors.progress import progress_bar
-    from hatch_ray.data.build import build_splits
+    from hatch_ray.data.build import write_splits
+    from hatch_ray.systems import system_of
 
-    loaded = _load(config, overrides)
+    system = system_of(_load(config, overrides))
     with progress_bar(console, "building data") as bar:
-        summaries = build_splits(loaded.data, loaded.seed, out, lambda split: bar)
+        summaries = write_splits(lambda split, folder: system.build("data", split, folder, bar), out)
     for split, summary in summaries.items():
-        tasks = ", ".join(f"{count} {task}" for task, count in summary["by_task"].items())
-        console.print(f"{out / split}: {summary['samples']} samples of {summary['scenes']} scenes ({tasks})")
+        tasks = ", ".join(f"{count} {task}" for task, count in summary.get("by_task", {}).items())
+        scenes = f" of {summary['scenes']} scenes ({tasks})" if tasks else ""
+        console.print(f"{out / split}: {summary['samples']} samples{scenes}")
         console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
 
 
