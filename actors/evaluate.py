@@ -105,5 +105,5 @@ def evaluate_run(config: Config, console: Console, processes: RunProcesses | Non
     settings = (config.eval.bootstrap, config.seed)
     for name, texts in system.blind_replies(samples).items():
         write_evaluation(run, name, score_rows(system, system.stages[-1].name, samples, texts), *settings)
-    write_findings(run, *settings)
-    print_evaluation(run, console)
+    write_findings(system, run, *settings)
+    print_evaluation(system, run, console)

@@ -126,7 +126,7 @@ class GrpoRun:
             drop_steps(path, self.first)
         for step, groups in self.ledger.trained().items():
             self.sampler.observe(step, groups)
-        self.health = Health(self.config.grpo)
+        self.health = Health(self.config.grpo, self.maker.system.rates())
         self.latest: dict[str, float] = {}
         for row in read_jsonl(self.run.metrics_path):
             if row["stage"] == STAGE:

@@ -28,16 +28,19 @@ def describe(config: Config, console: Console) -> None:
         f"model: {config.model.base}, {parameters / 1e9:.3g} B parameters, {config.model.dtype}"
         + (f", LoRA rank {config.model.lora_rank}" if config.model.lora_rank else "")
     )
-    data = config.data
-    root = data.spar.hub or data.root or "data.root (not given yet)"
-    place = {"rooms": "rendered rooms", "rgbd": f"posed RGB-D at {root}", "spar": f"SPAR-7M at {root}"}[data.kind]
-    console.print(f"data: {place}, {data.samples} training and {data.heldout_samples} held-out samples")
+    system = system_of(config)
+    for name in system.sections():
+        data = config.settings(name)
+        root = data.spar.hub or data.root or f"{name}.root (not given yet)"
+        known = {"rooms": "rendered rooms", "rgbd": f"posed RGB-D at {root}", "spar": f"SPAR-7M at {root}"}
+        place = known.get(data.kind, data.kind)
+        console.print(f"{name}: {place}, {data.samples} training and {data.heldout_samples} held-out samples")
     console.print(f"run folder: {config.run_dir}")
 
     plan = Table(title="Plan", title_justify="left")
     for heading in ("stage", "steps", "batch", "rate"):
         plan.add_column(heading)
-    for stage in system_of(config).stages:
+    for stage in system.stages:
         if stage.name not in config.stages:
             continue
         section: Trained = config.settings(stage.name)

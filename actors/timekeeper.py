@@ -25,7 +25,7 @@ from actors.forecast import (
 from actors.progress import ANSWERED
 from hatch_ray.config import Config
 from hatch_ray.disk import free_bytes
-from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl, write_atomic
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
 
 def folder_bytes(folder: Path) -> int:
@@ -87,8 +87,7 @@ class Timekeeper:
         """Print where the seconds went, and write RUN/timing.json."""
         total, disk = time.time() - self.began, folder_bytes(self.run.path) / 2**30
         found = breakdown(read_jsonl(self.run.metrics_path), self.began, self.answering, total)
-        steps = ", ".join(f"{stage.replace('_', ' ')} {found['training'][stage]:.0f}" for stage in STAGES
-                          if stage in found["training"])  # fmt: skip
+        steps = ", ".join(f"{stage.replace('_', ' ')} {took:.0f}" for stage, took in found["training"].items())
         self.console.print(
             f"done in {total / 60:.1f} min ({self.forecast.total / 60:.1f} were foretold), "
             f"{memory_gib:.1f} GiB of memory at most, {disk:.2f} GiB of disk"

@@ -2,7 +2,7 @@
 
 A "row" is one judged reply as plain JSON values; RUN/eval/<name>.jsonl holds them and RUN/eval/<name>.json their
 summary. `name` is the model that replied: "base", a stage's name, "final", one of these with SWAPPED behind it (the
-blind control), or "constant" and "still" (`evaluation.baselines`).
+blind control), or that of a reply without looking (`System.blind_replies`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
+from hatch_ray.rewards.score import TOTAL
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import PairPlan, Sample, View
 from hatch_ray.systems.base import System
-from hatch_ray.systems.hatch.score import plan_row
 
 Row = dict[str, Any]
 
@@ -63,12 +63,13 @@ def _field_of_view(view: View) -> float | None:
 
 def _gold_plan(plan: PairPlan) -> Row:
     frame = None if plan.frame is None else {"pitch_deg": plan.frame.pitch_deg, "roll_deg": plan.frame.roll_deg}
-    return plan_row(plan.source, plan.target, plan.atoms) | {"frame": frame}
+    action = [{name: value} for name, value in plan.atoms]
+    return {"from": plan.source, "to": plan.target, "action": action, "frame": frame}
 
 
 def term(rows: Sequence[Row], name: str) -> np.ndarray:
     """A term or measure of every row, (rows,) float; NaN where it does not apply (none due, nothing readable)."""
-    values = [(row["terms"] | row.get("measures", {}))[name] for row in rows]
+    values = [(row["terms"] | row.get("measures", {})).get(name) for row in rows]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
@@ -106,17 +107,22 @@ def summarise(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
     }
 
 
+def in_order_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """`others` in the order of `rows`. Raises ValueError when the two did not answer the same samples."""
+    if sorted(row["id"] for row in rows) != sorted(row["id"] for row in others):
+        raise ValueError("the two evaluations answer different samples; evaluate both on the same held-out set")
+    partner = {row["id"]: row for row in others}
+    return [partner[row["id"]] for row in rows]
+
+
 def compare(before: Sequence[Row], after: Sequence[Row], bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Paired differences of the reward terms, after minus before on the same samples, overall and by task.
 
     Raises ValueError when the two did not answer the same samples.
     """
-    if sorted(row["id"] for row in before) != sorted(row["id"] for row in after):
-        raise ValueError("the two evaluations answer different samples; evaluate both on the same held-out set")
-    partner = {row["id"]: row for row in after}
-    after = [partner[row["id"]] for row in before]
+    after = in_order_of(before, after)
     draws = Bootstrap([row["scene"] for row in before], bootstrap, seed)
-    differences = {name: term(after, name) - term(before, name) for name in names_of(before, "terms")}
+    differences = {name: term(after, name) - term(before, name) for name in names_of([*before, *after], "terms")}
     return {
         "overall": {name: draws.mean(values) for name, values in differences.items()},
         "tasks": {
@@ -142,5 +148,13 @@ def read_summary(run: RunFolder, name: str) -> dict[str, Any] | None:
 
 
 def read_rows(run: RunFolder, name: str) -> list[Row]:
-    """RUN/eval/<name>.jsonl; empty when that evaluation was not made."""
-    return read_jsonl(run.evaluation(name).with_suffix(".jsonl"))
+    """RUN/eval/<name>.jsonl; empty when that evaluation was not made.
+
+    Rows of older versions hold their measures behind the total, among the terms; they are given their place.
+    """
+    rows = read_jsonl(run.evaluation(name).with_suffix(".jsonl"))
+    for row in rows:
+        if "measures" not in row:
+            names = list(row["terms"])
+            row["measures"] = {name: row["terms"].pop(name) for name in names[names.index(TOTAL) + 1 :]}
+    return rows

@@ -12,12 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hatch_ray.config import Config
 from hatch_ray.learning.order import SampleOrder, share_of
-from hatch_ray.rewards.score import Score
+from hatch_ray.rewards.score import TOTAL, Score
 from hatch_ray.sample import Sample
+from hatch_ray.systems.words import Words
+
+if TYPE_CHECKING:
+    from hatch_ray.evaluation.findings import Claim, Evaluations
 
 Messages = list[dict[str, Any]]
 """Chat messages for `apply_chat_template`, one {"type": "image"} a view, in the order of the views."""
@@ -43,6 +47,11 @@ class Stage:
     kind: Literal["pasta", "sft", "grpo"]
     title: str
     data: str = "data"
+
+    @property
+    def short(self) -> str:
+        """ "QA SFT" of "QA SFT: the answers"."""
+        return self.title.partition(":")[0]
 
 
 class Sampler(Protocol):
@@ -70,7 +79,7 @@ class Shuffled:
     """Every sample once an epoch, in an order that follows from the seed: grpo.fraction of them."""
 
     def __init__(self, config: Config, samples: Sequence[Sample]) -> None:
-        self.known = share_of(samples, config.grpo.fraction, config.seed)
+        self.known: Sequence[Sample] = share_of(samples, config.grpo.fraction, config.seed)
         self._order = SampleOrder(len(self.known), config.grpo.prompts_per_step, config.seed)
 
     def samples(self, step: int) -> list[Sample]:
@@ -86,11 +95,13 @@ class System(ABC):
     Config        the config's class: `hatch_ray.config.Config` with a section for each stage and for settings of its
                   own.
     answer_forms  what `Sample.answer_form` may be.
+    words         how tables and report show its terms, measures and evaluations; by their names where nothing is said.
     """
 
     Config: ClassVar[type[Config]]
     stages: ClassVar[tuple[Stage, ...]]
     answer_forms: ClassVar[tuple[str, ...]]
+    words: ClassVar[Words] = Words()
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -139,6 +150,25 @@ class System(ABC):
             for place in places:
                 replies[place] = max(tried, key=earned.__getitem__)
         return {"constant": replies}
+
+    def claims(self, found: Evaluations) -> list[Claim]:
+        """What the evaluations of a run are to show, each claim judged by its 95 % interval."""
+        raised = [found.raised(f"GRPO raises the mean {name} reward", name) for name in self.weights()]
+        return raised + [
+            found.looks(f"It looks: another sample's images cost {name} reward", name) for name in self.weights()
+        ]
+
+    def rates(self) -> dict[str, str]:
+        """Terms that are rates of well-formed replies, and what usually helps: a run warns when one falls."""
+        return {}
+
+    def terms(self) -> list[str]:
+        """The names of the reward's terms and of their sum, in order."""
+        return [*self.weights(), TOTAL]
+
+    def sections(self) -> list[str]:
+        """The sections of the config that the run's stages take their data from, in the order of the stages."""
+        return list(dict.fromkeys(stage.data for stage in self.stages if stage.name in self.config.stages))
 
     def stage(self, name: str) -> Stage:
         """The stage of this name. Raises KeyError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from hatch_ray.config import Config
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
@@ -13,6 +13,10 @@ from hatch_ray.sample import ANSWER_FORMS, Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
 from hatch_ray.systems.hatch.config import HatchConfig
 from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
+from hatch_ray.systems.words import Shown, Words
+
+if TYPE_CHECKING:
+    from hatch_ray.evaluation.findings import Claim, Evaluations
 
 
 class Hatch(System):
@@ -24,6 +28,16 @@ class Hatch(System):
         Stage("qa_sft", "sft", "QA SFT: the answers"),
         Stage("cold_start", "sft", "Cold start: the form of actions and answer"),
         Stage("grpo", "grpo", "GRPO: better actions and answers"),
+    )
+    words = Words(
+        shown={
+            "format": Shown(digits=2),
+            "d_t": Shown("d_t (m)", "error, m", "error of place, metres", "off by {:.2f} m", 2),
+            "d_r": Shown("d_r (deg)", "error, °", "error of direction, degrees", "{:.0f}°", 1),
+        },
+        tabled=("action", "answer"),
+        medians=("errors", "readable plans"),
+        labels={"qa_sft": "QA SFT, direct", "cold_start": "after cold start", "still": "do not move"},
     )
 
     def mode(self, stage: str) -> Mode:
@@ -48,9 +62,21 @@ class Hatch(System):
         return RewardTarget.from_sample(sample, self.mode(stage))
 
     def blind_replies(self, samples: Sequence[Sample]) -> dict[str, list[str]]:
-        from hatch_ray.evaluation.baselines import constant_replies, still_replies  # reward actors need none of it
+        from hatch_ray.systems.hatch.baselines import constant_replies, still_replies  # reward actors need none of it
 
         return {"constant": constant_replies(samples, self.config.reward), "still": still_replies(samples)}
+
+    def claims(self, found: Evaluations) -> list[Claim]:
+        from hatch_ray.systems.hatch.claims import claims  # reward actors need none of it
+
+        return claims(found)
+
+    def rates(self) -> dict[str, str]:
+        grpo = self.config.grpo
+        return {
+            "format": f"lower grpo.lr ({grpo.lr:g}) or grpo.temperature ({grpo.temperature:g}), raise grpo.beta "
+            f"({grpo.beta:g}) or reward.format_weight; see the reasons format:... in samples/grpo.jsonl"
+        }
 
     def score(self, text: str, target: RewardTarget) -> Score:
         return score_reply(text, target, self.config.reward)
