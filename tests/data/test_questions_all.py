@@ -17,7 +17,6 @@ from hatch_ray.data.questions.choices import LETTERS
 from hatch_ray.data.rooms import Room
 from hatch_ray.data.scene import SceneObject
 from hatch_ray.data.store import read_dataset
-from hatch_ray.evaluation.baselines import constant_replies, still_replies
 from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.heldout import summarise
 from hatch_ray.geometry.boxes import box_iou
@@ -28,6 +27,7 @@ from hatch_ray.protocol.prompt import gold_reply, sample_prompt
 from hatch_ray.rewards.answer import score_text
 from hatch_ray.sample import Sample
 from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from hatch_ray.systems.hatch.baselines import constant_replies, still_replies
 from tests.support.hatch import encoder_of, judged, total
 
 MARKS = {
