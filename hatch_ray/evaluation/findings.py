@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from hatch_ray.evaluation.heldout import SWAPPED, compare, read_rows, read_summary
+from hatch_ray.evaluation.heldout import SWAPPED, compare, read_rows, read_table
 from hatch_ray.evaluation.intervals import Interval, Verdict, verdict
 from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.systems.base import System
@@ -41,14 +41,8 @@ def interval_text(interval: Mapping[str, Any] | None, digits: int = 3) -> str:
     return f"{interval['value']:.{digits}f} ({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"
 
 
-def patch_retrieval(run: RunFolder) -> dict[str, Any] | None:
-    """RUN/eval/patch_retrieval.json (PaStA's accuracy before and after), or None when it was not measured."""
-    path = run.evaluation("patch_retrieval")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
 def retrieval_text(found: Mapping[str, Any]) -> str:
-    """Both accuracies: "0.571 (0.550 to 0.594) -> 0.616 (0.596 to 0.640)"."""
+    """Of patch_retrieval.json, before and after PaStA: "0.571 (0.550 to 0.594) -> 0.616 (0.596 to 0.640)"."""
     return " -> ".join(interval_text({"value": found[when]["mean"], **found[when]}) for when in ("before", "after"))
 
 
@@ -107,7 +101,7 @@ class Evaluations:
         found = self.grpo["overall"].get(term) if self.grpo else None
         if found is None:
             return claim(text)
-        swapped = read_summary(self.run, FINAL + SWAPPED)
+        swapped = read_table(self.run, FINAL + SWAPPED)
         blind = interval_text(swapped["overall"].get(term)) if swapped else "not measured"
         measured = f"{interval_text(found)}; final with another question's images: {blind}"
         return claim(text, measured, found, verdict(found, above=above))

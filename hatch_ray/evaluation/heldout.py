@@ -141,8 +141,8 @@ def write_evaluation(run: RunFolder, name: str, rows: Sequence[Row], bootstrap: 
     return summary
 
 
-def read_summary(run: RunFolder, name: str) -> dict[str, Any] | None:
-    """RUN/eval/<name>.json, or None when that evaluation was not made."""
+def read_table(run: RunFolder, name: str) -> Any:
+    """RUN/eval/<name>.json: a summary, or what else lies there; None when it was not made."""
     path = run.evaluation(name)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from hatch_ray.evaluation.findings import FINAL, compared, patch_retrieval, retrieval_text
-from hatch_ray.evaluation.heldout import SWAPPED, read_summary
+from hatch_ray.evaluation.findings import FINAL, compared, retrieval_text
+from hatch_ray.evaluation.heldout import SWAPPED, read_table
 from hatch_ray.rewards.score import TOTAL
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.systems.base import System
@@ -98,21 +97,19 @@ def task_table(system: System, before: Summary, after: Summary, swapped: Summary
 
 def print_evaluation(system: System, run: RunFolder, console: Console) -> None:
     """The run's tables and its claims, from RUN/eval. Raises ValueError when nothing was evaluated yet."""
-    path = run.evaluation("comparison")
-    if not path.exists():
+    found = read_table(run, "comparison")
+    if found is None:
         raise ValueError(f"{run.path} has no evaluation yet; run `hatch eval {run.path}`")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    summaries = {name: summary for name in found["models"] if (summary := read_summary(run, name))}
+    summaries = {name: summary for name in found["models"] if (summary := read_table(run, name))}
     if not summaries:
         raise ValueError(f"{run.path} has no evaluated model; run `hatch eval {run.path}`")
     console.print(model_table(system, found["labels"], list(summaries.values())))
     before, after = compared(system, run, list(summaries))
     if before and after:
         console.print(task_table(system, summaries[before], summaries[after], summaries.get(after + SWAPPED)))
-    if (retrieval := patch_retrieval(run)) is not None:
-        console.print(
-            f"Patch retrieval accuracy of the image encoder ({retrieval['n']} patches): {retrieval_text(retrieval)}"
-        )
+    if retrieval := read_table(run, "patch_retrieval"):
+        patches = f"{retrieval['n']} patches"
+        console.print(f"Patch retrieval accuracy of the image encoder ({patches}): {retrieval_text(retrieval)}")
     console.print("Shown by 95 % intervals:")
     for claim in found["claims"]:
         measured = "" if claim["measured"] == "not measured" else f": {claim['measured']}"

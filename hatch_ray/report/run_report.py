@@ -5,14 +5,12 @@ The page shows what lies in the run folder and says what is missing; it computes
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -23,7 +21,7 @@ from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.images import load_image, shrink
 from hatch_ray.data.markers import draw_marks
 from hatch_ray.evaluation.findings import compared, models_among
-from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows
+from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, read_table
 from hatch_ray.evaluation.tables import by_task, measures_of
 from hatch_ray.geometry.actions import compose
 from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
@@ -61,7 +59,7 @@ def write_report(run: RunFolder) -> Path:
     if not run.config_path.is_file():
         raise ValueError(f"{run.path} is not a run folder (no config.yaml)")
     system: System = system_of(load_config(run.config_path))
-    comparison = _json(run.evaluation("comparison"))
+    comparison = read_table(run, "comparison")
     before, after = compared(system, run, comparison["models"]) if comparison else (None, None)
     labels = comparison["labels"] if comparison else {}
     metrics = read_jsonl(run.metrics_path)
@@ -79,7 +77,7 @@ def write_report(run: RunFolder) -> Path:
                 for claim in (comparison["claims"] if comparison else [])
             ],
             evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
-            retrieval=_json(run.evaluation("patch_retrieval")),
+            retrieval=read_table(run, "patch_retrieval"),
             stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
             cards=_cards(system, run, before, after) if after else [],
             before_label=labels.get(before, before or ""),
@@ -92,10 +90,6 @@ def write_report(run: RunFolder) -> Path:
     )
     write_atomic(run.report_path, page)
     return run.report_path
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _stages(system: System) -> list[Stage]:
@@ -143,21 +137,16 @@ def _data_words(data: DataConfig) -> str:
 
 def _machine() -> str:
     """CPU, its cores that may be used, memory and GPUs."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    gpus = [
-        line.split(":", 1)[1].strip()
-        for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
-        for line in path.read_text().splitlines()
-        if line.startswith("Model:")
-    ]
-    cores = len(os.sched_getaffinity(0))
-    return ", ".join([f"{cores} × {cpu}", f"{psutil.virtual_memory().total / 2**30:.0f} GiB", *gpus])
+    cpu = next(iter(_named(Path("/proc/cpuinfo"), "model name")), platform.processor() or platform.machine())
+    gpus = [name for path in Path("/proc/driver/nvidia/gpus").glob("*/information") for name in _named(path, "Model")]
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return ", ".join([f"{len(os.sched_getaffinity(0))} × {cpu}", memory, *gpus])
+
+
+def _named(path: Path, name: str) -> list[str]:
+    """The values of this name in a file of "name : value" lines; an absent file has none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
 
 
 def _duration(seconds: float) -> str:
@@ -188,8 +177,7 @@ def _missing(system: System, run: RunFolder, comparison: Row | None) -> list[str
 
 def _evaluation(system: System, run: RunFolder, comparison: Row, before: str | None, after: str | None) -> Row | None:
     labels = comparison["labels"]
-    found = [(name, _json(run.evaluation(name))) for name in comparison["models"]]
-    summaries = {name: summary for name, summary in found if summary is not None}
+    summaries = {name: summary for name in comparison["models"] if (summary := read_table(run, name))}
     if not summaries:
         return None
     controls = len(summaries) - len(models_among(system, list(summaries)))
@@ -342,7 +330,7 @@ def _plan(after: Row, before: Row | None) -> str | None:
 
 def _matches(run: RunFolder) -> list[Row]:
     pairs: list[Row] = []
-    for match in _json(run.evaluation("patch_matches")) or []:
+    for match in read_table(run, "patch_matches") or []:
         try:
             views = [shrink(load_image(run.moved(path)), IMAGE_PIXELS) for path in match["images"]]
         except ValueError as error:

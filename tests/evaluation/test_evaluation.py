@@ -12,7 +12,7 @@ from rich.console import Console
 from hatch_ray.config import make_config
 from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import write_findings
-from hatch_ray.evaluation.heldout import compare, read_rows, read_summary, score_rows, summarise, write_evaluation
+from hatch_ray.evaluation.heldout import compare, read_rows, read_table, score_rows, summarise, write_evaluation
 from hatch_ray.evaluation.intervals import Bootstrap
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.protocol.prompt import gold_reply
@@ -192,7 +192,7 @@ def test_findings_and_tables_of_a_whole_run(tmp_path):
     found = write_findings(SYSTEM, run, 200, 0)
     assert found["models"] == list(replies)
     assert [claim["holds"] for claim in found["claims"]] == [None, "yes", "yes", "yes", "yes", "no"]
-    assert read_summary(run, "final")["samples"] == len(SAMPLES)
+    assert read_table(run, "final")["samples"] == len(SAMPLES)
     assert read_rows(run, "final")[0]["plans"][0]["from"] == 0
     console = Console(width=100, record=True)
     print_evaluation(SYSTEM, run, console)

@@ -16,7 +16,7 @@ from hatch_ray.config import Config, load_config, make_config, save_config
 from hatch_ray.config_sections import DataConfig, SftConfig
 from hatch_ray.data.store import write_dataset
 from hatch_ray.evaluation.findings import write_findings
-from hatch_ray.evaluation.heldout import read_rows, read_summary, score_rows, write_evaluation
+from hatch_ray.evaluation.heldout import read_rows, read_table, score_rows, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.report.data_page import show_dataset
 from hatch_ray.report.run_report import write_report
@@ -111,12 +111,12 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_what_it_measures_is_summed_up_and_compared(run):
-    summary = read_summary(run, "final")
+    summary = read_table(run, "final")
     assert list(summary["overall"]) == ["count", "manners", "total", "off_by"]
     assert summary["overall"]["count"]["value"] == pytest.approx(20 / 24)
     assert summary["overall"]["manners"]["n"] == summary["overall"]["off_by"]["n"] == 20
     assert summary["tasks"]["lamps"]["off_by"]["value"] == 0.0
-    assert read_summary(run, "base")["overall"].get("off_by") is None
+    assert read_table(run, "base")["overall"].get("off_by") is None
     found = json.loads(run.evaluation("comparison").read_text())
     assert found["models"] == ["base", "lesson", "final", "final_swapped", "constant"]
     assert found["labels"]["lesson"] == "after Lesson"

@@ -7,16 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.evaluation.findings import (
-    FINAL,
-    Claim,
-    Evaluations,
-    claim,
-    interval_text,
-    patch_retrieval,
-    retrieval_text,
-)
-from hatch_ray.evaluation.heldout import SWAPPED, Row, in_order_of, read_summary, term
+from hatch_ray.evaluation.findings import FINAL, Claim, Evaluations, claim, interval_text, retrieval_text
+from hatch_ray.evaluation.heldout import SWAPPED, Row, in_order_of, read_table, term
 from hatch_ray.evaluation.intervals import Bootstrap, Interval, all_hold, verdict
 
 VALID_FORMAT = 0.95
@@ -37,7 +29,7 @@ def claims(found: Evaluations) -> list[Claim]:
 
 def _retrieval(found: Evaluations) -> Claim:
     text = "PaStA raises patch retrieval"
-    table = patch_retrieval(found.run)
+    table = read_table(found.run, "patch_retrieval")
     if table is None:
         return claim(text)
     gain = _retrieval_gain(table, found.bootstrap, found.seed)
@@ -59,7 +51,7 @@ def _retrieval_gain(table: dict[str, Any], bootstrap: int, seed: int) -> Interva
 
 def _format(found: Evaluations) -> Claim:
     text = f"Cold start brings valid format to {100 * VALID_FORMAT:g} % or more"
-    summary = read_summary(found.run, "cold_start")
+    summary = read_table(found.run, "cold_start")
     if summary is None:
         return claim(text)
     rate = summary["overall"]["format"]
