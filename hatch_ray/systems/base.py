@@ -153,10 +153,10 @@ class System(ABC):
 
     def claims(self, found: Evaluations) -> list[Claim]:
         """What the evaluations of a run are to show, each claim judged by its 95 % interval."""
-        raised = [found.raised(f"GRPO raises the mean {name} reward", name) for name in self.weights()]
-        return raised + [
-            found.looks(f"It looks: another sample's images cost {name} reward", name) for name in self.weights()
-        ]
+        terms, looks = self.weights(), "It looks: another sample's images cost"
+        trained = terms if any(stage.kind == "grpo" for stage in self.stages) else ()
+        raised = [found.raised(f"GRPO raises the mean {name} reward", name) for name in trained]
+        return raised + [found.looks(f"{looks} {name} reward", name) for name in terms]
 
     def rates(self) -> dict[str, str]:
         """Terms that are rates of well-formed replies, and what usually helps: a run warns when one falls."""
