@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from actors.plan import describe
 from hatch_ray.config import Config, load_config, make_config, save_config
 from hatch_ray.config_sections import DataConfig, SftConfig
-from hatch_ray.data.store import write_dataset
+from hatch_ray.data.store import DatasetWriter, read_dataset
 from hatch_ray.evaluation.findings import write_findings
 from hatch_ray.evaluation.heldout import read_rows, read_table, score_rows, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation
@@ -22,7 +23,7 @@ from hatch_ray.report.data_page import show_dataset
 from hatch_ray.report.run_report import write_report
 from hatch_ray.rewards.score import Score
 from hatch_ray.run_folder import RunFolder
-from hatch_ray.sample import Sample, View
+from hatch_ray.sample import Sample
 from hatch_ray.systems import system_of
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
 from tests.support.pictures import photo
@@ -48,7 +49,13 @@ class Counting(System):
         return {"count": 1.0, "manners": 0.5}
 
     def build(self, section: str, split: Split, out: Path, report: Progress | None = None) -> None:
-        write_dataset(out, [])
+        with DatasetWriter(out) as writer:
+            for index in range(24):
+                hall, answer = f"hall{index // 2}", str(index % 5)
+                views = tuple(writer.add_photo(f"{hall}-{index}", place, np.array(photo(index))) for place in (0, 1))
+                task = ("chairs", "lamps")[index % 2]
+                writer.add(Sample(f"q{index}", hall, task, "count", "How many?", answer, views))
+            writer.summary = {"source": {"clips_found": 24}}
 
     def prompt(self, sample: Sample, stage: str) -> Messages:
         return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}]
@@ -72,22 +79,14 @@ class Counting(System):
 SYSTEM = f"{__name__}:Counting"
 
 
-def make_samples(folder: Path) -> list[Sample]:
-    for index in range(24):
-        photo(index).save(folder / f"{index}.png")
-    return [
-        Sample(f"q{index}", f"hall{index // 2}", ("chairs", "lamps")[index % 2], "count", "How many?", str(index % 5),
-               tuple(View(folder / f"{number}.png") for number in (index, (index + 1) % 24)))
-        for index in range(24)
-    ]  # fmt: skip
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A run whose lesson taught the form, and whose GRPO taught to look."""
     run = RunFolder(tmp_path / "run")
     save_config(make_config({"system": SYSTEM, "run_dir": str(run.path)}), run.config_path)
-    system, samples = system_of(load_config(run.config_path)), make_samples(tmp_path)
+    system = system_of(load_config(run.config_path))
+    system.build("harder", "heldout", tmp_path / "built")
+    samples = read_dataset(tmp_path / "built")
 
     def say(reply: Callable[[int], str]) -> list[str]:
         return [reply(int(sample.answer)) for sample in samples]
@@ -163,8 +162,6 @@ def test_data_of_an_unknown_kind_are_called_by_their_name(run, tmp_path):
     said = console.export_text()
     assert "data: clips, 1500 training and 300 held-out samples" in said
     assert "harder: clips, 77 training" in said and "Lesson: numbers" in said
-    write_dataset(tmp_path / "built", make_samples(tmp_path)[:2])
-    (tmp_path / "built" / "summary.json").write_text(json.dumps({"source": {"clips_found": 3}}))
     assert "How many?" in show_dataset(tmp_path / "built", tmp_path / "page.html").read_text()
 
 
