@@ -1,4 +1,4 @@
-"""docs/performance.md from bench/results/*.json. Results that are not there are named as not measured.
+"""docs/performance.md from bench/results/*.json. Sections without results stand at its end.
 
 python -m bench.page
 """
@@ -18,20 +18,21 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 HEAD = """\
 # Performance
 
-Made by `make bench`, `make bench-serve`, `make bench-start` and `make bench-cluster` from `bench/results/*.json`; each
-section names the command that measures it alone, and what is compared is measured in one run of it.
+Made by `make bench`, `make bench-serve`, `make bench-start` and `make bench-cluster` from `bench/results/*.json`. Each
+section names the command that measures it alone; what is compared is measured in one run of it. A section without a
+machine is of the machine above.
 """
 
 
 LEARNER_TEXT = """\
-One update (reference, policy, loss, backward, AdamW) for completions a second. **shared**: a group is one row, prompt
-and images once. **naive**: a prompt and images for every completion, by the same code. **trl**, where it is given: the
-loss of TRL's GRPOTrainer. rho = G (P + R) / (P + G R) is what the tokens alone allow; MFU counts unique tokens only,
-against the best large matrix product of the same run (on a GPU: the maker's figure).
+Completions a second of one update (reference, policy, loss, backward, AdamW). **shared**: prompt and images once for a
+group. **naive**: once for every completion, by the same code. **trl**: the loss of TRL's GRPOTrainer. rho = G (P + R) /
+(P + G R) is what the tokens alone allow. MFU counts unique tokens, against the best large matrix product of the run (on
+a GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
-Phases of our step, seconds (the driver waits while the learner learns, and prepares the next step's images meanwhile):
+Phases of our step, seconds (while the learner learns, the driver prepares the next step's images, then waits):
 
 ![Phases of a step](images/phases.svg)
 
@@ -54,19 +55,15 @@ def machine(found: dict[str, Any]) -> str:
 
 def learner(found: dict[str, Any]) -> str:
     """Samples a second of an update, by way."""
-    ways = list(found["rows"][0]["ways"])
-    against = [way for way in ways if way != "shared"]
-    headings = ["model, images", "P", "rho", *(f"{way}, /s" for way in ways), *(f"shared / {way}" for way in against)]
-    headings += ["shared / naive, of rho", "MFU shared"]
+    against = [way for way in found["rows"][0]["ways"] if way != "shared"]
+    headings = ["model, images", "rho", "shared, /s", *(f"shared / {way}" for way in against), "MFU shared"]
     rows = []
     for row in found["rows"]:
-        speed = {way: row["ways"][way]["samples_per_s"] for way in ways}
-        gains = [speed["shared"] / speed[way] for way in against]
-        share = f"{speed['shared'] / speed['naive'] / row['rho']:.0%}" if "naive" in speed else "-"
+        speed = {way: row["ways"][way]["samples_per_s"] for way in ("shared", *against)}
         rows.append([
-            f"{row['parameters'] / 1e6:.0f} M, {row['images']} x {row['pixels']} px", str(row["prompt_tokens"]),
-            f"{row['rho']:.2f}", *(f"{speed[way]:.1f}" for way in ways), *(f"{gain:.2f}" for gain in gains),
-            share, f"{row['ways']['shared']['mfu_unique']:.1%}",
+            f"{row['parameters'] / 1e6:.0f}M, {row['images']}x{row['pixels']} px", f"{row['rho']:.2f}",
+            f"{speed['shared']:.1f}", *(f"{speed['shared'] / speed[way]:.2f}" for way in against),
+            f"{row['ways']['shared']['mfu_unique']:.1%}",
         ])  # fmt: skip
     return LEARNER_TEXT + table(headings, rows)
 
@@ -75,14 +72,13 @@ def step(found: dict[str, Any]) -> str:
     """Whole steps against TRL, and their phases."""
     rows, parts = [], []
     for row in found["rows"]:
-        name = f"{row['shape']}, {row['images']} x {row['pixels']} px"
+        name = f"{row['shape'].upper()}, {row['images']}x{row['pixels']} px"
         ours, other = row["ours"], row.get("trl")
         rows.append([name, f"{ours['seconds']:.2f}", f"{other['seconds']:.2f}" if other else "-",
-                     f"{other['seconds'] / ours['seconds']:.2f}" if other else "-", f"{ours['reply_tokens']:.0f}",
-                     f"{other['reply_tokens']:.0f}" if other else "-",
+                     f"{other['seconds'] / ours['seconds']:.2f}" if other else "-",
                      f"{ours['processed_per_image']:.2f}"])  # fmt: skip
         parts.append([name, *(f"{ours['phases'][phase]:.3f}" for phase in ours["phases"])])
-    headings = ["model, images", "ours, s", "TRL, s", "TRL / ours", "reply tokens, ours", "TRL", "processed / image"]
+    headings = ["model, images", "ours, s", "TRL, s", "TRL / ours", "processed / image"]
     return table(headings, rows) + PHASES_TEXT + table(["model, images", *found["rows"][0]["ours"]["phases"]], parts)
 
 
@@ -95,8 +91,8 @@ def growth(found: dict[str, Any]) -> str:
     load = found["command"]
     text = (
         f"Base: {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
-        f"R = {load['reply']}, 7 M; each phase alone, on all cores. Waits are not here: in a whole step engines and\n"
-        "learner wait for each other's phase. An exponent of 1 is growth in proportion.\n\n"
+        f"R = {load['reply']}, 7 M; each phase alone, on all cores,\n"
+        "without waits. An exponent of 1 is growth in proportion.\n\n"
     )
     return text + table(["", *phases], rows)
 
@@ -104,22 +100,15 @@ def growth(found: dict[str, Any]) -> str:
 def rollouts(found: dict[str, Any]) -> str:
     """Rollouts against bare vLLM, and a sync by each carrier."""
     measured, sync = found["rollouts"], found["sync"]
-    speeds = [
-        [measured["tokens"][way] / measured["seconds"][way][which] for way in ("vllm", "actor")]
-        for which in ("median", "least")
-    ]
+    bare, actor = (measured["tokens"][way] / measured["seconds"][way]["median"] for way in ("vllm", "actor"))
+    fastest = measured["seconds"]["vllm"]["least"] / measured["seconds"]["actor"]["least"]
     parts = {"copy": "the learner waits: copy in memory", "memory_copy": "a memory copy of the same bytes",
              "send": "checksum and carrier (in a thread)",
              "engine": "the engine: fetch, checksum, reload, empty caches"}  # fmt: skip
     carriers = list(sync["parts"])
     return (
-        table(
-            ["rollouts, tokens/s", "median", "of bare vLLM", "fastest round", "of bare vLLM"],
-            [["vLLM called directly", *(cell for bare, _ in speeds for cell in (f"{bare:.0f}", "100 %"))],
-             ["through the rollout actor",
-              *(cell for bare, actor in speeds for cell in (f"{actor:.0f}", f"{actor / bare:.1%}"))]],
-        )
-        + "\nBoth sample the same tokens, in turn. Where the two shares differ, the machine was not quiet.\n\n"
+        f"vLLM called directly: {bare:.0f} tokens a second (median). The same tokens through the rollout actor: "
+        f"{actor:.0f},\n{actor / bare:.1%} (the fastest rounds: {fastest:.1%}).\n\n"
         + table(
             [f"sync of {sync['bytes'] / 2**20:.1f} MiB, ms", *(f"`{carrier}`" for carrier in carriers)],
             [[words, *(f"{1000 * sync['parts'][carrier][name]:.1f}" for carrier in carriers)]
@@ -144,23 +133,13 @@ def serve(found: dict[str, Any]) -> str:
     measured = [(f"{shape}, {way}", one) for shape, ways in found["models"].items() for way, one in ways.items()]
     for name, figures in measured:
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
-        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "served", "added", "outside", "own")]
-        rates = [f"{speeds[part]:.1f}" for part in ("bare", "served")]
-        rows.append([name, *milliseconds, *rates, f"{figures['share']:.1%}"])
-    headings = [
-        "model, ingress",
-        "bare engine, ms",
-        "service, ms",
-        "added, ms",
-        "outside the engine, ms",
-        "of that the replica, ms",
-        "bare, requests/s",
-        "service",
-        "of bare",
-    ]
+        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "added", "outside", "own")]
+        rows.append([name, *milliseconds, f"{speeds['served']:.1f}", f"{figures['share']:.1%}"])
+    headings = ["model, ingress", "bare engine, ms", "added, ms", "outside engine, ms", "in replica, ms"]
+    headings += ["requests/s", "of bare"]
     return (
         f"Two images a request, {command['tokens']} new tokens. Medians of {command['rounds']} requests one at a time; "
-        f"requests a second of {command['clients']} clients. Ingress: Ray Serve's own proxy, as shipped, or "
+        f"requests a second of {command['clients']} clients.\nIngress: Ray Serve's own proxy (default) or "
         f"`serve.haproxy=true`.\n\n{table(headings, rows)}"
     )
 
@@ -169,27 +148,18 @@ def serve_load(found: dict[str, Any]) -> str:
     """A long mixed load: statuses, times, memory."""
     statuses = ", ".join(f"{count} x {status}" for status, count in found["statuses"].items())
     times, memory = found["milliseconds"], found["memory_mb"]
-    shares = (0, 0.1, 0.25, 0.5, 1)
-    rows = [
-        [f"after {share * found['minutes']:g} minutes", *(f"{mb:.0f}" for mb in at(memory, share).values())]
-        for share in shares
-    ]
+    first, last = memory[0], memory[-1]
+    grown = ", ".join(f"{name} {first[name]:.0f} to {last[name]:.0f}" for name in first)
     return (
         f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed, over more images "
-        f"than the engine keeps: {statuses} (left: the client went away). Good ones took {times['p50']:.0f} ms (p50), "
-        f"{times['p95']:.0f} (p95), {times['p99']:.0f} (p99).\n\n" + table(["memory (PSS), MB", *memory[0]], rows)
+        f"than the engine keeps: {statuses}\n(left: the client went away). Good ones took {times['p50']:.0f} ms (p50), "
+        f"{times['p95']:.0f} (p95), {times['p99']:.0f} (p99).\nMemory (PSS) from start to end, MB: {grown}.\n"
     )
 
 
-def at(values: list[dict[str, float]], share: float) -> dict[str, float]:
-    """The value of a series at a share of its length."""
-    return values[round(share * (len(values) - 1))]
-
-
 SCALING_TEXT = """\
-A reward is made ten times dearer (judges **sleep**, beside the real reward function) while one pool goes on.
-**scaled**: between the number at the start and the most, by queue; **fixed**: the number at the start. A wait is from
-the end of sampling to the score.
+Rewards take ten times as long (judges **sleep**, beside the real reward function) while one pool works on. **scaled**:
+the number of actors follows the queue; **fixed**: it stays. A wait is from the end of sampling to the score.
 
 """
 
@@ -197,20 +167,25 @@ the end of sampling to the score.
 def scaling(found: dict[str, Any]) -> str:
     """Waits of a pool that may grow and of one that may not, and throughput by actors."""
     rows = []
-    for name in ("scaled", "fixed"):
-        for phase in ("cheap", "first dear batches", "dear", "cheap again"):
-            row = found[name][phase]
-            rows.append([f"{name}: {phase}", str(row["actors"]), f"{row['p50_s']:.2f}", f"{row['p95_s']:.2f}"])
+    phases_of = {
+        "cheap": "fast",
+        "first dear batches": "first slow batches",
+        "dear": "slow",
+        "cheap again": "fast again",
+    }
+    for phase, name in phases_of.items():
+        scaled, fixed = found["scaled"][phase], found["fixed"][phase]
+        rows.append([name, str(scaled["actors"]),
+                     *(f"{row[part]:.2f}" for row in (scaled, fixed) for part in ("p50_s", "p95_s"))])  # fmt: skip
     checks = [found[name]["checks"] for name in ("scaled", "fixed")] + [found["throughput_checks"]]
     words = ", ".join(f"{name.replace('_', ' ')} {sum(check[name] for check in checks)}" for name in checks[0])
-    speeds = [
-        [str(row["actors"]), f"{row['scores_per_s']:.1f}", f"{row['of_ideal']:.0%}"] for row in found["throughput"]
-    ]
+    speeds = ", ".join(
+        f"{row['scores_per_s']:.1f} with {row['actors']} ({row['of_ideal']:.0%})" for row in found["throughput"]
+    )
     return (
         SCALING_TEXT
-        + table(["batches", "actors at their end", "wait p50, s", "p95, s"], rows)
-        + f"\nScores: {words}.\n\n"
-        + table(["reward actors", "scores/s", "of what the sleeps allow"], speeds)
+        + table(["rewards", "actors, scaled", "p50, s", "p95, s", "p50 fixed, s", "p95 fixed, s"], rows)
+        + f"\nScores: {words}. Scores a second (share of what the sleeps allow): {speeds} actors.\n"
     )
 
 
@@ -226,8 +201,8 @@ def planning(found: dict[str, Any]) -> str:
         ])  # fmt: skip
     own = found["driver"]
     return (
-        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker, and two runs of two\n"
-        f"of either, against runs of these sizes ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
+        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker and two runs of two of "
+        f"either,\nagainst other runs ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
         + table(["prompts x replies", "engines", "workers", "learner", "predicted, s", "measured, s", "off"], rows)
         + f"\nThe driver's own time between the phases: {1000 * own['control_per_step']:.1f} ms a step, "
         f"{1000 * own['control_per_group']:.1f} ms a group and {1000 * own['control_per_reply']:.2f} ms a reply. "
@@ -261,8 +236,7 @@ def imports(found: dict[str, Any]) -> str:
     rows = [[row["role"], f"{row['cpu_seconds']:.1f}", str(row["modules"])] for row in found["rows"]]
     return (
         "CPU seconds from the start of a process until it has imported what its role needs, the least of three.\n"
-        "What a role must do without (a judge torch, a learner worker vLLM and TRL) is a test: `test_imports.py`.\n\n"
-        + table(["process", "CPU s", "modules"], rows)
+        "`test_imports.py` tests what a role must do without.\n\n" + table(["process", "CPU s", "modules"], rows)
     )
 
 
@@ -283,9 +257,8 @@ def sft(found: dict[str, Any]) -> str:
     ]
     return (
         "One process of one thread, hatch-tiny, batches of 8 of the demo's samples: forward, backward and AdamW, ours\n"
-        "(`learning/sft.py`) and TRL's SFTTrainer, median of rounds in turn. *Tokens to share*: what one row for all\n"
-        "questions of a batch behind the same unmarked images would save: too little to give up the random order.\n\n"
-        + table(headings, rows)
+        "and TRL's SFTTrainer, median of rounds in turn. *Tokens to share*: what one row for all questions of a batch\n"
+        "behind the same images would save.\n\n" + table(headings, rows)
     )
 
 
@@ -310,16 +283,21 @@ GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pi
 
 def page() -> str:
     """The page's text from what is in bench/results."""
-    parts = [HEAD]
+    parts, missing, place = [HEAD], list[str](), ""
     for name, (title, write) in SECTIONS.items():
         path = RESULTS / f"{name}.json"
         command = GPU_COMMAND if name == "learner_gpu" else f"bench.{name}"
-        parts.append(f"## {title}\n\n    python -m {command}\n")
         if not path.exists():
-            parts.append("Not measured yet.\n")
+            missing.append(f"- {title}: `python -m {command}`")
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        parts += [write(found), machine(found)]
+        parts.append(f"## {title}\n\n    python -m {command}\n")
+        if (here := machine(found)) != place:
+            parts.append(here)
+            place = here
+        parts.append(write(found))
+    if missing:
+        parts.append("## Not measured yet\n\n" + "\n".join(missing) + "\n")
     return "\n".join(parts)
 
 
