@@ -26,16 +26,15 @@ machine is of the machine above.
 
 LEARNER_TEXT = """\
 Completions a second of one update (reference, policy, loss, backward, AdamW). **shared**: prompt and images once for a
-group. **naive**: once for every completion, by the same code. **trl**: the loss of TRL's GRPOTrainer. rho = G (P + R) /
-(P + G R) is what the tokens alone allow. MFU counts unique tokens, against the best large matrix product of the run (on
-a GPU: the maker's figure).
+group. **naive**: once for every completion, by the same code. **trl**: the loss of TRL's GRPOTrainer. With prompts of
+P tokens and G replies of R tokens, rho = G (P + R) / (P + G R) is what the tokens alone allow. MFU counts unique tokens,
+against the best large matrix product of the run (on a GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
-Phases of our step, seconds (while the learner learns, the driver prepares the next step's images, then waits):
+Phases of our step (while the learner learns, the driver prepares the next step's images, then waits):
 
 ![Phases of a step](images/phases.svg)
-
 """
 
 
@@ -70,16 +69,15 @@ def learner(found: dict[str, Any]) -> str:
 
 def step(found: dict[str, Any]) -> str:
     """Whole steps against TRL, and their phases."""
-    rows, parts = [], []
+    rows = []
     for row in found["rows"]:
         name = f"{row['shape'].upper()}, {row['images']}x{row['pixels']} px"
         ours, other = row["ours"], row.get("trl")
         rows.append([name, f"{ours['seconds']:.2f}", f"{other['seconds']:.2f}" if other else "-",
                      f"{other['seconds'] / ours['seconds']:.2f}" if other else "-",
                      f"{ours['processed_per_image']:.2f}"])  # fmt: skip
-        parts.append([name, *(f"{ours['phases'][phase]:.3f}" for phase in ours["phases"])])
     headings = ["model, images", "ours, s", "TRL, s", "TRL / ours", "processed / image"]
-    return table(headings, rows) + PHASES_TEXT + table(["model, images", *found["rows"][0]["ours"]["phases"]], parts)
+    return table(headings, rows) + PHASES_TEXT
 
 
 def growth(found: dict[str, Any]) -> str:
@@ -119,11 +117,10 @@ def rollouts(found: dict[str, Any]) -> str:
 
 def verifiers(found: dict[str, Any]) -> str:
     """Overlap and reward."""
-    names = {"overlap": "overlap matrices of two 640 x 480 views, both directions, stride 4",
-             "reward": "reward of a completion, 3 views, all terms"}  # fmt: skip
-    return table(
-        ["one core", "ms", "largest parts, by profiler"],
-        [[words, f"{found[name]['ms']:.3f}", ", ".join(found[name]["most_of_it"])] for name, words in names.items()],
+    overlap, reward = (found[name]["ms"] for name in ("overlap", "reward"))
+    return (
+        f"On one core: overlap matrices of two 640 x 480 views, both directions, stride 4: {overlap:.2f} ms; reward of a\n"
+        f"completion, 3 views, all terms: {reward:.2f} ms.\n"
     )
 
 
