@@ -27,8 +27,8 @@ machine is of the machine above.
 LEARNER_TEXT = """\
 Completions a second of one update (reference, policy, loss, backward, AdamW). **shared**: prompt and images once for a
 group. **naive**: once for every completion, by the same code. **trl**: the loss of TRL's GRPOTrainer. With prompts of
-P tokens and G replies of R tokens, rho = G (P + R) / (P + G R) is what the tokens alone allow. MFU counts unique tokens,
-against the best large matrix product of the run (on a GPU: the maker's figure).
+P tokens and G replies of R tokens, rho = G (P + R) / (P + G R) is what the tokens alone allow. MFU counts unique
+tokens, against the best large matrix product of the run (on a GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
@@ -119,8 +119,8 @@ def verifiers(found: dict[str, Any]) -> str:
     """Overlap and reward."""
     overlap, reward = (found[name]["ms"] for name in ("overlap", "reward"))
     return (
-        f"On one core: overlap matrices of two 640 x 480 views, both directions, stride 4: {overlap:.2f} ms; reward of a\n"
-        f"completion, 3 views, all terms: {reward:.2f} ms.\n"
+        f"On one core: overlap matrices of two 640 x 480 views, both directions, stride 4: {overlap:.2f} ms; reward of\n"
+        f"a completion, 3 views, all terms: {reward:.2f} ms.\n"
     )
 
 
