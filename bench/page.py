@@ -119,8 +119,8 @@ def verifiers(found: dict[str, Any]) -> str:
     """Overlap and reward."""
     overlap, reward = (found[name]["ms"] for name in ("overlap", "reward"))
     return (
-        f"On one core: overlap matrices of two 640 x 480 views, both directions, stride 4: {overlap:.2f} ms; reward of\n"
-        f"a completion, 3 views, all terms: {reward:.2f} ms.\n"
+        f"On one core: overlap matrices of two 640 x 480 views, both directions, stride 4: {overlap:.2f} ms;\n"
+        f"reward of a completion, 3 views, all terms: {reward:.2f} ms.\n"
     )
 
 
