@@ -25,10 +25,10 @@ machine is of the machine above.
 
 
 LEARNER_TEXT = """\
-Completions a second of one update (reference, policy, loss, backward, AdamW). **shared**: prompt and images once for a
-group. **naive**: once for every completion, by the same code. **trl**: the loss of TRL's GRPOTrainer. With prompts of
-P tokens and G replies of R tokens, rho = G (P + R) / (P + G R) is what the tokens alone allow. MFU counts unique
-tokens, against the best large matrix product of the run (on a GPU: the maker's figure).
+Completions a second of one update (reference, policy, loss, backward, AdamW) with the largest images measured.
+**shared**: prompt and images once for a group; **naive**: once for every completion, by the same code; **trl**: the
+loss of TRL's GRPOTrainer. With prompts of P tokens and G replies of R, rho = G (P + R) / (P + G R) is what the tokens
+alone allow. MFU counts unique tokens, against the best large matrix product (on a GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
@@ -53,11 +53,13 @@ def machine(found: dict[str, Any]) -> str:
 
 
 def learner(found: dict[str, Any]) -> str:
-    """Samples a second of an update, by way."""
+    """Samples a second of an update, by way; the JSON file has the smaller images too."""
     against = [way for way in found["rows"][0]["ways"] if way != "shared"]
     headings = ["model, images", "rho", "shared, /s", *(f"shared / {way}" for way in against), "MFU shared"]
-    rows = []
+    rows, largest = [], max(row["pixels"] for row in found["rows"])
     for row in found["rows"]:
+        if row["pixels"] < largest:
+            continue
         speed = {way: row["ways"][way]["samples_per_s"] for way in ("shared", *against)}
         rows.append([
             f"{row['parameters'] / 1e6:.0f}M, {row['images']}x{row['pixels']} px", f"{row['rho']:.2f}",
@@ -74,23 +76,22 @@ def step(found: dict[str, Any]) -> str:
         name = f"{row['shape'].upper()}, {row['images']}x{row['pixels']} px"
         ours, other = row["ours"], row.get("trl")
         rows.append([name, f"{ours['seconds']:.2f}", f"{other['seconds']:.2f}" if other else "-",
-                     f"{other['seconds'] / ours['seconds']:.2f}" if other else "-",
-                     f"{ours['processed_per_image']:.2f}"])  # fmt: skip
-    headings = ["model, images", "ours, s", "TRL, s", "TRL / ours", "processed / image"]
+                     f"{other['seconds'] / ours['seconds']:.2f}" if other else "-"])  # fmt: skip
+    headings = ["model, images", "ours, s", "TRL, s", "TRL / ours"]
     return table(headings, rows) + PHASES_TEXT
 
 
 def growth(found: dict[str, Any]) -> str:
     """Seconds of the base, and exponents."""
     phases = list(found["seconds"]["base"])
-    rows = [["seconds of the base", *(f"{found['seconds']['base'][phase]:.3f}" for phase in phases)]]
+    rows = [["seconds", *(f"{found['seconds']['base'][phase]:.3f}" for phase in phases)]]
     for name, exponents in found["exponents"].items():
-        rows.append([f"exponent: {name} doubled", *(f"{exponents[p]:.2f}" for p in phases)])
+        rows.append([f"{name} doubled", *(f"{exponents[p]:.2f}" for p in phases)])
     load = found["command"]
     text = (
         f"Base: {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
-        f"R = {load['reply']}, 7 M; each phase alone, on all cores,\n"
-        "without waits. An exponent of 1 is growth in proportion.\n\n"
+        f"R = {load['reply']}, 7 M; each phase alone.\n"
+        "*Doubled*: the exponent of the growth; 1 is in proportion.\n\n"
     )
     return text + table(["", *phases], rows)
 
@@ -100,9 +101,8 @@ def rollouts(found: dict[str, Any]) -> str:
     measured, sync = found["rollouts"], found["sync"]
     bare, actor = (measured["tokens"][way] / measured["seconds"][way]["median"] for way in ("vllm", "actor"))
     fastest = measured["seconds"]["vllm"]["least"] / measured["seconds"]["actor"]["least"]
-    parts = {"copy": "the learner waits: copy in memory", "memory_copy": "a memory copy of the same bytes",
-             "send": "checksum and carrier (in a thread)",
-             "engine": "the engine: fetch, checksum, reload, empty caches"}  # fmt: skip
+    parts = {"copy": "learner waits: copy in memory", "memory_copy": "plain memory copy",
+             "send": "thread: checksum, carrier", "engine": "engine: fetch, checksum, reload"}  # fmt: skip
     carriers = list(sync["parts"])
     return (
         f"vLLM called directly: {bare:.0f} tokens a second (median). The same tokens through the rollout actor: "
@@ -130,9 +130,9 @@ def serve(found: dict[str, Any]) -> str:
     measured = [(f"{shape}, {way}", one) for shape, ways in found["models"].items() for way, one in ways.items()]
     for name, figures in measured:
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
-        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "added", "outside", "own")]
+        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "added", "outside")]
         rows.append([name, *milliseconds, f"{speeds['served']:.1f}", f"{figures['share']:.1%}"])
-    headings = ["model, ingress", "bare engine, ms", "added, ms", "outside engine, ms", "in replica, ms"]
+    headings = ["model, ingress", "bare engine, ms", "added, ms", "outside engine, ms"]
     headings += ["requests/s", "of bare"]
     return (
         f"Two images a request, {command['tokens']} new tokens. Medians of {command['rounds']} requests one at a time; "
@@ -192,19 +192,19 @@ def planning(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         size = row["sizes"]
         rows.append([
-            f"{size['groups']} x {size['group_size']}", str(size["engines"]), str(size["workers"]),
-            "beside" if size["max_staleness"] else "in turn", f"{row['predicted']:.2f}", f"{row['measured']:.2f}",
+            f"{size['groups']}x{size['group_size']}" + (", overlapped" if size["max_staleness"] else ""),
+            str(size["engines"]), str(size["workers"]), f"{row['predicted']:.2f}", f"{row['measured']:.2f}",
             f"{row['off']:+.0%}",
         ])  # fmt: skip
     own = found["driver"]
     return (
         "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker and two runs of two of "
         f"either,\nagainst other runs ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
-        + table(["prompts x replies", "engines", "workers", "learner", "predicted, s", "measured, s", "off"], rows)
-        + f"\nThe driver's own time between the phases: {1000 * own['control_per_step']:.1f} ms a step, "
-        f"{1000 * own['control_per_group']:.1f} ms a group and {1000 * own['control_per_reply']:.2f} ms a reply. "
-        f"{1000 * own['prepare_per_group']:.1f} ms to prepare a group of two images of 112 px; "
-        f"{1000 * own['prepare_large_group']:.0f} ms in the processor for four of 401,408 pixels.\n"
+        + table(["prompts x replies", "engines", "workers", "predicted, s", "measured, s", "off"], rows)
+        + f"\nThe driver's own time: {1000 * own['control_per_step']:.1f} ms a step and "
+        f"{1000 * own['control_per_group']:.1f} ms a group, beside {1000 * own['prepare_per_group']:.1f} ms\n"
+        "to prepare a group of two images of 112 px. Four images of 401,408 pixels take "
+        f"{1000 * own['prepare_large_group']:.0f} ms in the processor.\n"
     )
 
 
@@ -285,7 +285,7 @@ def page() -> str:
         path = RESULTS / f"{name}.json"
         command = GPU_COMMAND if name == "learner_gpu" else f"bench.{name}"
         if not path.exists():
-            missing.append(f"- {title}: `python -m {command}`")
+            missing.append(f"- `python -m {command}`")
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
         parts.append(f"## {title}\n\n    python -m {command}\n")
