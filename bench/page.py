@@ -82,18 +82,15 @@ def step(found: dict[str, Any]) -> str:
 
 
 def growth(found: dict[str, Any]) -> str:
-    """Seconds of the base, and exponents."""
-    phases = list(found["seconds"]["base"])
-    rows = [["seconds", *(f"{found['seconds']['base'][phase]:.3f}" for phase in phases)]]
-    for name, exponents in found["exponents"].items():
-        rows.append([f"{name} doubled", *(f"{exponents[p]:.2f}" for p in phases)])
-    load = found["command"]
-    text = (
-        f"Base: {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
-        f"R = {load['reply']}, 7 M; each phase alone.\n"
-        "*Doubled*: the exponent of the growth; 1 is in proportion.\n\n"
+    """Seconds of the base, and exponents of the whole step; the JSON file has those of each phase."""
+    load, base = found["command"], found["seconds"]["base"]
+    grown = ", ".join(f"{name} {exponents['step']:.2f}" for name, exponents in found["exponents"].items())
+    return (
+        f"A step of {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
+        f"R = {load['reply']}, 7 M takes {base['step']:.1f} s without waits:\n"
+        f"{', '.join(f'{phase} {seconds:.2f}' for phase, seconds in base.items() if phase != 'step')}. "
+        f"Exponents of its growth when one thing doubles\n(1: in proportion): {grown}.\n"
     )
-    return text + table(["", *phases], rows)
 
 
 def rollouts(found: dict[str, Any]) -> str:
@@ -155,8 +152,8 @@ def serve_load(found: dict[str, Any]) -> str:
 
 
 SCALING_TEXT = """\
-Rewards take ten times as long (judges **sleep**, beside the real reward function) while one pool works on. **scaled**:
-the number of actors follows the queue; **fixed**: it stays. A wait is from the end of sampling to the score.
+Rewards take ten times as long (judges **sleep**) while one pool works on. **scaled**: the number of actors follows the
+queue; **fixed**: it stays. A wait is from the end of sampling to the score.
 
 """
 
@@ -176,13 +173,14 @@ def scaling(found: dict[str, Any]) -> str:
                      *(f"{row[part]:.2f}" for row in (scaled, fixed) for part in ("p50_s", "p95_s"))])  # fmt: skip
     checks = [found[name]["checks"] for name in ("scaled", "fixed")] + [found["throughput_checks"]]
     words = ", ".join(f"{name.replace('_', ' ')} {sum(check[name] for check in checks)}" for name in checks[0])
-    speeds = ", ".join(
-        f"{row['scores_per_s']:.1f} with {row['actors']} ({row['of_ideal']:.0%})" for row in found["throughput"]
+    few, many = (
+        f"{row['scores_per_s']:.1f} with {row['actors']} ({row['of_ideal']:.0%})"
+        for row in (found["throughput"][0], found["throughput"][-1])
     )
     return (
         SCALING_TEXT
         + table(["rewards", "actors, scaled", "p50, s", "p95, s", "p50 fixed, s", "p95 fixed, s"], rows)
-        + f"\nScores: {words}. Scores a second (share of what the sleeps allow): {speeds} actors.\n"
+        + f"\nScores: {words}. Scores a second (share of what the sleeps allow): {few} to {many} actors.\n"
     )
 
 
