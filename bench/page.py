@@ -161,16 +161,10 @@ queue; **fixed**: it stays. A wait is from the end of sampling to the score.
 def scaling(found: dict[str, Any]) -> str:
     """Waits of a pool that may grow and of one that may not, and throughput by actors."""
     rows = []
-    phases_of = {
-        "cheap": "fast",
-        "first dear batches": "first slow batches",
-        "dear": "slow",
-        "cheap again": "fast again",
-    }
-    for phase, name in phases_of.items():
+    names = {"cheap": "fast", "first dear batches": "first slow", "dear": "slow", "cheap again": "fast again"}
+    for phase, name in names.items():
         scaled, fixed = found["scaled"][phase], found["fixed"][phase]
-        rows.append([name, str(scaled["actors"]),
-                     *(f"{row[part]:.2f}" for row in (scaled, fixed) for part in ("p50_s", "p95_s"))])  # fmt: skip
+        rows.append([name, str(scaled["actors"]), *(f"{row['p95_s']:.2f}" for row in (scaled, fixed))])
     checks = [found[name]["checks"] for name in ("scaled", "fixed")] + [found["throughput_checks"]]
     words = ", ".join(f"{name.replace('_', ' ')} {sum(check[name] for check in checks)}" for name in checks[0])
     few, many = (
@@ -179,7 +173,7 @@ def scaling(found: dict[str, Any]) -> str:
     )
     return (
         SCALING_TEXT
-        + table(["rewards", "actors, scaled", "p50, s", "p95, s", "p50 fixed, s", "p95 fixed, s"], rows)
+        + table(["rewards", "actors, scaled", "p95 scaled, s", "p95 fixed, s"], rows)
         + f"\nScores: {words}. Scores a second (share of what the sleeps allow): {few} to {many} actors.\n"
     )
 
@@ -191,18 +185,16 @@ def planning(found: dict[str, Any]) -> str:
         size = row["sizes"]
         rows.append([
             f"{size['groups']}x{size['group_size']}" + (", overlapped" if size["max_staleness"] else ""),
-            str(size["engines"]), str(size["workers"]), f"{row['predicted']:.2f}", f"{row['measured']:.2f}",
-            f"{row['off']:+.0%}",
+            f"{size['engines']} + {size['workers']}", f"{row['measured']:.2f}", f"{row['off']:+.0%}",
         ])  # fmt: skip
     own = found["driver"]
     return (
         "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker and two runs of two of "
-        f"either,\nagainst other runs ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
-        + table(["prompts x replies", "engines", "workers", "predicted, s", "measured, s", "off"], rows)
+        "either,\nagainst other runs ([scaling.md](scaling.md)).\n\n"
+        + table(["prompts x replies", "engines + workers", "measured, s", "predicted"], rows)
         + f"\nThe driver's own time: {1000 * own['control_per_step']:.1f} ms a step and "
-        f"{1000 * own['control_per_group']:.1f} ms a group, beside {1000 * own['prepare_per_group']:.1f} ms\n"
-        "to prepare a group of two images of 112 px. Four images of 401,408 pixels take "
-        f"{1000 * own['prepare_large_group']:.0f} ms in the processor.\n"
+        f"{1000 * own['control_per_group']:.1f} ms a group; to prepare a group of two images of 112 px\n"
+        f"{1000 * own['prepare_per_group']:.1f} ms, of four of 401,408 pixels {1000 * own['prepare_large_group']:.0f} ms.\n"
     )
 
 
