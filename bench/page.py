@@ -193,8 +193,9 @@ def planning(found: dict[str, Any]) -> str:
         "either,\nagainst other runs ([scaling.md](scaling.md)).\n\n"
         + table(["prompts x replies", "engines + workers", "measured, s", "predicted"], rows)
         + f"\nThe driver's own time: {1000 * own['control_per_step']:.1f} ms a step and "
-        f"{1000 * own['control_per_group']:.1f} ms a group; to prepare a group of two images of 112 px\n"
-        f"{1000 * own['prepare_per_group']:.1f} ms, of four of 401,408 pixels {1000 * own['prepare_large_group']:.0f} ms.\n"
+        f"{1000 * own['control_per_group']:.1f} ms a group; {1000 * own['prepare_per_group']:.1f} ms\n"
+        "to prepare a group of two images of 112 px; in the processor alone, four of 401,408 pixels take "
+        f"{1000 * own['prepare_large_group']:.0f} ms.\n"
     )
 
 
