@@ -98,8 +98,8 @@ def rollouts(found: dict[str, Any]) -> str:
     measured, sync = found["rollouts"], found["sync"]
     bare, actor = (measured["tokens"][way] / measured["seconds"][way]["median"] for way in ("vllm", "actor"))
     fastest = measured["seconds"]["vllm"]["least"] / measured["seconds"]["actor"]["least"]
-    parts = {"copy": "learner waits: copy in memory", "memory_copy": "plain memory copy",
-             "send": "thread: checksum, carrier", "engine": "engine: fetch, checksum, reload"}  # fmt: skip
+    parts = {"copy": "learner waits (copy)", "send": "thread (checksum, carrier)",
+             "engine": "engine (fetch, checksum, reload)"}  # fmt: skip
     carriers = list(sync["parts"])
     return (
         f"vLLM called directly: {bare:.0f} tokens a second (median). The same tokens through the rollout actor: "
@@ -127,14 +127,13 @@ def serve(found: dict[str, Any]) -> str:
     measured = [(f"{shape}, {way}", one) for shape, ways in found["models"].items() for way, one in ways.items()]
     for name, figures in measured:
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
-        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "added", "outside")]
+        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "outside")]
         rows.append([name, *milliseconds, f"{speeds['served']:.1f}", f"{figures['share']:.1%}"])
-    headings = ["model, ingress", "bare engine, ms", "added, ms", "outside engine, ms"]
+    headings = ["model, ingress", "in a bare engine, ms", "outside engine, ms"]
     headings += ["requests/s", "of bare"]
     return (
         f"Two images a request, {command['tokens']} new tokens. Medians of {command['rounds']} requests one at a time; "
-        f"requests a second of {command['clients']} clients.\nIngress: Ray Serve's own proxy (default) or "
-        f"`serve.haproxy=true`.\n\n{table(headings, rows)}"
+        f"requests a second of {command['clients']} clients.\n\n{table(headings, rows)}"
     )
 
 
@@ -145,9 +144,9 @@ def serve_load(found: dict[str, Any]) -> str:
     first, last = memory[0], memory[-1]
     grown = ", ".join(f"{name} {first[name]:.0f} to {last[name]:.0f}" for name in first)
     return (
-        f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed, over more images "
-        f"than the engine keeps: {statuses}\n(left: the client went away). Good ones took {times['p50']:.0f} ms (p50), "
-        f"{times['p95']:.0f} (p95), {times['p99']:.0f} (p99).\nMemory (PSS) from start to end, MB: {grown}.\n"
+        f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed: {statuses} (the client "
+        f"went away).\nGood ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), {times['p99']:.0f} (p99). "
+        f"Memory (PSS) from start to end, MB: {grown}.\n"
     )
 
 
