@@ -27,8 +27,7 @@ machine is of the machine above.
 LEARNER_TEXT = """\
 Completions a second of one update (reference, policy, loss, backward, AdamW) with the largest images measured.
 **shared**: prompt and images once for a group; **naive**: once for every completion, by the same code; **trl**: the
-loss of TRL's GRPOTrainer. With prompts of P tokens and G replies of R, rho = G (P + R) / (P + G R) is what the tokens
-alone allow. MFU counts unique tokens, against the best large matrix product (on a GPU: the maker's figure).
+loss of TRL's GRPOTrainer. MFU counts unique tokens, against the best large matrix product (on a GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
@@ -55,15 +54,15 @@ def machine(found: dict[str, Any]) -> str:
 def learner(found: dict[str, Any]) -> str:
     """Samples a second of an update, by way; the JSON file has the smaller images too."""
     against = [way for way in found["rows"][0]["ways"] if way != "shared"]
-    headings = ["model, images", "rho", "shared, /s", *(f"shared / {way}" for way in against), "MFU shared"]
+    headings = ["model, images", "shared, /s", *(f"shared / {way}" for way in against), "MFU shared"]
     rows, largest = [], max(row["pixels"] for row in found["rows"])
     for row in found["rows"]:
         if row["pixels"] < largest:
             continue
         speed = {way: row["ways"][way]["samples_per_s"] for way in ("shared", *against)}
         rows.append([
-            f"{row['parameters'] / 1e6:.0f}M, {row['images']}x{row['pixels']} px", f"{row['rho']:.2f}",
-            f"{speed['shared']:.1f}", *(f"{speed['shared'] / speed[way]:.2f}" for way in against),
+            f"{row['parameters'] / 1e6:.0f}M, {row['images']}x{row['pixels']} px", f"{speed['shared']:.1f}",
+            *(f"{speed['shared'] / speed[way]:.2f}" for way in against),
             f"{row['ways']['shared']['mfu_unique']:.1%}",
         ])  # fmt: skip
     return LEARNER_TEXT + table(headings, rows)
@@ -144,8 +143,8 @@ def serve_load(found: dict[str, Any]) -> str:
     first, last = memory[0], memory[-1]
     grown = ", ".join(f"{name} {first[name]:.0f} to {last[name]:.0f}" for name in first)
     return (
-        f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed: {statuses} (the client "
-        f"went away).\nGood ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), {times['p99']:.0f} (p99). "
+        f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed: {statuses} (clients "
+        f"that went away).\nGood ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), {times['p99']:.0f} (p99). "
         f"Memory (PSS) from start to end, MB: {grown}.\n"
     )
 
