@@ -27,7 +27,7 @@ machine is of the machine above.
 LEARNER_TEXT = """\
 Completions a second of one update (reference, policy, loss, backward, AdamW) with the largest images measured.
 **shared**: prompt and images once for a group; **naive**: once for every completion, by the same code; **trl**: the
-loss of TRL's GRPOTrainer. MFU counts unique tokens, against the best large matrix product (on a GPU: the maker's figure).
+loss of TRL's GRPOTrainer. MFU counts unique tokens, against the best large matrix product (GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
@@ -144,7 +144,7 @@ def serve_load(found: dict[str, Any]) -> str:
     grown = ", ".join(f"{name} {first[name]:.0f} to {last[name]:.0f}" for name in first)
     return (
         f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed: {statuses} (clients "
-        f"that went away).\nGood ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), {times['p99']:.0f} (p99). "
+        f"that went away).\nGood ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), {times['p99']:.0f} (p99).\n"
         f"Memory (PSS) from start to end, MB: {grown}.\n"
     )
 
