@@ -144,7 +144,8 @@ def serve_load(found: dict[str, Any]) -> str:
     grown = ", ".join(f"{name} {first[name]:.0f} to {last[name]:.0f}" for name in first)
     return (
         f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed: {statuses} (clients "
-        f"that went away).\nGood ones took {times['p50']:.0f} ms (p50), {times['p95']:.0f} (p95), {times['p99']:.0f} (p99).\n"
+        f"that went away).\nMilliseconds of good ones: {times['p50']:.0f} (p50), {times['p95']:.0f} (p95), "
+        f"{times['p99']:.0f} (p99).\n"
         f"Memory (PSS) from start to end, MB: {grown}.\n"
     )
 
