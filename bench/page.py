@@ -101,8 +101,8 @@ def rollouts(found: dict[str, Any]) -> str:
              "engine": "engine (fetch, checksum, reload)"}  # fmt: skip
     carriers = list(sync["parts"])
     return (
-        f"vLLM called directly: {bare:.0f} tokens a second (median). The same tokens through the rollout actor: "
-        f"{actor:.0f},\n{actor / bare:.1%} (the fastest rounds: {fastest:.1%}).\n\n"
+        f"Tokens a second: {bare:.0f} with vLLM alone (median), {actor:.0f} through the rollout actor, "
+        f"{actor / bare:.1%} (fastest rounds: {fastest:.1%}).\n\n"
         + table(
             [f"sync of {sync['bytes'] / 2**20:.1f} MiB, ms", *(f"`{carrier}`" for carrier in carriers)],
             [[words, *(f"{1000 * sync['parts'][carrier][name]:.1f}" for carrier in carriers)]
@@ -191,10 +191,8 @@ def planning(found: dict[str, Any]) -> str:
         "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker and two runs of two of "
         "either,\nagainst other runs ([scaling.md](scaling.md)).\n\n"
         + table(["prompts x replies", "engines + workers", "measured, s", "predicted"], rows)
-        + f"\nThe driver's own time: {1000 * own['control_per_step']:.1f} ms a step and "
-        f"{1000 * own['control_per_group']:.1f} ms a group; {1000 * own['prepare_per_group']:.1f} ms\n"
-        "to prepare a group of two images of 112 px; in the processor alone, four of 401,408 pixels take "
-        f"{1000 * own['prepare_large_group']:.0f} ms.\n"
+        + f"\nThe driver takes {1000 * own['control_per_step']:.0f} ms a step, and "
+        f"{1000 * own['prepare_per_group']:.0f} ms to prepare a group of two images of 112 px.\n"
     )
 
 
