@@ -22,6 +22,7 @@ from actors.microbatches import Row, split_rows
 from actors.parity import score_probe
 from actors.weights import learned_parts, only_learned
 from hatch_ray.config import Config
+from hatch_ray.config_sections import Precision
 from hatch_ray.learning.grpo import TokenLoss, grpo_loss
 from hatch_ray.learning.trainer_state import (
     TrainerState,
@@ -31,7 +32,7 @@ from hatch_ray.learning.trainer_state import (
     take_state,
     write_state,
 )
-from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor, save_model
+from hatch_ray.model.base import banned_token_ids, eos_token_ids, in_dtype, load_model, load_processor, save_model
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
@@ -81,7 +82,8 @@ class Learner:
         self.bad_in_a_row = 0
         self.processor = load_processor(model, config.model.max_pixels)
         self._processor_to_save: Any = None
-        self.model = self._load(model).train()
+        learner = config.learner
+        self.model = self._load(model, learner.compute if config.model.lora_rank else learner.master).train()
         banned = banned_token_ids(
             self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
         )
@@ -91,25 +93,25 @@ class Learner:
 
             add_lora(self.model, config.model.lora_rank)
         elif grpo.beta:
-            frozen = self._load(model).requires_grad_(False)
-            self.reference = ReplyScorer(frozen, grpo.temperature, banned)
-        self.scorer = ReplyScorer(self.model, grpo.temperature, banned)
+            frozen = self._load(model, learner.compute).requires_grad_(False)
+            self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
+        self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
         self.wrapped = DistributedDataParallel(self.scorer, broadcast_buffers=False) if world > 1 else self.scorer
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.learned_parts = learned_parts(self.model)
         self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
 
-    def _load(self, folder: str | Path) -> Any:
-        model = load_model(folder, self.config.model.dtype).to(self.device)
+    def _load(self, folder: str | Path, dtype: Precision) -> Any:
+        model = load_model(folder, dtype).to(self.device)
         speed_up_vision(model, self.device)
         return model
 
     def learned_weights(self) -> dict[str, torch.Tensor]:
-        """What an engine needs to become this version: of `weights`, the parts in which something learns."""
-        return only_learned(self.weights(), self.learned_parts)
+        """What an engine needs to become this version: the parts in which something learns, in the engine's dtype."""
+        return in_dtype(only_learned(self.weights(), self.learned_parts), self.config.rollout.dtype)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The full state dict as an engine needs it: adapters merged, the head included."""
+        """The full state dict: adapters merged, the head included."""
         if not self.config.model.lora_rank:
             return self.model.state_dict()
         from hatch_ray.model.lora import merged_state
@@ -239,9 +241,10 @@ class Learner:
             raise FloatingPointError(
                 f"grpo: loss or gradient not finite at {self.bad_in_a_row} steps in a row, up to step {batch.step}. "
                 f"`hatch replay {self.run.bad_batches / batch.name}` looks for the cause; what usually helps: a lower "
-                "grpo.lr, more grpo.warmup_steps, a lower grpo.grad_clip or grpo.importance_cap, model.dtype=float32. "
-                f"No bad step was applied: the last checkpoint in {self.run.checkpoints('grpo')} is good and kept; a "
-                "new run can start from its model (model.base=..., stages=[grpo])"
+                "grpo.lr, more grpo.warmup_steps, a lower grpo.grad_clip or grpo.importance_cap, "
+                "learner.compute=float32. No bad step was applied: the last checkpoint in "
+                f"{self.run.checkpoints('grpo')} is good and kept; a new run can start from its model "
+                "(model.base=..., stages=[grpo])"
             )
         return kept
 
@@ -259,7 +262,7 @@ class Learner:
     def _check_agreement(self, shard: Shard, gap: float) -> None:
         """At equal weights the two engines must agree, or every gradient is wrong without a word."""
         fresh = all(group.rollout.version == shard.step for group in shard.groups)
-        bound = MISMATCH[self.config.model.dtype]
+        bound = MISMATCH[self.config.precision]
         if fresh and bound < gap < math.inf:  # one that is not finite makes the step a bad one, which is skipped
             raise RuntimeError(
                 f"grpo: learner and vLLM differ by {gap:.3g} nats a token at step {shard.step} with equal weights "
@@ -279,7 +282,7 @@ class Learner:
     def score_probe(self, probe: Probe, version: int, with_blank: bool = False) -> ProbeScores:
         """What an engine with the present weights must answer; `with_blank`: to grey images too."""
         blank = self._prompt(probe.blank) if with_blank else None
-        return score_probe(self.scorer, probe, self._prompt(probe.request), blank, version, self.config.model.dtype)
+        return score_probe(self.scorer, probe, self._prompt(probe.request), blank, version, self.config.precision)
 
     def _prompt(self, request: Request) -> Prompt:
         return tokenize_prompt(self.processor, request.prompt, [self._image(image) for image in request.images])
@@ -304,7 +307,7 @@ class Learner:
 
     def _save(self, weights: dict[str, torch.Tensor], processor: Any, out: Path, first: str | Path) -> None:
         if self.config.model.lora_rank:
-            merged = load_model(first, self.config.model.dtype)
+            merged = load_model(first, self.config.learner.master)
             merged.load_state_dict(weights)
             save_model(merged, processor, out)
         else:

@@ -141,8 +141,8 @@ def check_gate(engine: str, scores: ProbeScores, answer: GateAnswer) -> None:
     if found > scores.bound:
         raise ParityError(
             f"{what}learner and vLLM differ by {found:.3g} nats a token with equal weights (bound {scores.bound:g}): "
-            "look at model.dtype, rotary positions, the order of the images, grpo.temperature, and the versions of "
-            "vllm and transformers"
+            "look at rollout.dtype and learner.compute, rotary positions, the order of the images, grpo.temperature, "
+            "and the versions of vllm and transformers"
         )
 
 

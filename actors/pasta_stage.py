@@ -96,7 +96,7 @@ def pasta_loop(job: PastaJob) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
-    model = load_model(job.model)
+    model = load_model(job.model, config.learner.master)
     device = get_device()
     speed_up_vision(model, device)
     processor = load_processor(job.model, config.model.max_pixels)
@@ -107,7 +107,7 @@ def pasta_loop(job: PastaJob) -> None:
     before = patch_retrieval(visual, job.heldout, pixels, settings) if rank == 0 else None
     trained = prepare_model(PastaObjective(visual, settings))
     order = PairOrder([pair.scene for pair in job.train.pairs], settings.batch_size, config.seed)
-    half = config.model.dtype == "bfloat16"
+    half = config.learner.compute == "bfloat16"
     visual.train()
 
     def loss(step: int) -> torch.Tensor:
@@ -124,7 +124,7 @@ def pasta_loop(job: PastaJob) -> None:
         if part_checksum(model, "language") != language:
             raise RuntimeError("PaStA changed weights outside the image encoder")
         write_retrieval(run, job, before, after)
-        save_model(model.to("cpu", getattr(torch, config.model.dtype)), processor, run.stage_model(job.stage))
+        save_model(model.to("cpu"), processor, run.stage_model(job.stage))
 
 
 def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Retrieval) -> None:

@@ -25,7 +25,8 @@ def describe(config: Config, console: Console) -> None:
     """Print the plan, the resources and the memory estimate of a config."""
     parameters = count_parameters(config.model.base)
     console.print(
-        f"model: {config.model.base}, {parameters / 1e9:.3g} B parameters, {config.model.dtype}"
+        f"model: {config.model.base}, {parameters / 1e9:.3g} B parameters, {config.learner.master} weights, "
+        f"{config.learner.compute} compute, {config.rollout.dtype} engines"
         + (f", LoRA rank {config.model.lora_rank}" if config.model.lora_rank else "")
     )
     system = system_of(config)

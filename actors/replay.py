@@ -215,7 +215,7 @@ def describe(batch: BadBatch, replay: Replay, device: torch.device) -> list[str]
         f"step {batch.step}, rank {batch.rank} of {batch.world}, update {batch.update + 1} of "
         f"{batch.config.grpo.updates_per_step}: in the run {_listed(bad) or 'no sum of this rank'} was not finite, and "
         f"the gradients of {len(batch.bad_gradients)} parameters",
-        f"here, on {device.type} in {batch.config.model.dtype}:",
+        f"here, on {device.type} in {batch.config.learner.compute}:",
         f"  {'sample':<24} {'reply':>5} {'tokens':>6} {'logprob from':>12} {'to':>9} {'ratio':>9} {'to vLLM':>9} "
         f"{'advantage':>9} {'loss':>10} gradient",
     ]

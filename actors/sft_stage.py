@@ -82,7 +82,9 @@ def sft_loop(job: SftJob) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
     device = get_device()
-    model = load_model(job.model).to(device).train()
+    learner = config.learner
+    dtype = learner.compute if config.model.lora_rank else learner.master
+    model = load_model(job.model, dtype).to(device).train()
     if config.model.lora_rank:
         from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
 
@@ -93,16 +95,14 @@ def sft_loop(job: SftJob) -> None:
     processor = load_processor(job.model, config.model.max_pixels)
     encoder = SampleEncoder(processor, system_of(config), job.stage)
     order = SampleOrder(len(job.samples), job.settings.batch_size, config.seed)
-    scorer = ReplyScorer(model)
+    scorer = ReplyScorer(model, compute=learner.compute)
     trained = DistributedDataParallel(scorer, broadcast_buffers=False) if world > 1 else scorer
-    half = config.model.dtype == "bfloat16"
 
     def loss(step: int) -> torch.Tensor:
         batch = [job.samples[index] for index in order.indices(step)]
         tokens = sum(len(encoder.reply(sample)) for sample in batch)
         packed = pack_samples(model, encoder, batch[rank::world]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logprobs, _ = trained(packed)
+        logprobs, _ = trained(packed)
         return reply_loss(logprobs, tokens, world)
 
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
@@ -113,12 +113,12 @@ def sft_loop(job: SftJob) -> None:
 
 def save_trained(model: torch.nn.Module, job: SftJob, processor: Any, run: RunFolder) -> None:
     """RUN/<stage>/model; with LoRA the merged weights in a model like the stage's first."""
-    dtype = getattr(torch, job.config.model.dtype)
+    master = job.config.learner.master
     if job.config.model.lora_rank:
         from hatch_ray.model.lora import merged_state
 
-        final = load_model(job.model)
+        final = load_model(job.model, master)
         final.load_state_dict(merged_state(model))
     else:
         final = model.to("cpu")
-    save_model(final.to(dtype), processor, run.stage_model(job.stage))
+    save_model(final, processor, run.stage_model(job.stage))

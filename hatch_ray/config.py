@@ -27,6 +27,7 @@ from hatch_ray.config_sections import (
     GrpoConfig,
     LearnerConfig,
     ModelConfig,
+    Precision,
     RecoveryConfig,
     RewardActorsConfig,
     RolloutConfig,
@@ -78,6 +79,12 @@ class Config(Section):
     (docs/cluster.md)."""
     tensorboard: bool = True
     """Write a stage's scalars to RUN/tensorboard when it is done."""
+
+    @property
+    def precision(self) -> Precision:
+        """The coarsest that learner or engines compute with: how closely they can agree."""
+        kinds = (self.learner.master, self.learner.compute, self.rollout.dtype)
+        return "bfloat16" if "bfloat16" in kinds else "float32"
 
     def settings(self, stage: str) -> Any:
         """The section of a stage (`config_sections.Trained`)."""
@@ -266,8 +273,13 @@ def make_config(tree: dict[str, Any], where: str = "config") -> Config:
         raise ConfigError(f"{where}: {_first_mistake(error, section)}") from None
 
 
-REPLACED = {"grpo.micro_batch": "grpo.token_budget"}
+REPLACED = {
+    "grpo.micro_batch": "grpo.token_budget",
+    "model.dtype": "learner.master, learner.compute and rollout.dtype",
+}
 """Keys of earlier versions, and what to set now."""
+PRECISION = ("learner.master", "learner.compute", "rollout.dtype")
+"""Keys that change results, although their sections say only what runs where."""
 
 
 def _first_mistake(error: ValidationError, section: type[Config]) -> str:

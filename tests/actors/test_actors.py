@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import actors.fit
-from actors.experience import make_groups, make_shards
+from actors.experience import make_shards
 from actors.fit import before_restart
 from actors.grpo_stage import run_grpo
 from actors.learner import Learner
-from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
+from actors.messages import Group, Reply, Request, Rollout
 from actors.microbatches import padded_keys, split_rows
 from actors.prompts import PromptMaker
 from actors.recovery import WorkerDiedError
@@ -31,15 +31,16 @@ from actors.weights import (
     unpack_weights,
 )
 from hatch_ray.config import ConfigError, make_config
-from hatch_ray.data.images import image_hash, load_image
+from hatch_ray.data.images import load_image
 from hatch_ray.learning.order import share_of
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image
-from hatch_ray.protocol.prompt import build_prompt, gold_reply
+from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
 from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from tests.support.groups import make_batch
 from tests.support.hatch import total
 from tests.support.pictures import photo
 from tests.support.runs import free_port
@@ -235,33 +236,6 @@ def test_enough_is_enough(ray_cluster, tiny_model):
 
 
 # --- learner ----------------------------------------------------------------------------------------------------
-
-
-def store(ray, processor, image):
-    patches = process_image(processor, image)
-    in_store = StoredPatches(ray.put(patches.pixels.numpy()), patches.grid)
-    return StoredImage(image_hash(image), ray.put(np.asarray(image)), in_store)
-
-
-def make_batch(ray, tiny_model, version=-1):
-    """Two groups of four made-up replies."""
-    processor = load_processor(tiny_model, 112 * 112)
-    generator = torch.Generator().manual_seed(0)
-    requests, rollouts = [], []
-    for index in range(2):
-        images = [photo(2 * index), photo(2 * index + 1)]
-        messages = build_prompt("How far?", 2, "number", "actions", "compact-v1")
-        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        stored = tuple(store(ray, processor, image) for image in images)
-        requests.append(Request(str(index), text, stored))
-        replies = []
-        for length in (3, 7, 5, 2 + 4 * index):
-            ids = torch.randint(0, 1000, (length,), generator=generator)
-            replies.append(Reply(tuple(ids.tolist()), "", np.full(length, -7.3, np.float32), True))
-        inputs = processor(text=[text], images=images, return_tensors="pt")
-        rollouts.append(Rollout(tuple(replies), version, inputs["input_ids"].shape[1]))
-    totals = [0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0]
-    return make_groups(requests, rollouts, [{"terms": {"total": total}} for total in totals])
 
 
 def test_token_budget_and_sharing_change_nothing(ray_cluster, tiny_model):
