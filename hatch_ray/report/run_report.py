@@ -110,7 +110,10 @@ def _facts(system: System, metrics: Sequence[Row]) -> list[tuple[str, str]]:
     config = system.config
     facts = [
         ("model", f"{config.model.base}, template {config.model.template}"),
-        ("precision", f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines"),
+        (
+            "precision",
+            f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines",
+        ),
         *((section, _data_words(config.settings(section))) for section in system.sections()),
         ("stages", ", ".join(stage.short for stage in _stages(system)) + f"; seed {config.seed}"),
         (

@@ -104,9 +104,7 @@ def test_adapters_are_float32_and_their_merged_weights_keep_small_steps(
 
 
 def test_the_old_key_is_refused_with_the_new_ones_named(tiny_model: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"model\.dtype was replaced by learner\.master, learner\.compute"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.dtype was replaced by learner\.master, learner\.compute"):
         make_config({"model": {"dtype": "bfloat16"}})
 
 
