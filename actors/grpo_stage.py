@@ -1,6 +1,6 @@
-"""The GRPO stage as a whole: engines, judges, boards and learner, and the loop that drives them.
+"""The GRPO stage as a whole: engines, reward actors, boards and learner, and the loop that drives them.
 
-    prompts -> engines -> judges -> groups -> experience board -> learner workers -> weights board -> engines
+    prompts -> engines -> reward actors -> groups -> experience board -> learner workers -> weights board -> engines
 
 With max_staleness 0 the parts take turns. With k > 0 the engines sample the next step while the learner is at work, and
 `Schedule` keeps every group within k versions of the learner that trains on it.
@@ -22,9 +22,10 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.actor_pool import ActorPool, Failed
+from actors.actor_set import SOURCE_LOST
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.checkpoints import Checkpoints
-from actors.crew import SOURCE_LOST
 from actors.deadlines import StageTimeoutError, enter_process, expired, limits, wait_for
 from actors.experience import (
     Schedule,
@@ -34,19 +35,18 @@ from actors.experience import (
     sample_rows,
 )
 from actors.fit import before_restart, fit_stage
-from actors.grpo_view import GrpoView
+from actors.grpo_view import GrpoView, StageStatus
 from actors.learner_loop import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
 from actors.live import Live
 from actors.messages import Group, Request, Sampling, WeightsHandle
 from actors.parity import make_probes
 from actors.placement import Need, reward_resources
-from actors.pools import Failed, Pool
 from actors.progress import Report
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
 from actors.resources import room_for
-from actors.reward import JudgePool
+from actors.reward import RewardActors
 from actors.run_processes import RunProcesses
 from actors.spans import Span, Spans
 from actors.stopping import asked
@@ -149,15 +149,15 @@ class GrpoRun:
         self.pending: dict[int, list[dict[str, Any]]] = {}
         self.ready: dict[int, list[Request]] = {}
         self.learner = LearnerThread(self.job, processes.workers)
-        self.pools: dict[str, Pool] = {}
+        self.pools: dict[str, ActorPool] = {}
         self.phase = "start"
         self.served = 0
         self.latest: dict[str, float] = {}
         self.spans = Spans(run.spans, self.first)
 
     def start(self) -> None:
-        """Start what does not run yet of learner, engines and judges, and let the engines show that they compute what
-        the learner computes. The judges come last: the smallest fit into what the others leave.
+        """Start what does not run yet of learner, engines and reward actors, and let the engines show that they compute
+        what the learner computes. The reward actors come last: the smallest fit into what the others leave.
         """
         config, lost = self.config, self.recovery.actor_lost
         self.learner.start()
@@ -166,24 +166,25 @@ class GrpoRun:
             up = self.experience.nodes.remote(config.learner.workers)
             beside = list(wait_for(up, "grpo: the learner's start", limits.start, self.learner.check).values())
         self.engines = self.closing.enter_context(self.processes.engines(self.job.model, lost, beside))
-        self.pools["rollout"] = self.engines
-        self.judges = JudgePool(config, lost, room=None if config.deadlines.nodes_seconds else self._room_for_judges)
-        self.closing.callback(self.judges.stop)
-        self.pools["reward"] = self.judges
-        self.engines.meanwhile, self.judges.meanwhile = self.judges.tend, self.engines.tend
+        room = None if config.deadlines.nodes_seconds else self._room_for_rewards
+        self.rewards = RewardActors(config, lost, room=room)
+        self.closing.callback(self.rewards.stop)
+        self.pools |= {"rollout": self.engines.pool, "reward": self.rewards.pool}
+        self.engines.pool.meanwhile = self.rewards.pool.actors.tend
+        self.rewards.pool.meanwhile = self.engines.pool.actors.tend
         weights = Path(self.job.model) if self.checkpoint is None else self.checkpoint / "model"
-        if self.engines.folder != str(weights):
+        if self.engines.held.folder != str(weights):
             self.engines.load_folder(weights, self.first)
         learner = self.experience.probes.remote()
         self.engines.check(wait_for(learner, "grpo: the learner's probes", limits.start, self.learner.check))
-        self.learner_nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
-        view = GrpoView(self)
+        nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
+        view = GrpoView(config, self.pools, self.rewards.waits, nodes, self.status)
         self.live.show(view)
         for role, count in list(self.live.by_hand.items()):
             if why := view.refusal(role):
                 log.warning("%s=%d, asked for before GRPO, is left out: %s", role, count, why)
             else:
-                self.pools[role].fix(count)
+                self.pools[role].actors.fix(count)
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
@@ -275,9 +276,9 @@ class GrpoRun:
         """What the driver does while it waits: look after the learner and after the sizes of the pools."""
         self.learner.check()
         for pool in self.pools.values():
-            pool.tend()
+            pool.actors.tend()
 
-    def _room_for_judges(self, wanted: int) -> int:
+    def _room_for_rewards(self, wanted: int) -> int:
         return room_for(Need("reward_actors", wanted, reward_resources(self.config)))
 
     def chosen(self, step: int) -> list[Sample]:
@@ -293,7 +294,7 @@ class GrpoRun:
     def collect(self, step: int) -> tuple[list[int], list[Group], dict[str, float]]:
         """A step's groups, sampled and judged, with their places in the step, and the seconds of both.
 
-        Samples that fail every engine or judge are set aside, from now on.
+        Samples that fail every engine or reward actor are set aside, from now on.
         """
         start = time.monotonic()
         chosen, requests = self.chosen(step), self.ready.pop(step, [])
@@ -307,7 +308,7 @@ class GrpoRun:
             self._set_aside(step, place, "set aside at an earlier step")
         with self.at(step, "generate"):
             found = self.engines.try_generate([requests[place] for place in places], self.sampling)
-        self.spans.work(step, "rollout", self.engines, places)
+        self.spans.work(step, "rollout", self.engines.pool, places)
         rollouts = {}
         for place, rollout in zip(places, found, strict=True):
             if isinstance(rollout, Failed):
@@ -319,8 +320,8 @@ class GrpoRun:
         jobs = [(reply.text, targets[place]) for place, rollout in rollouts.items() for reply in rollout.replies]
         size = self.sampling.n
         with self.at(step, "reward"):
-            scores = self.judges.score(jobs)
-        self.spans.work(step, "reward", self.judges, [place for place in rollouts for _ in range(size)])
+            scores = self.rewards.score(jobs)
+        self.spans.work(step, "reward", self.rewards.pool, [place for place in rollouts for _ in range(size)])
         judged: dict[int, list[dict[str, Any]]] = {}
         for number, place in enumerate(rollouts):
             part: list[dict[str, Any]] = []
@@ -384,6 +385,19 @@ class GrpoRun:
             if row["step"] >= max(rows, default=0):
                 self._write(row.pop("step"), row)
 
+    def status(self) -> StageStatus:
+        """Where the loop is, for `hatch status`."""
+        latest = self.latest
+        return StageStatus(
+            phase=self.phase,
+            engines_version=self.served,
+            sampled_steps=self.schedule.next_step,
+            set_aside=len(self.ledger.aside),
+            tokens_per_s=round(latest["tokens"] / latest["seconds"], 1) if latest.get("seconds") else None,
+            staleness=latest.get("staleness"),
+            reward_total=latest.get("reward_total"),
+        )
+
     def cause(self, error: Exception) -> Exception:
         """What was lost. Weights that are gone went with the worker that held them, which Ray Train tells later."""
         if isinstance(error, SOURCE_LOST):
@@ -434,8 +448,8 @@ def run_grpo(
 ) -> dict[str, Any]:
     """The GRPO stage from `model` to RUN/grpo/model, resumed from its last checkpoint when there is one.
 
-    Ray must be running. Engines and judges that die are replaced on the way; when the learner or a board dies, the
-    stage starts again from its last checkpoint. `live` shows the run's state and scales its pools. Returns
+    Ray must be running. Engines and reward actors that die are replaced; when the learner or a board dies, the stage
+    starts again from its last checkpoint. `live` shows the run's state and scales its pools. Returns
     {"steps": int, "line": what was achieved}. Raises ConfigError for prompts that do not fit, RuntimeError when
     processes keep dying, and whatever an actor or worker failed with, with the stage in its text. processes: the run's;
     where None, the stage starts its own.

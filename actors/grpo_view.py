@@ -1,69 +1,85 @@
-"""What a running GRPO stage shows of itself, and what of it can be scaled. Reads the stage, changes nothing."""
+"""What a running GRPO stage shows of itself, and what of it can be scaled."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import ray
 
+from actors.actor_pool import ActorPool
+from actors.actor_set import ActorSet
 from actors.placement import Need, reward_resources, rollout_resources
-from actors.pools import Pool
+from hatch_ray.config import Config
 
-if TYPE_CHECKING:
-    from actors.grpo_stage import GrpoRun
+
+@dataclass(frozen=True)
+class StageStatus:
+    """Where the stage's loop is: part of status.json under these names."""
+
+    phase: str
+    engines_version: int
+    sampled_steps: int
+    set_aside: int
+    """Samples that are left out of the rest of the run."""
+    tokens_per_s: float | None
+    """Of the last step that was learned, like the two below."""
+    staleness: float | None
+    reward_total: float | None
 
 
 class GrpoView:
-    """The stage as `actors.live.Live` sees it, from a thread of its own."""
+    """The stage as `actors.live.Live` sees it, from a thread of its own. Reads, and changes nothing.
 
-    def __init__(self, stage: GrpoRun) -> None:
-        self.stage = stage
+    pools: by role, "rollout" and "reward"; waits: seconds to each of the newest scores; status: asked for at each beat.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pools: Mapping[str, ActorPool],
+        waits: Sequence[float],
+        learner_nodes: Sequence[str],
+        status: Callable[[], StageStatus],
+    ) -> None:
+        self.config, self.pools, self.waits, self.stage_status = config, pools, waits, status
         hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
-        self.learner_hosts = [hosts.get(node, node) for node in stage.learner_nodes]
+        self.learner_hosts = [hosts.get(node, node) for node in learner_nodes]
 
-    def scalable(self) -> dict[str, tuple[Pool, Need]]:
-        """Role -> its pool, and what one actor of it takes."""
-        config, pools = self.stage.config, self.stage.pools
+    def scalable(self) -> dict[str, tuple[ActorSet, Need]]:
+        """Role -> its actors, and what one more takes."""
         return {
-            "rollout": (pools["rollout"], Need("rollout", 1, rollout_resources(config))),
-            "reward": (pools["reward"], Need("reward_actors", 1, reward_resources(config))),
+            "rollout": (self.pools["rollout"].actors, Need("rollout", 1, rollout_resources(self.config))),
+            "reward": (self.pools["reward"].actors, Need("reward_actors", 1, reward_resources(self.config))),
         }
 
     def refusal(self, role: str) -> str | None:
         """Why a role cannot be scaled at all."""
-        if role == "rollout" and self.stage.config.colocated:
+        if role == "rollout" and self.config.colocated:
             return "colocated engines are as many as the learner's workers"
         return None
 
     def status(self) -> dict[str, Any]:
         """The stage's part of status.json."""
-        stage = self.stage
-        workers = stage.config.learner.workers
+        workers, waits = self.config.learner.workers, sorted(self.waits)
         learner = {"role": "learner", "alive": workers, "wanted": workers, "nodes": dict(Counter(self.learner_hosts))}
-        latest, waits = stage.latest, sorted(stage.judges.waits)
-        return {
-            "phase": stage.phase,
-            "engines_version": stage.served,
-            "sampled_steps": stage.schedule.next_step,
-            "roles": [*(pool_status(role, pool) for role, pool in stage.pools.items()), learner],
-            "queue": {role: pool.waiting for role, pool in stage.pools.items()},
+        return asdict(self.stage_status()) | {
+            "roles": [*(role_status(role, pool.actors) for role, pool in self.pools.items()), learner],
+            "queue": {role: pool.waiting for role, pool in self.pools.items()},
             "reward_wait_seconds": {f"p{q}": round(waits[len(waits) * q // 100], 4) for q in (50, 95) if waits},
-            "tokens_per_s": round(latest["tokens"] / latest["seconds"], 1) if latest.get("seconds") else None,
-            "staleness": latest.get("staleness"),
-            "reward_total": latest.get("reward_total"),
-            "set_aside": len(stage.ledger.aside),
         }
 
 
-def pool_status(role: str, pool: Pool) -> dict[str, Any]:
+def role_status(role: str, actors: ActorSet) -> dict[str, Any]:
     """How many actors, on which hosts, and what befell them."""
     return {
         "role": role,
-        "alive": len(pool.actors),
-        "wanted": pool.target,
-        "starting": len(pool.starting),
-        "replaced": pool.replaced,
-        "nodes": dict(Counter(place.host for place in list(pool.places.values()))),
-        "trouble": pool.trouble,
+        "alive": len(actors),
+        "wanted": actors.target,
+        "starting": len(actors.starting),
+        "replaced": actors.replaced,
+        "nodes": dict(Counter(place.host for place in list(actors.places.values()))),
+        "trouble": actors.trouble,
     }

@@ -1,7 +1,7 @@
 """The driver's window to the outside: a heartbeat with the run's state, and the commands of `hatch scale`.
 
-A thread of its own, so that a run shows that it lives while it waits for something. It reads the pools and sets their
-targets; the driving thread does the rest.
+A thread of its own, so that a run shows that it lives while it waits for something. It reads the sets of actors and
+sets their targets; the driving thread does the rest.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from actors.actor_set import ActorSet
 from actors.metrics import Metrics
 from actors.placement import Need, describe, describe_all, placed
-from actors.pools import Pool
 from actors.resources import free, nodes
 from actors.stopping import StopAsked
 from hatch_ray.config_sections import DeadlinesConfig
@@ -33,24 +33,26 @@ log = logging.getLogger("hatch_ray")
 
 
 class Shown(Protocol):
-    """A stage that has more to show than its steps, and pools that can be scaled."""
+    """A stage that has more to show than its steps, and roles that can be scaled."""
 
     def status(self) -> dict[str, Any]:
         """Its part of status.json."""
 
-    def scalable(self) -> dict[str, tuple[Pool, Need]]:
-        """Role -> its pool and what one actor takes; empty before they have started."""
+    def scalable(self) -> dict[str, tuple[ActorSet, Need]]:
+        """Role -> its actors, and what one more takes; empty before they have started."""
 
     def refusal(self, role: str) -> str | None:
         """Why a role cannot be scaled at all."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Order:
+    """What was asked. Once it is under way: how many there were, and until when it may come true."""
+
     answer: Path
     wanted: dict[str, int | None]
-    before: dict[str, int]
-    end: float
+    before: dict[str, int] = field(default_factory=dict)
+    end: float = 0.0
 
 
 class Live:
@@ -71,6 +73,8 @@ class Live:
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_OF_ETA)
         self._shown: Shown | None = None
         self._orders: list[_Order] = []
+        """Those that have no answer yet."""
+        self._answering = threading.Lock()
         self.metrics = Metrics(str(run.path))
         self._lost = len(read_jsonl(run.recoveries))
         self._beat = 0
@@ -140,46 +144,54 @@ class Live:
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 for path, request in take(self.run):
-                    self._try(path, request["scale"])
-                self._orders = [order for order in self._orders if not self._finished(order)]
+                    self._orders.append(_Order(path, request["scale"]))
+                for order in list(self._orders):
+                    self._follow(order)
                 if time.monotonic() - written >= BEAT_SECONDS:
                     written = time.monotonic()
                     self.write()
             except Exception:  # a run must not end because it could not be watched; the next round tries again
                 log.exception("the run's status could not be written or a command not read")
 
-    def _try(self, path: Path, wanted: dict[str, int | None]) -> None:
+    def _follow(self, order: _Order) -> None:
         try:
-            self._take_up(path, wanted)
+            (self._look_after if order.end else self._take_up)(order)
         except Exception as error:  # whoever asked is told, and the run goes on
-            answer(path, False, [f"{type(error).__name__}: {error}"])
+            self._answer(order, False, [f"{type(error).__name__}: {error}"])
             log.exception("a command could not be followed")
 
-    def _take_up(self, path: Path, wanted: dict[str, int | None]) -> None:
+    def _answer(self, order: _Order, ok: bool, lines: list[str]) -> None:
+        """Answer an order, unless it has its answer: this thread and the one that ends its stage may both want to."""
+        with self._answering:
+            if order in self._orders:
+                answer(order.answer, ok, lines)
+                self._orders.remove(order)
+
+    def _take_up(self, order: _Order) -> None:
         with self._lock:
             shown = self._shown
-            pools = shown.scalable() if shown is not None else {}
-        if not pools:
+            roles = shown.scalable() if shown is not None else {}
+        if shown is None or not roles:
             stage = self._state["stage"] or "its start"
             if "grpo" not in self.stages or self.run.progress().get("grpo", {}).get("done"):
-                answer(path, False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"])
+                self._answer(order, False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"])
                 return
-            for role, count in wanted.items():
+            for role, count in order.wanted.items():
                 self._by_hand(role, count)
-            answer(path, True, [f"the run is at {stage}: GRPO will start with {_words(wanted)}"])
+            self._answer(order, True, [f"the run is at {stage}: GRPO will start with {_words(order.wanted)}"])
             return
-        assert shown is not None, "pools belong to a stage"
-        refusals = [f"{role}: {why}" for role in wanted if (why := shown.refusal(role))]
-        if refusals := refusals or self._no_room({role: (count, *pools[role]) for role, count in wanted.items()}):
-            answer(path, False, [f"{'; '.join(refusals)}. Nothing was changed"])
+        refusals = [f"{role}: {why}" for role in order.wanted if (why := shown.refusal(role))]
+        refusals = refusals or self._no_room({role: (count, *roles[role]) for role, count in order.wanted.items()})
+        if refusals:
+            self._answer(order, False, [f"{'; '.join(refusals)}. Nothing was changed"])
             return
-        before = {role: len(pools[role][0].actors) for role in wanted}
-        for role, count in wanted.items():
-            pool = pools[role][0]
-            pool.trouble = ""
-            pool.fix(count)
+        order.before = {role: len(roles[role][0]) for role in order.wanted}
+        order.end = time.monotonic() + self.patience
+        for role, count in order.wanted.items():
+            actors = roles[role][0]
+            actors.trouble = ""
+            actors.fix(count)
             self._by_hand(role, count)
-        self._orders.append(_Order(path, wanted, before, time.monotonic() + self.patience))
 
     def _by_hand(self, role: str, count: int | None) -> None:
         if count is None:
@@ -187,13 +199,13 @@ class Live:
         else:
             self.by_hand[role] = count
 
-    def _no_room(self, asked: dict[str, tuple[int | None, Pool, Need]]) -> list[str]:
+    def _no_room(self, asked: dict[str, tuple[int | None, ActorSet, Need]]) -> list[str]:
         """For which roles the cluster has no room, all of them together; none where more nodes may be waited for."""
         if self.deadlines.nodes_seconds:
             return []
         needs = {}
-        for role, (count, pool, need) in asked.items():
-            more = (count or 0) - len(pool.actors) - len(pool.starting)
+        for role, (count, actors, need) in asked.items():
+            more = (count or 0) - len(actors.everyone)
             if more > 0:
                 needs[role] = replace(need, count=more)
         if not needs:
@@ -207,37 +219,35 @@ class Live:
             if found[role] < need.count
         ]
 
-    def _finished(self, order: _Order) -> bool:
+    def _look_after(self, order: _Order) -> None:
+        """Answer an order that has come true, or does not come true any more."""
         with self._lock:
-            pools = self._shown.scalable() if self._shown is not None else {}
-        if not pools:
-            return False  # the stage starts again, or has ended: `show` tells
-        late = time.monotonic() > order.end
-        lines, ok = [], True
+            roles = self._shown.scalable() if self._shown is not None else {}
+        if not roles:
+            return  # the stage starts again, or has ended: `show` tells
+        lines, ok, late = [], True, time.monotonic() > order.end
         for role, count in order.wanted.items():
-            pool = pools[role][0]
-            now, going = len(pool.actors), len(pool.starting)
+            actors = roles[role][0]
+            now, going = len(actors), len(actors.starting)
             if count is None:
                 lines.append(f"{role}: by queue from now on, {now} at work")
             elif now == count and not going:
-                nodes = len({place.node for place in list(pool.places.values())})
+                nodes = len({place.node for place in list(actors.places.values())})
                 lines.append(f"{role}: {order.before[role]} -> {now}, on {nodes} node{'' if nodes == 1 else 's'}")
-            elif late or (pool.trouble and now == pool.target and not going):
+            elif late or (actors.trouble and now == actors.target and not going):
                 ok = False
-                self._by_hand(role, pool.target)
+                self._by_hand(role, actors.target)
                 slow = f"{going} have not started in {self.patience:.0f} s; they will join later"
                 if now > count:
                     slow = f"{now - count} are still at work after {self.patience:.0f} s; they will leave later"
-                lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {pool.trouble or slow}")
+                lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {actors.trouble or slow}")
             else:
-                return False
-        answer(order.answer, ok, lines)
-        return True
+                return
+        self._answer(order, ok, lines)
 
     def _end_orders(self, why: str) -> None:
-        orders, self._orders = self._orders, []
-        for order in orders:
-            answer(order.answer, False, [f"{why} before there were {_words(order.wanted)}"])
+        for order in list(self._orders):
+            self._answer(order, False, [f"{why} before there were {_words(order.wanted)}"])
 
 
 def _words(wanted: dict[str, int | None]) -> str:

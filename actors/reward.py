@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,8 +9,9 @@ from typing import Any
 
 import ray
 
+from actors.actor_pool import ActorPool, Failed, Work
+from actors.actor_set import ActorSet, Loss
 from actors.placement import actor_options, reward_resources
-from actors.pools import Failed, Loss, Pool
 from actors.scaling import QueueRule
 from hatch_ray.config import Config
 from hatch_ray.config_sections import RewardConfig
@@ -21,15 +21,11 @@ from hatch_ray.rewards.score import RewardTarget, score_reply
 Job = tuple[str, RewardTarget]
 
 
-class RewardJudge:
-    """Judges replies with the reward of eq. 8. `RewardActor` is this class as a Ray actor."""
+class Verifier:
+    """Scores replies with the reward of eq. 8. One reward actor is this class as a Ray actor."""
 
     def __init__(self, reward: RewardConfig) -> None:
         self.reward = reward
-
-    def ready(self) -> bool:
-        """Answers once the judge is up."""
-        return True
 
     def score_many(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """Each reply's `Score` as a dictionary, with the "plans" that were read: [{"from", "to", "action"}]."""
@@ -45,63 +41,58 @@ class RewardJudge:
         return score
 
 
-class JudgePool(Pool):
-    """Verifiers: `reward_actors.actors` at the start, then by queue between `min` and `max`, or by hand (`fix`).
+class RewardActors:
+    """`reward_actors.actors` verifiers at the start, then by queue between `min` and `max`, or by hand.
 
-    room(wanted) says how many more judges find a place; None: ask for all, an autoscaler makes room.
+    room(wanted) says how many more find a place; None: ask for all, an autoscaler makes room.
     """
 
     def __init__(
         self,
         config: Config,
-        on_loss: Callable[[Loss], None] = lambda loss: None,
-        judge: type[RewardJudge] = RewardJudge,
+        on_loss: Callable[[Loss], None] | None = None,
+        verifier: type[Verifier] = Verifier,
         room: Callable[[int], int] | None = None,
     ) -> None:
         settings = config.reward_actors
-        actor = ray.remote(judge).options(**actor_options(reward_resources(config)))
+        actor = ray.remote(verifier).options(**actor_options(reward_resources(config)))
+        actors = ActorSet("reward actor", lambda: actor.remote(config.reward), on_loss=on_loss, by_rule=True)
+        actors.begin(settings.actors)
+        self.pool = ActorPool(actors)
         self.rule = QueueRule(settings.min or settings.actors, settings.max or settings.actors, settings.queue_seconds)
-        self.by_hand = False
         self.waits: deque[float] = deque(maxlen=4096)
         """Seconds from the end of a batch's sampling to each score of it, the newest."""
         self._room = room
-        self._lock = threading.Lock()
         self._asked_for_room = 0.0
-        super().__init__("reward judge", lambda: actor.remote(config.reward), settings.actors, on_loss=on_loss)
-
-    def fix(self, count: int | None) -> None:
-        """So many from now on; None: as the queue calls for."""
-        with self._lock:
-            self.by_hand = count is not None
-            if count is not None:
-                super().fix(count)
 
     def score(self, jobs: Sequence[Job], chunk: int | None = None) -> list[dict[str, Any] | Failed]:
-        """Scores of all replies, in order; `Failed` where every judge failed. A free judge takes the next chunk."""
-        scores = self.map(jobs, lambda judge, part: judge.score_many.remote(part), chunk or self.rule.part(len(jobs)))
-        self._aim(self.rule.batch_done(self.target))
+        """Scores of all replies, in order; `Failed` where every actor failed. A free one takes the next chunk."""
+        scores = self.pool.map(
+            jobs, lambda actor, part: actor.score_many.remote(part), chunk or self.rule.part(len(jobs)),
+            watch=self._watch, done=self._done,
+        )  # fmt: skip
+        self.pool.actors.aim(self.rule.batch_done(self.pool.actors.target))
         return scores
 
-    def _aim(self, count: int) -> None:
-        """What the queue calls for, unless a number was given by hand, from another thread perhaps just now."""
-        with self._lock:
-            if not self.by_hand:
-                self.target = count
-
     def _watch(self, running: Sequence[tuple[float, int]]) -> None:
-        now = time.monotonic()
-        wanted = self.rule.wanted(self.waiting, self.target, [(now - began, items) for began, items in running])
-        if self.by_hand or wanted <= self.target:
+        actors, now = self.pool.actors, time.monotonic()
+        wanted = self.rule.wanted(self.pool.waiting, actors.target, running)
+        if actors.by_hand or wanted <= actors.target:
             return
         if self._room is None:
-            self._aim(wanted)
+            actors.aim(wanted)
         elif now - self._asked_for_room >= 1.0:
             self._asked_for_room = now
-            there = len(self.actors) + len(self.starting)
+            there = len(actors.everyone)
             if wanted > there:
-                self._aim(max(self.target, there + min(wanted - there, self._room(wanted - there))))
+                actors.aim(max(actors.target, there + min(wanted - there, self._room(wanted - there))))
 
-    def _measured(self, items: int, seconds: float, waited: float) -> None:
-        self.waits.extend([waited] * items)
-        if seconds:
-            self.rule.measured(items, seconds)
+    def _done(self, work: Work) -> None:
+        items = len(work.places)
+        self.waits.extend([work.ended - work.issued] * items)
+        if work.measured:
+            self.rule.measured(items, work.ended - work.began)
+
+    def stop(self) -> None:
+        """End the actors and free their resources."""
+        self.pool.actors.stop()
