@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count as counter
 from typing import Any
@@ -85,10 +86,8 @@ class ActorSet(Sequence[Any]):
         start: Callable[[], Any],
         settle: Callable[[Any], None] = lambda actor: None,
         on_loss: Callable[[Loss], None] | None = None,
-        by_rule: bool = False,
     ) -> None:
-        """by_rule: the owner has a rule for the number, and `aim`s at it."""
-        self.role, self.by_rule = role, by_rule
+        self.role, self._start, self._settle = role, start, settle
         self.on_loss = on_loss
         """Hears of every actor that was replaced, and may raise to stop the run. Stages may set one of their own."""
         self.target = 0
@@ -96,7 +95,6 @@ class ActorSet(Sequence[Any]):
         self.by_hand = False
         self.busy: set[Any] = set()
         """Those that have work, which they are left to finish."""
-        self.starting: dict[ray.ObjectRef, Any] = {}
         self.numbers: dict[Any, int] = {}
         self.places: dict[Any, Place] = {}
         self.replaced = 0
@@ -104,9 +102,9 @@ class ActorSet(Sequence[Any]):
         """The last number that all were up at: what the role goes back to when more of them do not start."""
         self.trouble = ""
         """Why the last actors that were to join did not."""
-        self._start, self._settle = start, settle
         self._at_work: list[Any] = []
-        self._asked: dict[ray.ObjectRef, Any] = {}
+        self._asked: dict[Any, ray.ObjectRef] = {}
+        """Those that are not known to be up, with the answer to `place_of`."""
         self._next = counter()
         self._died_starting = 0
         self._lock = threading.Lock()
@@ -118,31 +116,24 @@ class ActorSet(Sequence[Any]):
         return self._at_work[index]
 
     @property
-    def everyone(self) -> list[Any]:
-        """Those that get work and those that start."""
-        return [*self._at_work, *self.starting.values()]
-
-    # --- how many ---------------------------------------------------------------------------------------------------
+    def starting(self) -> list[Any]:
+        """Those that join when they are up."""
+        return [actor for actor in list(self._asked) if actor not in self._at_work]
 
     def begin(self, count: int) -> None:
         """Start the first ones. They get work at once: it waits for them."""
         self.target = self.reached = count
-        for _ in range(count):
-            actor = self._make()
-            self._at_work.append(actor)
-            self._asked[actor.__ray_call__.remote(place_of)] = actor
+        self._at_work += [self._make() for _ in range(count)]
 
     def fix(self, count: int | None) -> None:
-        """So many from now on, by hand; None: as the owner's rule says. Raises ValueError where it has none."""
-        if count is None and not self.by_rule:
-            raise ValueError(f"there is no automatic number of {self.role}s; name one")
+        """So many actors from now on, by hand; None: as the owner `aim`s."""
         with self._lock:
             self.by_hand = count is not None
             if count is not None:
                 self.target = count
 
     def aim(self, count: int) -> None:
-        """What the owner's rule says, unless a number was given by hand, from another thread perhaps just now."""
+        """So many by the owner's rule, unless a number was given by hand, from another thread perhaps just now."""
         with self._lock:
             if not self.by_hand:
                 self.target = count
@@ -152,22 +143,17 @@ class ActorSet(Sequence[Any]):
         those too many that are not busy.
         """
         wanted = max(1, self.target)
-        for _ in range(wanted - len(self.everyone)):
-            actor = self._make()
-            self.starting[actor.__ray_call__.remote(place_of)] = actor
-        for ref in list(self.starting)[::-1][: max(0, len(self.everyone) - wanted)]:
-            self._end(self.starting.pop(ref))
+        for _ in range(wanted - len(self) - len(self.starting)):
+            self._make()
+        for actor in self.starting[::-1][: max(0, len(self) + len(self.starting) - wanted)]:
+            self._end(actor)
         spare = [actor for actor in self._at_work[::-1] if actor not in self.busy]
         for actor in spare[: max(0, len(self) - wanted)]:
             self._dismiss(actor)
-        for ref in _up(self.starting):
-            self._arrived(ref)
+        for actor in _answered(self._asked):
+            self._arrived(actor)
         if len(self) == wanted == self.target:
             self.reached = wanted
-        for ref in _up(self._asked):
-            actor = self._asked.pop(ref)
-            if actor in self:
-                self._note(ref, actor)
 
     def wait_for_one(self, seconds: float | None = None, must: bool = True) -> None:
         """Until one of those that start is up and works. Raises StageTimeoutError after `seconds` (deadlines.
@@ -183,57 +169,7 @@ class ActorSet(Sequence[Any]):
                 if must:
                     raise expired(f"a new {self.role}", seconds)
                 return
-            if self.starting:
-                ray.wait(list(self.starting), num_returns=1, timeout=max(0.0, min(0.5, end - time.monotonic())))
-
-    def stop(self) -> None:
-        """End the actors and free their resources."""
-        for actor in self.everyone:
-            ray.kill(actor)
-
-    # --- coming and going -------------------------------------------------------------------------------------------
-
-    def _make(self) -> Any:
-        actor = self._start()
-        self.numbers[actor] = next(self._next)
-        return actor
-
-    def _arrived(self, ref: ray.ObjectRef) -> None:
-        actor = self.starting.pop(ref)
-        try:
-            self._note(ref, actor)
-            self._settle(actor)
-        except (*DEATHS, *SOURCE_LOST, RuntimeError, ValueError) as error:
-            self._end(actor)
-            if len(self.everyone) + 1 > self.reached:
-                self.trouble = reason_of(error)  # the work goes on as it did before more were asked for
-                self.target = min(self.target, self.reached)
-            elif isinstance(error, DEATHS):
-                self._died_at_start(error)
-            else:
-                raise
-            return
-        self._died_starting = 0
-        self._at_work.append(actor)
-
-    def _note(self, ref: ray.ObjectRef, actor: Any) -> None:
-        try:
-            self.places[actor] = ray.get(ref, timeout=60)
-        except DEATHS:
-            if actor not in self:  # one that gets work is missed there
-                raise
-
-    def _dismiss(self, actor: Any) -> None:
-        self._at_work.remove(actor)
-        self.busy.discard(actor)
-        self._end(actor)
-
-    def _end(self, actor: Any) -> None:
-        ray.kill(actor)
-        self.numbers.pop(actor, None)
-        self.places.pop(actor, None)
-
-    # --- losses -----------------------------------------------------------------------------------------------------
+            ray.wait(list(self._asked.values()), num_returns=1, timeout=max(0.0, min(0.5, end - time.monotonic())))
 
     def replace(self, failed: Sequence[Any], reason: str, began: float, items: int = 0) -> None:
         """A settled actor for those that failed, and for idle ones that died with them: together they are one loss.
@@ -255,19 +191,39 @@ class ActorSet(Sequence[Any]):
         if self.on_loss is not None:
             self.on_loss(Loss(self.role, reason, time.monotonic() - began, items))
 
-    def _dismiss_dead(self) -> int:
-        """Of the idle actors, those that are dead leave, before they are given work; how many."""
-        idle = [actor for actor in self._at_work if actor not in self.busy and actor in self.places]
-        asked = {actor.__ray_call__.remote(place_of): actor for actor in idle}
-        dead = []
-        for ref in _up(asked, LOST_SECONDS):
-            try:
-                ray.get(ref, timeout=60)
-            except DEATHS:
-                dead.append(asked[ref])
-        for actor in dead:
-            self._dismiss(actor)
-        return len(dead)
+    def stop(self) -> None:
+        """End the actors and free their resources."""
+        for actor in [*self._at_work, *self.starting]:
+            ray.kill(actor)
+
+    def _make(self) -> Any:
+        actor = self._start()
+        self.numbers[actor] = next(self._next)
+        self._asked[actor] = actor.__ray_call__.remote(place_of)
+        return actor
+
+    def _arrived(self, actor: Any) -> None:
+        """It is up, or has died as it started."""
+        ref = self._asked.pop(actor)
+        if actor in self:
+            with suppress(*DEATHS):  # one that gets work is missed there
+                self.places[actor] = ray.get(ref, timeout=60)
+            return
+        try:
+            self.places[actor] = ray.get(ref, timeout=60)
+            self._settle(actor)
+        except (*DEATHS, *SOURCE_LOST, RuntimeError, ValueError) as error:
+            self._end(actor)
+            if len(self) + len(self.starting) + 1 > self.reached:
+                self.trouble = reason_of(error)  # the work goes on as it did before more were asked for
+                self.target = min(self.target, self.reached)
+            elif isinstance(error, DEATHS):
+                self._died_at_start(error)
+            else:
+                raise
+            return
+        self._died_starting = 0
+        self._at_work.append(actor)
 
     def _died_at_start(self, error: Exception) -> None:
         """A successor died before it worked; another one is begun."""
@@ -281,6 +237,32 @@ class ActorSet(Sequence[Any]):
                 "at the machine's memory and log; fewer or smaller actors may fit"
             ) from error
 
+    def _dismiss_dead(self) -> int:
+        """Of the idle actors, those that are dead leave, before they are given work; how many."""
+        idle = [actor for actor in self._at_work if actor not in self.busy and actor in self.places]
+        asked = {actor: actor.__ray_call__.remote(place_of) for actor in idle}
+        dead = []
+        for actor in _answered(asked, LOST_SECONDS):
+            try:
+                ray.get(asked[actor], timeout=60)
+            except DEATHS:
+                dead.append(actor)
+        for actor in dead:
+            self._dismiss(actor)
+        return len(dead)
 
-def _up(asked: dict[ray.ObjectRef, Any], seconds: float = 0) -> list[ray.ObjectRef]:
-    return ray.wait(list(asked), num_returns=len(asked), timeout=seconds)[0] if asked else []
+    def _dismiss(self, actor: Any) -> None:
+        self._at_work.remove(actor)
+        self.busy.discard(actor)
+        self._end(actor)
+
+    def _end(self, actor: Any) -> None:
+        ray.kill(actor)
+        for known in (self._asked, self.numbers, self.places):
+            known.pop(actor, None)
+
+
+def _answered(asked: dict[Any, ray.ObjectRef], seconds: float = 0) -> list[Any]:
+    refs = list(asked.values())
+    ready = set(ray.wait(refs, num_returns=len(refs), timeout=seconds)[0]) if refs else set()
+    return [actor for actor, ref in asked.items() if ref in ready]

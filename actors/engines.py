@@ -74,7 +74,7 @@ class EnginePool:
 
     def _free_node(self) -> str:
         """Of the learner's nodes, the one with the most workers that have no engine beside them yet."""
-        alive = self.pool.actors.everyone
+        alive = self.pool.actors.numbers
         taken = Counter(node for actor, node in self._nodes.items() if actor in alive)
         return max(self._beside, key=lambda node: self._beside.count(node) - taken[node])
 

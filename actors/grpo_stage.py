@@ -35,7 +35,7 @@ from actors.experience import (
     sample_rows,
 )
 from actors.fit import before_restart, fit_stage
-from actors.grpo_view import GrpoView, StageStatus
+from actors.grpo_view import StageStatus, grpo_view
 from actors.learner_loop import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger, trained_row
 from actors.live import Live
@@ -178,13 +178,13 @@ class GrpoRun:
         learner = self.experience.probes.remote()
         self.engines.check(wait_for(learner, "grpo: the learner's probes", limits.start, self.learner.check))
         nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
-        view = GrpoView(config, self.pools, self.rewards.waits, nodes, self.status)
+        view = grpo_view(config, self.pools, self.rewards.waits, nodes, self.status)
         self.live.show(view)
         for role, count in list(self.live.by_hand.items()):
-            if why := view.refusal(role):
+            if why := view.roles[role].refusal:
                 log.warning("%s=%d, asked for before GRPO, is left out: %s", role, count, why)
             else:
-                self.pools[role].actors.fix(count)
+                view.roles[role].actors.fix(count)
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""

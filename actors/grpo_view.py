@@ -11,71 +11,58 @@ import ray
 
 from actors.actor_pool import ActorPool
 from actors.actor_set import ActorSet
+from actors.live import Role, Shown
 from actors.placement import Need, reward_resources, rollout_resources
 from hatch_ray.config import Config
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Where the stage's loop is: part of status.json under these names."""
+    """Where the stage's loop is, a part of status.json; of the last step that was learned: speed, staleness, reward."""
 
     phase: str
     engines_version: int
     sampled_steps: int
     set_aside: int
-    """Samples that are left out of the rest of the run."""
     tokens_per_s: float | None
-    """Of the last step that was learned, like the two below."""
     staleness: float | None
     reward_total: float | None
 
 
-class GrpoView:
-    """The stage as `actors.live.Live` sees it, from a thread of its own. Reads, and changes nothing.
+def grpo_view(
+    config: Config,
+    pools: Mapping[str, ActorPool],
+    waits: Sequence[float],
+    learner_nodes: Sequence[str],
+    loop: Callable[[], StageStatus],
+) -> Shown:
+    """The stage as `actors.live.Live` shows it, from a thread of its own: it reads, and changes nothing.
 
-    pools: by role, "rollout" and "reward"; waits: seconds to each of the newest scores; status: asked for at each beat.
+    pools: "rollout" and "reward"; waits: seconds to each of the newest scores; loop: asked at each heartbeat.
     """
+    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+    workers = config.learner.workers
+    learner = {"role": "learner", "alive": workers, "wanted": workers}
+    learner["nodes"] = dict(Counter(hosts.get(node, node) for node in learner_nodes))
 
-    def __init__(
-        self,
-        config: Config,
-        pools: Mapping[str, ActorPool],
-        waits: Sequence[float],
-        learner_nodes: Sequence[str],
-        status: Callable[[], StageStatus],
-    ) -> None:
-        self.config, self.pools, self.waits, self.stage_status = config, pools, waits, status
-        hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
-        self.learner_hosts = [hosts.get(node, node) for node in learner_nodes]
-
-    def scalable(self) -> dict[str, tuple[ActorSet, Need]]:
-        """Role -> its actors, and what one more takes."""
-        return {
-            "rollout": (self.pools["rollout"].actors, Need("rollout", 1, rollout_resources(self.config))),
-            "reward": (self.pools["reward"].actors, Need("reward_actors", 1, reward_resources(self.config))),
+    def status() -> dict[str, Any]:
+        newest = sorted(waits)
+        return asdict(loop()) | {
+            "roles": [*(role_status(name, pool.actors) for name, pool in pools.items()), learner],
+            "queue": {name: pool.waiting for name, pool in pools.items()},
+            "reward_wait_seconds": {f"p{q}": round(newest[len(newest) * q // 100], 4) for q in (50, 95) if newest},
         }
 
-    def refusal(self, role: str) -> str | None:
-        """Why a role cannot be scaled at all."""
-        if role == "rollout" and self.config.colocated:
-            return "colocated engines are as many as the learner's workers"
-        return None
-
-    def status(self) -> dict[str, Any]:
-        """The stage's part of status.json."""
-        workers, waits = self.config.learner.workers, sorted(self.waits)
-        learner = {"role": "learner", "alive": workers, "wanted": workers, "nodes": dict(Counter(self.learner_hosts))}
-        return asdict(self.stage_status()) | {
-            "roles": [*(role_status(role, pool.actors) for role, pool in self.pools.items()), learner],
-            "queue": {role: pool.waiting for role, pool in self.pools.items()},
-            "reward_wait_seconds": {f"p{q}": round(waits[len(waits) * q // 100], 4) for q in (50, 95) if waits},
-        }
+    why_not = "colocated engines are as many as the learner's workers" if config.colocated else ""
+    rollout = Role(pools["rollout"].actors, Need("rollout", 1, rollout_resources(config)), why_not)
+    reward = Role(pools["reward"].actors, Need("reward_actors", 1, reward_resources(config)))
+    return Shown(status, {"rollout": rollout, "reward": reward})
 
 
-def role_status(role: str, actors: ActorSet) -> dict[str, Any]:
+def role_status(name: str, actors: ActorSet) -> dict[str, Any]:
     """How many actors, on which hosts, and what befell them."""
     return {
-        "role": role,
+        "role": name,
         "alive": len(actors),
         "wanted": actors.target,
         "starting": len(actors.starting),

@@ -11,11 +11,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from actors.actor_set import ActorSet
 from actors.metrics import Metrics
@@ -32,17 +32,21 @@ STEPS_OF_ETA = 20
 log = logging.getLogger("hatch_ray")
 
 
-class Shown(Protocol):
-    """A stage that has more to show than its steps, and roles that can be scaled."""
+@dataclass(frozen=True)
+class Role:
+    """Actors that can be scaled, what one more takes, and why the role cannot be scaled, where it cannot."""
 
-    def status(self) -> dict[str, Any]:
-        """Its part of status.json."""
+    actors: ActorSet
+    need: Need
+    refusal: str = ""
 
-    def scalable(self) -> dict[str, tuple[ActorSet, Need]]:
-        """Role -> its actors, and what one more takes; empty before they have started."""
 
-    def refusal(self, role: str) -> str | None:
-        """Why a role cannot be scaled at all."""
+@dataclass(frozen=True)
+class Shown:
+    """What a stage shows beside its steps: its part of status.json, and its roles by name."""
+
+    status: Callable[[], dict[str, Any]]
+    roles: Mapping[str, Role]
 
 
 @dataclass(eq=False)
@@ -168,30 +172,26 @@ class Live:
                 self._orders.remove(order)
 
     def _take_up(self, order: _Order) -> None:
-        with self._lock:
-            shown = self._shown
-            roles = shown.scalable() if shown is not None else {}
-        if shown is None or not roles:
+        shown = self._shown
+        if shown is None:
             stage = self._state["stage"] or "its start"
             if "grpo" not in self.stages or self.run.progress().get("grpo", {}).get("done"):
                 self._answer(order, False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"])
                 return
-            for role, count in order.wanted.items():
-                self._by_hand(role, count)
+            for name, count in order.wanted.items():
+                self._by_hand(name, count)
             self._answer(order, True, [f"the run is at {stage}: GRPO will start with {_words(order.wanted)}"])
             return
-        refusals = [f"{role}: {why}" for role in order.wanted if (why := shown.refusal(role))]
-        refusals = refusals or self._no_room({role: (count, *roles[role]) for role, count in order.wanted.items()})
-        if refusals:
+        refusals = [f"{name}: {why}" for name in order.wanted if (why := shown.roles[name].refusal)]
+        if refusals := refusals or self._no_room(shown.roles, order.wanted):
             self._answer(order, False, [f"{'; '.join(refusals)}. Nothing was changed"])
             return
-        order.before = {role: len(roles[role][0]) for role in order.wanted}
+        order.before = {name: len(shown.roles[name].actors) for name in order.wanted}
         order.end = time.monotonic() + self.patience
-        for role, count in order.wanted.items():
-            actors = roles[role][0]
-            actors.trouble = ""
-            actors.fix(count)
-            self._by_hand(role, count)
+        for name, count in order.wanted.items():
+            shown.roles[name].actors.trouble = ""
+            shown.roles[name].actors.fix(count)
+            self._by_hand(name, count)
 
     def _by_hand(self, role: str, count: int | None) -> None:
         if count is None:
@@ -199,35 +199,35 @@ class Live:
         else:
             self.by_hand[role] = count
 
-    def _no_room(self, asked: dict[str, tuple[int | None, ActorSet, Need]]) -> list[str]:
+    def _no_room(self, roles: Mapping[str, Role], wanted: dict[str, int | None]) -> list[str]:
         """For which roles the cluster has no room, all of them together; none where more nodes may be waited for."""
         if self.deadlines.nodes_seconds:
             return []
         needs = {}
-        for role, (count, actors, need) in asked.items():
-            more = (count or 0) - len(actors.everyone)
+        for name, count in wanted.items():
+            actors = roles[name].actors
+            more = (count or 0) - len(actors) - len(actors.starting)
             if more > 0:
-                needs[role] = replace(need, count=more)
+                needs[name] = replace(roles[name].need, count=more)
         if not needs:
             return []
         found = dict(zip(needs, placed(list(needs.values()), free()), strict=True))
         return [
-            f"{role}: {need.count} more with {describe(need.each)} each are needed and {found[role]} find a place "
+            f"{name}: {need.count} more with {describe(need.each)} each are needed and {found[name]} find a place "
             f"beside what runs (the cluster has {describe_all(nodes())}); ask for at most "
-            f"{(asked[role][0] or 0) - need.count + found[role]}, or add nodes"
-            for role, need in needs.items()
-            if found[role] < need.count
+            f"{(wanted[name] or 0) - need.count + found[name]}, or add nodes"
+            for name, need in needs.items()
+            if found[name] < need.count
         ]
 
     def _look_after(self, order: _Order) -> None:
         """Answer an order that has come true, or does not come true any more."""
-        with self._lock:
-            roles = self._shown.scalable() if self._shown is not None else {}
-        if not roles:
+        shown = self._shown
+        if shown is None:
             return  # the stage starts again, or has ended: `show` tells
         lines, ok, late = [], True, time.monotonic() > order.end
         for role, count in order.wanted.items():
-            actors = roles[role][0]
+            actors = shown.roles[role].actors
             now, going = len(actors), len(actors.starting)
             if count is None:
                 lines.append(f"{role}: by queue from now on, {now} at work")

@@ -56,7 +56,7 @@ class RewardActors:
     ) -> None:
         settings = config.reward_actors
         actor = ray.remote(verifier).options(**actor_options(reward_resources(config)))
-        actors = ActorSet("reward actor", lambda: actor.remote(config.reward), on_loss=on_loss, by_rule=True)
+        actors = ActorSet("reward actor", lambda: actor.remote(config.reward), on_loss=on_loss)
         actors.begin(settings.actors)
         self.pool = ActorPool(actors)
         self.rule = QueueRule(settings.min or settings.actors, settings.max or settings.actors, settings.queue_seconds)
@@ -83,7 +83,7 @@ class RewardActors:
             actors.aim(wanted)
         elif now - self._asked_for_room >= 1.0:
             self._asked_for_room = now
-            there = len(actors.everyone)
+            there = len(actors) + len(actors.starting)
             if wanted > there:
                 actors.aim(max(actors.target, there + min(wanted - there, self._room(wanted - there))))
 

@@ -79,6 +79,7 @@ def test_an_engines_own_complaint_is_a_mistake_in_the_configuration(starters, tm
         starters(deaths=0).ready()
 
 
+@pytest.mark.rest
 def test_what_ray_ends_for_want_of_memory_is_a_loss(repository):
     """In a process of its own, whose Ray finds any use of memory too much."""
     done = subprocess.run(

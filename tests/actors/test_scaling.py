@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from actors.actor_pool import ActorPool
 from actors.actor_set import ActorSet
 from actors.grpo_stage import run_grpo
-from actors.live import LOOK_SECONDS, Live
+from actors.live import LOOK_SECONDS, Live, Role, Shown
 from actors.placement import Need
 from actors.reward import RewardActors, Verifier
 from actors.scaling import CALM, LARGEST_PART, QueueRule
@@ -211,7 +211,9 @@ def test_reward_actors_come_by_queue_and_score_as_one_alone(ray_cluster):
     config = make_config(reward)
     jobs = jobs_of(48)
     expected = Verifier(config.reward).score_many(jobs)
-    rewards = RewardActors(config, verifier=SlowVerifier, room=lambda more: max(0, 3 - len(actors.everyone)))
+    rewards = RewardActors(
+        config, verifier=SlowVerifier, room=lambda more: max(0, 3 - len(actors) - len(actors.starting))
+    )
     actors = rewards.pool.actors
     assert rewards.score(jobs) == expected
     assert rewards.score(jobs) == expected
@@ -232,22 +234,6 @@ def test_reward_actors_come_by_queue_and_score_as_one_alone(ray_cluster):
 # --- from outside -----------------------------------------------------------------------------------------------
 
 
-class Stage:
-    """What Live asks of a stage, around real reward actors."""
-
-    def __init__(self, pool):
-        self.pool = pool
-
-    def scalable(self):
-        return {"reward": (self.pool.actors, Need("reward_actors", 1, {"CPU": 0.1}))}
-
-    def refusal(self, role):
-        return None
-
-    def status(self):
-        return {"phase": "reward", "queue": {"reward": self.pool.waiting}}
-
-
 @pytest.fixture
 def live(ray_cluster, tmp_path):
     """A driver that waits, as between steps: (run, the reward actors, its window)."""
@@ -263,7 +249,8 @@ def live(ray_cluster, tmp_path):
     driver = threading.Thread(target=tend)
     with Live(run, STAGES, DeadlinesConfig(start_seconds=60)) as window:
         window.at("grpo", 3, 10)
-        window.show(Stage(rewards.pool))
+        role = Role(rewards.pool.actors, Need("reward_actors", 1, {"CPU": 0.1}))
+        window.show(Shown(lambda: {"phase": "reward", "queue": {"reward": rewards.pool.waiting}}, {"reward": role}))
         driver.start()
         yield run, rewards.pool.actors, window
         stop.set()
@@ -439,8 +426,8 @@ def test_a_stage_that_is_scaled_is_the_same_to_the_last_bit(ray_cluster, taught_
                 caller = threading.Thread(target=lambda: answers.append(ask(scaled, {"scale": orders[done]}, 120)))
                 caller.start()
                 while caller.is_alive():  # the driver waits, as it does for its learner
-                    for pool in window._shown.pools.values():
-                        pool.actors.tend()
+                    for role in window._shown.roles.values():
+                        role.actors.tend()
                     time.sleep(0.1)
                 window.write()
                 statuses.append(read_status(scaled))
