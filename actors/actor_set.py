@@ -47,7 +47,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Loss:
-    """An actor that was replaced: why, the seconds from the start of its job to its successor, items issued again."""
+    """An actor that was replaced: why, seconds from the start of its job to its successor, items issued again."""
 
     role: str
     reason: str
@@ -155,37 +155,25 @@ class ActorSet(Sequence[Any]):
         if len(self) == wanted == self.target:
             self.reached = wanted
 
-    def wait_for_one(self, seconds: float | None = None, must: bool = True) -> None:
-        """Until one of those that start is up and works. Raises StageTimeoutError after `seconds` (deadlines.
-        start_seconds where None), if one must come.
-        """
-        seconds = limits.start if seconds is None else seconds
-        before, end = len(self), time.monotonic() + seconds
-        while True:
-            self.tend()
-            if len(self) > before or (self._at_work and not self.starting):
-                return
-            if time.monotonic() >= end:
-                if must:
-                    raise expired(f"a new {self.role}", seconds)
-                return
-            ray.wait(list(self._asked.values()), num_returns=1, timeout=max(0.0, min(0.5, end - time.monotonic())))
-
     def replace(self, failed: Sequence[Any], reason: str, began: float, items: int = 0) -> None:
         """A settled actor for those that failed, and for idle ones that died with them: together they are one loss.
 
         began: of their job (monotonic seconds). Raises StageTimeoutError when none starts in deadlines.start_seconds,
-        and nodes_seconds for a node to come. Where others can work on, they go on after a while although it has not
-        started.
+        and nodes_seconds for a node to come. Where others can work on, they do so after PATIENCE_SECONDS.
         """
         for actor in failed:
-            if actor in self:
-                self._dismiss(actor)
+            self._dismiss(actor)
         lost = len(failed) + self._dismiss_dead()
         self.replaced += lost
         self.tend()
-        if self.starting:
-            self.wait_for_one(PATIENCE_SECONDS if self._at_work else limits.join, must=not self._at_work)
+        before, seconds = len(self), PATIENCE_SECONDS if self._at_work else limits.join
+        end = time.monotonic() + seconds
+        while len(self) <= before and (self.starting or not self._at_work) and time.monotonic() < end:
+            if self._asked:
+                ray.wait(list(self._asked.values()), num_returns=1, timeout=0.5)
+            self.tend()
+        if not self._at_work:
+            raise expired(f"a new {self.role}", seconds)
         if lost > 1:
             reason += f", and {lost - 1} more with it"
         if self.on_loss is not None:
@@ -193,7 +181,7 @@ class ActorSet(Sequence[Any]):
 
     def stop(self) -> None:
         """End the actors and free their resources."""
-        for actor in [*self._at_work, *self.starting]:
+        for actor in self.numbers:
             ray.kill(actor)
 
     def _make(self) -> Any:

@@ -62,20 +62,18 @@ class EnginePool:
 
     def _start(self) -> Any:
         options = actor_options(rollout_resources(self._config, colocated=bool(self._beside)))
-        if self._beside:
-            node = self._free_node()
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-            threads = max(1, math.floor(self._config.rollout.cpus))
-            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        if not self._beside:
+            return self._engine.options(**options).remote(self._model, self._config)
+        node, threads = self._free_node(), max(1, math.floor(self._config.rollout.cpus))
+        options |= {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+        options |= {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}}}
         started = self._engine.options(**options).remote(self._model, self._config)
-        if self._beside:
-            self._nodes[started] = node
+        self._nodes[started] = node
         return started
 
     def _free_node(self) -> str:
         """Of the learner's nodes, the one with the most workers that have no engine beside them yet."""
-        alive = self.pool.actors.numbers
-        taken = Counter(node for actor, node in self._nodes.items() if actor in alive)
+        taken = Counter(node for actor, node in self._nodes.items() if actor in self.pool.actors.numbers)
         return max(self._beside, key=lambda node: self._beside.count(node) - taken[node])
 
     def _settle(self, engine: Any) -> None:
@@ -93,16 +91,15 @@ class EnginePool:
     def ready(self) -> None:
         """Wait until all engines are up; one whose process died is replaced.
 
-        Raises ConfigError with an engine's own complaint, StageTimeoutError, and StartError when they die as they
-        start, again and again.
+        Raises ConfigError with an engine's own complaint, StartError when one after the other dies, StageTimeoutError.
         """
         began = time.monotonic()
-        asked = {engine: engine.ready.remote() for engine in self.pool.actors}
-        for engine, ref in asked.items():
+        for engine in list(self.pool.actors):
             if engine not in self.pool.actors:  # replaced with one that died before it
                 continue
+            left = max(0.0, began + limits.start - time.monotonic())
             try:
-                wait_for(ref, "start of the vLLM engines", max(0.0, began + limits.start - time.monotonic()))
+                wait_for(engine.ready.remote(), "start of the vLLM engines", left)
             except DEATHS as error:
                 if getattr(error, "actor_init_failed", False):  # it ran, and raised
                     raise ConfigError(f"a vLLM engine did not start: {reason_of(error)}") from error
@@ -140,12 +137,9 @@ class EnginePool:
         Engines take equal parts, or those of rollout.prompts_per_call, or small ones when `progress` is wanted.
         progress(done, total) counts requests.
         """
-        chunk = self._config.rollout.prompts_per_call or -(-len(requests) // len(self.pool.actors))
-        if progress is not None:
-            chunk = PROGRESS_CHUNK
-        return self.pool.map(
-            requests, lambda engine, part: engine.generate.remote(part, sampling), max(1, chunk), progress=progress
-        )
+        equal = max(1, -(-len(requests) // len(self.pool.actors)))
+        chunk = PROGRESS_CHUNK if progress is not None else self._config.rollout.prompts_per_call or equal
+        return self.pool.map(requests, lambda engine, part: engine.generate.remote(part, sampling), chunk, progress)
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int, int], None] | None = None

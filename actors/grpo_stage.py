@@ -41,11 +41,9 @@ from actors.ledger import Ledger, trained_row
 from actors.live import Live
 from actors.messages import Group, Request, Sampling, WeightsHandle
 from actors.parity import make_probes
-from actors.placement import Need, reward_resources
 from actors.progress import Report
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
-from actors.resources import room_for
 from actors.reward import RewardActors
 from actors.run_processes import RunProcesses
 from actors.spans import Span, Spans
@@ -166,8 +164,7 @@ class GrpoRun:
             up = self.experience.nodes.remote(config.learner.workers)
             beside = list(wait_for(up, "grpo: the learner's start", limits.start, self.learner.check).values())
         self.engines = self.closing.enter_context(self.processes.engines(self.job.model, lost, beside))
-        room = None if config.deadlines.nodes_seconds else self._room_for_rewards
-        self.rewards = RewardActors(config, lost, room=room)
+        self.rewards = RewardActors(config, lost)
         self.closing.callback(self.rewards.stop)
         self.pools |= {"rollout": self.engines.pool, "reward": self.rewards.pool}
         self.engines.pool.meanwhile = self.rewards.pool.actors.tend
@@ -278,9 +275,6 @@ class GrpoRun:
         for pool in self.pools.values():
             pool.actors.tend()
 
-    def _room_for_rewards(self, wanted: int) -> int:
-        return room_for(Need("reward_actors", wanted, reward_resources(self.config)))
-
     def chosen(self, step: int) -> list[Sample]:
         """The samples of a step, those that are set aside included."""
         return [self.samples[index] for index in self.order.indices(step)]
@@ -386,17 +380,9 @@ class GrpoRun:
                 self._write(row.pop("step"), row)
 
     def status(self) -> StageStatus:
-        """Where the loop is, for `hatch status`."""
-        latest = self.latest
-        return StageStatus(
-            phase=self.phase,
-            engines_version=self.served,
-            sampled_steps=self.schedule.next_step,
-            set_aside=len(self.ledger.aside),
-            tokens_per_s=round(latest["tokens"] / latest["seconds"], 1) if latest.get("seconds") else None,
-            staleness=latest.get("staleness"),
-            reward_total=latest.get("reward_total"),
-        )
+        """For `hatch status`."""
+        aside = len(self.ledger.aside)
+        return StageStatus(self.phase, self.served, self.schedule.next_step, aside, self.latest)
 
     def cause(self, error: Exception) -> Exception:
         """What was lost. Weights that are gone went with the worker that held them, which Ray Train tells later."""

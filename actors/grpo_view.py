@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,15 +18,13 @@ from hatch_ray.config import Config
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Where the stage's loop is, a part of status.json; of the last step that was learned: speed, staleness, reward."""
+    """Where the stage's loop is, samples that are set aside, and the metrics of the last step that was learned."""
 
     phase: str
     engines_version: int
     sampled_steps: int
     set_aside: int
-    tokens_per_s: float | None
-    staleness: float | None
-    reward_total: float | None
+    latest: Mapping[str, float]
 
 
 def grpo_view(
@@ -42,13 +40,20 @@ def grpo_view(
     """
     hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
     workers = config.learner.workers
-    learner = {"role": "learner", "alive": workers, "wanted": workers}
-    learner["nodes"] = dict(Counter(hosts.get(node, node) for node in learner_nodes))
+    where = dict(Counter(hosts.get(node, node) for node in learner_nodes))
+    learner = {"role": "learner", "alive": workers, "wanted": workers, "nodes": where}
 
     def status() -> dict[str, Any]:
-        newest = sorted(waits)
-        return asdict(loop()) | {
-            "roles": [*(role_status(name, pool.actors) for name, pool in pools.items()), learner],
+        now, newest = loop(), sorted(waits)
+        return {
+            "phase": now.phase,
+            "engines_version": now.engines_version,
+            "sampled_steps": now.sampled_steps,
+            "set_aside": now.set_aside,
+            "tokens_per_s": round(now.latest["tokens"] / now.latest["seconds"], 1) if now.latest else None,
+            "staleness": now.latest.get("staleness"),
+            "reward_total": now.latest.get("reward_total"),
+            "roles": [*({"role": name} | actors_status(pool.actors) for name, pool in pools.items()), learner],
             "queue": {name: pool.waiting for name, pool in pools.items()},
             "reward_wait_seconds": {f"p{q}": round(newest[len(newest) * q // 100], 4) for q in (50, 95) if newest},
         }
@@ -59,10 +64,9 @@ def grpo_view(
     return Shown(status, {"rollout": rollout, "reward": reward})
 
 
-def role_status(name: str, actors: ActorSet) -> dict[str, Any]:
+def actors_status(actors: ActorSet) -> dict[str, Any]:
     """How many actors, on which hosts, and what befell them."""
     return {
-        "role": name,
         "alive": len(actors),
         "wanted": actors.target,
         "starting": len(actors.starting),

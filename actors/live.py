@@ -67,8 +67,6 @@ class Live:
     ) -> None:
         """notes: what is to be known of the run as a whole, one line each."""
         self.run, self.stages, self.deadlines = run, stages, deadlines
-        self.patience = deadlines.join_seconds
-        """Seconds that what is asked for has to come true."""
         self.by_hand: dict[str, int] = {}
         """Numbers asked for by `hatch scale`: they outlive a stage that starts again."""
         self._state: dict[str, Any] = {"state": "running", "stage": None, "step": 0, "steps": 0} | whoami()
@@ -159,10 +157,12 @@ class Live:
 
     def _follow(self, order: _Order) -> None:
         try:
-            (self._look_after if order.end else self._take_up)(order)
+            found = self._outcome(order) if order.end else self._take_up(order)
         except Exception as error:  # whoever asked is told, and the run goes on
-            self._answer(order, False, [f"{type(error).__name__}: {error}"])
             log.exception("a command could not be followed")
+            found = False, [f"{type(error).__name__}: {error}"]
+        if found is not None:
+            self._answer(order, *found)
 
     def _answer(self, order: _Order, ok: bool, lines: list[str]) -> None:
         """Answer an order, unless it has its answer: this thread and the one that ends its stage may both want to."""
@@ -171,60 +171,50 @@ class Live:
                 answer(order.answer, ok, lines)
                 self._orders.remove(order)
 
-    def _take_up(self, order: _Order) -> None:
+    def _take_up(self, order: _Order) -> tuple[bool, list[str]] | None:
+        """Begin with an order. What became of it, where that is known at once."""
         shown = self._shown
         if shown is None:
             stage = self._state["stage"] or "its start"
             if "grpo" not in self.stages or self.run.progress().get("grpo", {}).get("done"):
-                self._answer(order, False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"])
-                return
-            for name, count in order.wanted.items():
-                self._by_hand(name, count)
-            self._answer(order, True, [f"the run is at {stage}: GRPO will start with {_words(order.wanted)}"])
-            return
+                return False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"]
+            self._keep(order.wanted)
+            return True, [f"the run is at {stage}: GRPO will start with {_words(order.wanted)}"]
         refusals = [f"{name}: {why}" for name in order.wanted if (why := shown.roles[name].refusal)]
         if refusals := refusals or self._no_room(shown.roles, order.wanted):
-            self._answer(order, False, [f"{'; '.join(refusals)}. Nothing was changed"])
-            return
+            return False, [f"{'; '.join(refusals)}. Nothing was changed"]
         order.before = {name: len(shown.roles[name].actors) for name in order.wanted}
-        order.end = time.monotonic() + self.patience
+        order.end = time.monotonic() + self.deadlines.join_seconds
         for name, count in order.wanted.items():
             shown.roles[name].actors.trouble = ""
             shown.roles[name].actors.fix(count)
-            self._by_hand(name, count)
+        self._keep(order.wanted)
+        return None
 
-    def _by_hand(self, role: str, count: int | None) -> None:
-        if count is None:
-            self.by_hand.pop(role, None)
-        else:
-            self.by_hand[role] = count
+    def _keep(self, wanted: dict[str, int | None]) -> None:
+        self.by_hand = {name: count for name, count in (self.by_hand | wanted).items() if count is not None}
 
     def _no_room(self, roles: Mapping[str, Role], wanted: dict[str, int | None]) -> list[str]:
         """For which roles the cluster has no room, all of them together; none where more nodes may be waited for."""
-        if self.deadlines.nodes_seconds:
+        there = {name: len(roles[name].actors) + len(roles[name].actors.starting) for name in wanted}
+        more = {name: count - there[name] for name, count in wanted.items() if count and count > there[name]}
+        if self.deadlines.nodes_seconds or not more:
             return []
-        needs = {}
-        for name, count in wanted.items():
-            actors = roles[name].actors
-            more = (count or 0) - len(actors) - len(actors.starting)
-            if more > 0:
-                needs[name] = replace(roles[name].need, count=more)
-        if not needs:
-            return []
+        needs = {name: replace(roles[name].need, count=count) for name, count in more.items()}
         found = dict(zip(needs, placed(list(needs.values()), free()), strict=True))
         return [
             f"{name}: {need.count} more with {describe(need.each)} each are needed and {found[name]} find a place "
             f"beside what runs (the cluster has {describe_all(nodes())}); ask for at most "
-            f"{(wanted[name] or 0) - need.count + found[name]}, or add nodes"
+            f"{there[name] + found[name]}, or add nodes"
             for name, need in needs.items()
             if found[name] < need.count
         ]
 
-    def _look_after(self, order: _Order) -> None:
-        """Answer an order that has come true, or does not come true any more."""
+    def _outcome(self, order: _Order) -> tuple[bool, list[str]] | None:
+        """Whether an order that is under way has come true, by role; None while it may."""
         shown = self._shown
         if shown is None:
-            return  # the stage starts again, or has ended: `show` tells
+            return None  # the stage starts again, or has ended: `show` tells
         lines, ok, late = [], True, time.monotonic() > order.end
         for role, count in order.wanted.items():
             actors = shown.roles[role].actors
@@ -236,14 +226,15 @@ class Live:
                 lines.append(f"{role}: {order.before[role]} -> {now}, on {nodes} node{'' if nodes == 1 else 's'}")
             elif late or (actors.trouble and now == actors.target and not going):
                 ok = False
-                self._by_hand(role, actors.target)
-                slow = f"{going} have not started in {self.patience:.0f} s; they will join later"
+                self.by_hand[role] = actors.target
+                seconds = f"{self.deadlines.join_seconds:.0f} s"
+                slow = f"{going} have not started in {seconds}; they will join later"
                 if now > count:
-                    slow = f"{now - count} are still at work after {self.patience:.0f} s; they will leave later"
+                    slow = f"{now - count} are still at work after {seconds}; they will leave later"
                 lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {actors.trouble or slow}")
             else:
-                return
-        self._answer(order, ok, lines)
+                return None
+        return ok, lines
 
     def _end_orders(self, why: str) -> None:
         for order in list(self._orders):

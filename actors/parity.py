@@ -1,13 +1,10 @@
-"""Do learner and vLLM compute the same? The driver's part: it asks at the start (the gate), and compares then and after
-every weight update (the probe).
+"""Do learner and vLLM compute the same? The driver asks at the start (the gate) and after every weight update.
 
 A probe is a prompt with images; the answer is how likely certain tokens are right after it. The engine answers on its
 ordinary path, so that tokenizer, image processor, encoder cache, prefix cache, weights and ban of tokens all take part.
 
-    driver: make_probes -> learner's rank 0: probe_scores.score_probe -> every engine: RolloutEngine.probe
-        -> driver: check_gate, then the first rollouts
-    learner: score_probe of a new version -> WeightsHandle -> every engine: RolloutEngine.load_weights
-        -> driver: check_sync, then the next rollouts
+    driver: make_probes -> learner: score_probe -> engines: probe -> driver: check_gate, then the first rollouts
+    learner: score_probe of a new version -> WeightsHandle -> engines: load_weights -> driver: check_sync
 """
 
 from __future__ import annotations
@@ -32,6 +29,7 @@ from actors.messages import (
     WeightsHandle,
 )
 from hatch_ray.model.base import BAN_BIAS
+from hatch_ray.model.prompt_tokens import process_image
 from hatch_ray.sample import Sample
 
 if TYPE_CHECKING:
@@ -70,8 +68,6 @@ def make_probe(sample: Sample, maker: PromptMaker) -> Probe:
 
 def grey_image(image: StoredImage, processor: Any) -> StoredImage:
     """An image of the same size that shows nothing."""
-    from hatch_ray.model.prompt_tokens import process_image
-
     pixels = np.full_like(ray.get(image.ref, timeout=60), GREY)
     patches = process_image(processor, Image.fromarray(pixels))
     stored = StoredPatches(ray.put(patches.pixels.numpy()), patches.grid)

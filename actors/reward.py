@@ -11,7 +11,8 @@ import ray
 
 from actors.actor_pool import ActorPool, Failed, Work
 from actors.actor_set import ActorSet, Loss
-from actors.placement import actor_options, reward_resources
+from actors.placement import Need, actor_options, reward_resources
+from actors.resources import room_for
 from actors.scaling import QueueRule
 from hatch_ray.config import Config
 from hatch_ray.config_sections import RewardConfig
@@ -44,7 +45,7 @@ class Verifier:
 class RewardActors:
     """`reward_actors.actors` verifiers at the start, then by queue between `min` and `max`, or by hand.
 
-    room(wanted) says how many more find a place; None: ask for all, an autoscaler makes room.
+    room(more) says how many of these find a place: what the cluster has, or all where an autoscaler makes room.
     """
 
     def __init__(
@@ -62,7 +63,8 @@ class RewardActors:
         self.rule = QueueRule(settings.min or settings.actors, settings.max or settings.actors, settings.queue_seconds)
         self.waits: deque[float] = deque(maxlen=4096)
         """Seconds from the end of a batch's sampling to each score of it, the newest."""
-        self._room = room
+        each, waits_for_nodes = reward_resources(config), config.deadlines.nodes_seconds
+        self._room = room or (lambda more: more if waits_for_nodes else room_for(Need("reward_actors", more, each)))
         self._asked_for_room = 0.0
 
     def score(self, jobs: Sequence[Job], chunk: int | None = None) -> list[dict[str, Any] | Failed]:
@@ -77,15 +79,12 @@ class RewardActors:
     def _watch(self, running: Sequence[tuple[float, int]]) -> None:
         actors, now = self.pool.actors, time.monotonic()
         wanted = self.rule.wanted(self.pool.waiting, actors.target, running)
-        if actors.by_hand or wanted <= actors.target:
+        if actors.by_hand or wanted <= actors.target or now - self._asked_for_room < 1.0:
             return
-        if self._room is None:
-            actors.aim(wanted)
-        elif now - self._asked_for_room >= 1.0:
-            self._asked_for_room = now
-            there = len(actors) + len(actors.starting)
-            if wanted > there:
-                actors.aim(max(actors.target, there + min(wanted - there, self._room(wanted - there))))
+        self._asked_for_room = now
+        there = len(actors) + len(actors.starting)
+        if wanted > there:
+            actors.aim(max(actors.target, there + min(wanted - there, self._room(wanted - there))))
 
     def _done(self, work: Work) -> None:
         items = len(work.places)

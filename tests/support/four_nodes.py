@@ -28,8 +28,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from actors.boards import ExperienceBoard  # noqa: E402
 from actors.engines import EnginePool  # noqa: E402
 from actors.fit import fit_stage  # noqa: E402
-from actors.placement import Need, reward_resources, stage_needs  # noqa: E402
-from actors.resources import room_for, wait_for_nodes  # noqa: E402
+from actors.placement import stage_needs  # noqa: E402
+from actors.resources import wait_for_nodes  # noqa: E402
 from actors.reward import RewardActors  # noqa: E402
 from actors.train_workers import TrainWorkers  # noqa: E402
 from hatch_ray.config import ConfigError, make_config  # noqa: E402
@@ -114,7 +114,7 @@ def main():
     # Each role only on its kind.
     engines = EnginePool("no model", config, engine=LightEngine)
     engines.ready()
-    rewards = RewardActors(config, room=lambda n: room_for(Need("reward_actors", n, reward_resources(config))))
+    rewards = RewardActors(config)
     board = ray.remote(ExperienceBoard).options(num_cpus=0).remote()
     run = RunFolder(SCRATCH / "run")
     run.path.mkdir()
