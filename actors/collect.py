@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.actor_pool import Failed
 from actors.engines import EnginePool
 from actors.experience import Batch, Scores, make_groups
 from actors.ledger import Ledger
 from actors.messages import Request, Rollout, Sampling
-from actors.pools import Failed
 from actors.prompts import PromptMaker
 from actors.recovery import Recovery
-from actors.reward import JudgePool
+from actors.reward import RewardActors
 from actors.spans import Spans
 from hatch_ray.config import Config
 from hatch_ray.rewards.score import check_scores
@@ -28,10 +28,10 @@ from hatch_ray.systems.base import Sampler
 
 
 class Collector:
-    """Makes the batches of a GRPO stage. `engines` and `judges` are there once the stage has started them."""
+    """Makes the batches of a GRPO stage. `engines` and `rewards` are there once the stage has started them."""
 
     engines: EnginePool
-    judges: JudgePool
+    rewards: RewardActors
 
     def __init__(
         self, config: Config, maker: PromptMaker, sampler: Sampler, ledger: Ledger, recovery: Recovery, spans: Spans
@@ -85,7 +85,7 @@ class Collector:
             self._set_aside(step, place, samples[place], "set aside at an earlier step")
         with self.spans.at(step, "generate"):
             found = self.engines.try_generate([requests[place] for place in places], self.sampling)
-        self.spans.work(step, "rollout", self.engines, places)
+        self.spans.work(step, "rollout", self.engines.pool, places)
         rollouts = {}
         for place, rollout in zip(places, found, strict=True):
             if isinstance(rollout, Failed):
@@ -100,8 +100,8 @@ class Collector:
         targets = {place: self.maker.system.target(samples[place], stage) for place in rollouts}
         jobs = [(reply.text, targets[place]) for place, rollout in rollouts.items() for reply in rollout.replies]
         with self.spans.at(step, "reward"):
-            scores = self.judges.score(jobs)
-        self.spans.work(step, "reward", self.judges, [place for place in rollouts for _ in range(size)])
+            scores = self.rewards.score(jobs)
+        self.spans.work(step, "reward", self.rewards.pool, [place for place in rollouts for _ in range(size)])
         judged: dict[int, list[Scores]] = {}
         for number, place in enumerate(rollouts):
             part = scores[number * size : (number + 1) * size]

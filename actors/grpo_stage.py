@@ -1,4 +1,4 @@
-"""The GRPO stage as a whole: engines, judges, boards and learner, and the loop that drives them.
+"""The GRPO stage as a whole: engines, reward actors, boards and learner, and the loop that drives them.
 
     Collector.collect -> Batch -> experience board -> learner workers -> weights board -> engines
 
@@ -19,26 +19,24 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.actor_pool import ActorPool
+from actors.actor_set import SOURCE_LOST
 from actors.boards import ExperienceBoard, WeightsBoard
 from actors.checkpoints import Checkpoints
 from actors.collect import Collector
-from actors.crew import SOURCE_LOST
 from actors.deadlines import StageTimeoutError, enter_process, expired, limits, wait_for
 from actors.experience import Batch, Schedule
 from actors.fit import before_restart, fit_stage
-from actors.grpo_view import GrpoView
+from actors.grpo_view import StageStatus, grpo_view
 from actors.learner_loop import REPORTS, GrpoJob, learner_loop
 from actors.ledger import Ledger
 from actors.live import Live
 from actors.messages import WeightsHandle
 from actors.parity import make_probes
-from actors.placement import Need, reward_resources
-from actors.pools import Pool
 from actors.progress import Report
 from actors.prompts import PromptMaker
 from actors.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
-from actors.resources import room_for
-from actors.reward import JudgePool
+from actors.reward import RewardActors
 from actors.run_processes import RunProcesses
 from actors.spans import Span, Spans
 from actors.stopping import asked
@@ -115,7 +113,7 @@ class GrpoRun:
         probes = make_probes(self.sampler.known, self.maker)
         self.job = GrpoJob(config, run.path, str(model), self.steps, *boards, probes)
         self.learner = LearnerThread(self.job, processes.workers)
-        self.pools: dict[str, Pool] = {}
+        self.pools: dict[str, ActorPool] = {}
         self.served = self.first
 
     def _go_back(self, checkpoint: Path | None) -> None:
@@ -136,8 +134,8 @@ class GrpoRun:
         self._log_missing(checkpoint)
 
     def start(self) -> None:
-        """Start what does not run yet of learner, engines and judges, and let the engines show that they compute what
-        the learner computes. The judges come last: the smallest fit into what the others leave.
+        """Start what does not run yet of learner, engines and reward actors, and let the engines show that they compute
+        what the learner computes. The reward actors come last: the smallest fit into what the others leave.
         """
         config, lost = self.config, self.recovery.actor_lost
         self.learner.start()
@@ -146,25 +144,25 @@ class GrpoRun:
             up = self.experience.nodes.remote(config.learner.workers)
             beside = list(wait_for(up, "grpo: the learner's start", limits.start, self.learner.check).values())
         self.engines = self.closing.enter_context(self.processes.engines(self.job.model, lost, beside))
-        self.pools["rollout"] = self.engines
-        self.judges = JudgePool(config, lost, room=None if config.deadlines.nodes_seconds else self._room_for_judges)
-        self.closing.callback(self.judges.stop)
-        self.pools["reward"] = self.judges
-        self.collector.engines, self.collector.judges = self.engines, self.judges
-        self.engines.meanwhile, self.judges.meanwhile = self.judges.tend, self.engines.tend
+        self.rewards = RewardActors(config, lost)
+        self.closing.callback(self.rewards.stop)
+        self.collector.engines, self.collector.rewards = self.engines, self.rewards
+        self.pools |= {"rollout": self.engines.pool, "reward": self.rewards.pool}
+        self.engines.pool.meanwhile = self.rewards.pool.actors.tend
+        self.rewards.pool.meanwhile = self.engines.pool.actors.tend
         weights = Path(self.job.model) if self.checkpoint is None else self.checkpoint / "model"
-        if self.engines.folder != str(weights):
+        if self.engines.held.folder != str(weights):
             self.engines.load_folder(weights, self.first)
         learner = self.experience.probes.remote()
         self.engines.check(wait_for(learner, "grpo: the learner's probes", limits.start, self.learner.check))
-        self.learner_nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
-        view = GrpoView(self)
+        nodes = list(wait_for(self.experience.nodes.remote(), "grpo: where the learner is", 60).values())
+        view = grpo_view(config, self.pools, self.rewards.waits, nodes, self.status)
         self.live.show(view)
         for role, count in list(self.live.by_hand.items()):
-            if why := view.refusal(role):
+            if why := view.roles[role].refusal:
                 log.warning("%s=%d, asked for before GRPO, is left out: %s", role, count, why)
             else:
-                self.pools[role].fix(count)
+                view.roles[role].actors.fix(count)
 
     def stop(self) -> None:
         """Let the learner end, then stop the actors."""
@@ -248,10 +246,7 @@ class GrpoRun:
         """What the driver does while it waits: look after the learner and after the sizes of the pools."""
         self.learner.check()
         for pool in self.pools.values():
-            pool.tend()
-
-    def _room_for_judges(self, wanted: int) -> int:
-        return room_for(Need("reward_actors", wanted, reward_resources(self.config)))
+            pool.actors.tend()
 
     def _log(self, report: Report) -> None:
         """Write the metrics of every step that the learner has finished since."""
@@ -281,6 +276,11 @@ class GrpoRun:
         for row in read_jsonl(checkpoint / REPORTS):
             if row["step"] >= max(rows, default=0):
                 self._write(row.pop("step"), row)
+
+    def status(self) -> StageStatus:
+        """For `hatch status`."""
+        aside = len(self.ledger.aside)
+        return StageStatus(self.spans.phase, self.served, self.schedule.next_step, aside, self.latest)
 
     def cause(self, error: Exception) -> Exception:
         """What was lost. Weights that are gone went with the worker that held them, which Ray Train tells later."""
@@ -324,8 +324,8 @@ def run_grpo(
 ) -> dict[str, Any]:
     """The GRPO stage from `model` to RUN/grpo/model, resumed from its last checkpoint when there is one.
 
-    Ray must be running. Engines and judges that die are replaced on the way; when the learner or a board dies, the
-    stage starts again from its last checkpoint. `live` shows the run's state and scales its pools. Returns
+    Ray must be running. Engines and reward actors that die are replaced; when the learner or a board dies, the stage
+    starts again from its last checkpoint. `live` shows the run's state and scales its pools. Returns
     {"steps": int, "line": what was achieved}. Raises ConfigError for prompts that do not fit, RuntimeError when
     processes keep dying, and whatever an actor or worker failed with, with the stage in its text. processes: the run's;
     where None, the stage starts its own.

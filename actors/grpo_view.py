@@ -1,69 +1,76 @@
-"""What a running GRPO stage shows of itself, and what of it can be scaled. Reads the stage, changes nothing."""
+"""What a running GRPO stage shows of itself, and what of it can be scaled."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import ray
 
+from actors.actor_pool import ActorPool
+from actors.actor_set import ActorSet
+from actors.live import Role, Shown
 from actors.placement import Need, reward_resources, rollout_resources
-from actors.pools import Pool
-
-if TYPE_CHECKING:
-    from actors.grpo_stage import GrpoRun
+from hatch_ray.config import Config
 
 
-class GrpoView:
-    """The stage as `actors.live.Live` sees it, from a thread of its own."""
+@dataclass(frozen=True)
+class StageStatus:
+    """Where the stage's loop is, samples that are set aside, and the metrics of the last step that was learned."""
 
-    def __init__(self, stage: GrpoRun) -> None:
-        self.stage = stage
-        hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
-        self.learner_hosts = [hosts.get(node, node) for node in stage.learner_nodes]
+    phase: str
+    engines_version: int
+    sampled_steps: int
+    set_aside: int
+    latest: Mapping[str, float]
 
-    def scalable(self) -> dict[str, tuple[Pool, Need]]:
-        """Role -> its pool, and what one actor of it takes."""
-        config, pools = self.stage.config, self.stage.pools
+
+def grpo_view(
+    config: Config,
+    pools: Mapping[str, ActorPool],
+    waits: Sequence[float],
+    learner_nodes: Sequence[str],
+    loop: Callable[[], StageStatus],
+) -> Shown:
+    """The stage as `actors.live.Live` shows it, from a thread of its own: it reads, and changes nothing.
+
+    pools: "rollout" and "reward"; waits: seconds to each of the newest scores; loop: asked at each heartbeat.
+    """
+    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+    workers = config.learner.workers
+    where = dict(Counter(hosts.get(node, node) for node in learner_nodes))
+    learner = {"role": "learner", "alive": workers, "wanted": workers, "nodes": where}
+
+    def status() -> dict[str, Any]:
+        now, newest = loop(), sorted(waits)
         return {
-            "rollout": (pools["rollout"], Need("rollout", 1, rollout_resources(config))),
-            "reward": (pools["reward"], Need("reward_actors", 1, reward_resources(config))),
+            "phase": now.phase,
+            "engines_version": now.engines_version,
+            "sampled_steps": now.sampled_steps,
+            "set_aside": now.set_aside,
+            "tokens_per_s": round(now.latest["tokens"] / now.latest["seconds"], 1) if now.latest else None,
+            "staleness": now.latest.get("staleness"),
+            "reward_total": now.latest.get("reward_total"),
+            "roles": [*({"role": name} | actors_status(pool.actors) for name, pool in pools.items()), learner],
+            "queue": {name: pool.waiting for name, pool in pools.items()},
+            "reward_wait_seconds": {f"p{q}": round(newest[len(newest) * q // 100], 4) for q in (50, 95) if newest},
         }
 
-    def refusal(self, role: str) -> str | None:
-        """Why a role cannot be scaled at all."""
-        if role == "rollout" and self.stage.config.colocated:
-            return "colocated engines are as many as the learner's workers"
-        return None
-
-    def status(self) -> dict[str, Any]:
-        """The stage's part of status.json."""
-        stage = self.stage
-        workers = stage.config.learner.workers
-        learner = {"role": "learner", "alive": workers, "wanted": workers, "nodes": dict(Counter(self.learner_hosts))}
-        latest, waits = stage.latest, sorted(stage.judges.waits)
-        return {
-            "phase": stage.spans.phase,
-            "engines_version": stage.served,
-            "sampled_steps": stage.schedule.next_step,
-            "roles": [*(pool_status(role, pool) for role, pool in stage.pools.items()), learner],
-            "queue": {role: pool.waiting for role, pool in stage.pools.items()},
-            "reward_wait_seconds": {f"p{q}": round(waits[len(waits) * q // 100], 4) for q in (50, 95) if waits},
-            "tokens_per_s": round(latest["tokens"] / latest["seconds"], 1) if latest.get("seconds") else None,
-            "staleness": latest.get("staleness"),
-            "reward_total": latest.get("reward_total"),
-            "set_aside": len(stage.ledger.aside),
-        }
+    why_not = "colocated engines are as many as the learner's workers" if config.colocated else ""
+    rollout = Role(pools["rollout"].actors, Need("rollout", 1, rollout_resources(config)), why_not)
+    reward = Role(pools["reward"].actors, Need("reward_actors", 1, reward_resources(config)))
+    return Shown(status, {"rollout": rollout, "reward": reward})
 
 
-def pool_status(role: str, pool: Pool) -> dict[str, Any]:
+def actors_status(actors: ActorSet) -> dict[str, Any]:
     """How many actors, on which hosts, and what befell them."""
     return {
-        "role": role,
-        "alive": len(pool.actors),
-        "wanted": pool.target,
-        "starting": len(pool.starting),
-        "replaced": pool.replaced,
-        "nodes": dict(Counter(place.host for place in list(pool.places.values()))),
-        "trouble": pool.trouble,
+        "alive": len(actors),
+        "wanted": actors.target,
+        "starting": len(actors.starting),
+        "replaced": actors.replaced,
+        "nodes": dict(Counter(place.host for place in list(actors.places.values()))),
+        "trouble": actors.trouble,
     }

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from actors.bad_batches import BadBatch, write_bad_batch
 from actors.messages import Group, Probe, ProbeScores, Request, Shard, StoredImage
 from actors.microbatches import Row, split_rows
-from actors.parity import score_probe
+from actors.probe_scores import score_probe
 from actors.weights import learned_parts, only_learned
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Precision

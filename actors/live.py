@@ -1,7 +1,7 @@
 """The driver's window to the outside: a heartbeat with the run's state, and the commands of `hatch scale`.
 
-A thread of its own, so that a run shows that it lives while it waits for something. It reads the pools and sets their
-targets; the driving thread does the rest.
+A thread of its own, so that a run shows that it lives while it waits for something. It reads the sets of actors and
+sets their targets; the driving thread does the rest.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
+from actors.actor_set import ActorSet
 from actors.metrics import Metrics
 from actors.placement import Need, describe, describe_all, placed
-from actors.pools import Pool
 from actors.resources import free, nodes
 from actors.stopping import StopAsked
 from hatch_ray.config_sections import DeadlinesConfig
@@ -32,25 +32,31 @@ STEPS_OF_ETA = 20
 log = logging.getLogger("hatch_ray")
 
 
-class Shown(Protocol):
-    """A stage that has more to show than its steps, and pools that can be scaled."""
+@dataclass(frozen=True)
+class Role:
+    """Actors that can be scaled, what one more takes, and why the role cannot be scaled, where it cannot."""
 
-    def status(self) -> dict[str, Any]:
-        """Its part of status.json."""
-
-    def scalable(self) -> dict[str, tuple[Pool, Need]]:
-        """Role -> its pool and what one actor takes; empty before they have started."""
-
-    def refusal(self, role: str) -> str | None:
-        """Why a role cannot be scaled at all."""
+    actors: ActorSet
+    need: Need
+    refusal: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Shown:
+    """What a stage shows beside its steps: its part of status.json, and its roles by name."""
+
+    status: Callable[[], dict[str, Any]]
+    roles: Mapping[str, Role]
+
+
+@dataclass(eq=False)
 class _Order:
+    """What was asked. Once it is under way: how many there were, and until when it may come true."""
+
     answer: Path
     wanted: dict[str, int | None]
-    before: dict[str, int]
-    end: float
+    before: dict[str, int] = field(default_factory=dict)
+    end: float = 0.0
 
 
 class Live:
@@ -61,8 +67,6 @@ class Live:
     ) -> None:
         """notes: what is to be known of the run as a whole, one line each."""
         self.run, self.stages, self.deadlines = run, stages, deadlines
-        self.patience = deadlines.join_seconds
-        """Seconds that what is asked for has to come true."""
         self.by_hand: dict[str, int] = {}
         """Numbers asked for by `hatch scale`: they outlive a stage that starts again."""
         self._state: dict[str, Any] = {"state": "running", "stage": None, "step": 0, "steps": 0} | whoami()
@@ -71,6 +75,8 @@ class Live:
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_OF_ETA)
         self._shown: Shown | None = None
         self._orders: list[_Order] = []
+        """Those that have no answer yet."""
+        self._answering = threading.Lock()
         self.metrics = Metrics(str(run.path))
         self._lost = len(read_jsonl(run.recoveries))
         self._beat = 0
@@ -140,104 +146,99 @@ class Live:
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 for path, request in take(self.run):
-                    self._try(path, request["scale"])
-                self._orders = [order for order in self._orders if not self._finished(order)]
+                    self._orders.append(_Order(path, request["scale"]))
+                for order in list(self._orders):
+                    self._follow(order)
                 if time.monotonic() - written >= BEAT_SECONDS:
                     written = time.monotonic()
                     self.write()
             except Exception:  # a run must not end because it could not be watched; the next round tries again
                 log.exception("the run's status could not be written or a command not read")
 
-    def _try(self, path: Path, wanted: dict[str, int | None]) -> None:
+    def _follow(self, order: _Order) -> None:
         try:
-            self._take_up(path, wanted)
+            found = self._outcome(order) if order.end else self._take_up(order)
         except Exception as error:  # whoever asked is told, and the run goes on
-            answer(path, False, [f"{type(error).__name__}: {error}"])
             log.exception("a command could not be followed")
+            found = False, [f"{type(error).__name__}: {error}"]
+        if found is not None:
+            self._answer(order, *found)
 
-    def _take_up(self, path: Path, wanted: dict[str, int | None]) -> None:
-        with self._lock:
-            shown = self._shown
-            pools = shown.scalable() if shown is not None else {}
-        if not pools:
+    def _answer(self, order: _Order, ok: bool, lines: list[str]) -> None:
+        """Answer an order, unless it has its answer: this thread and the one that ends its stage may both want to."""
+        with self._answering:
+            if order in self._orders:
+                answer(order.answer, ok, lines)
+                self._orders.remove(order)
+
+    def _take_up(self, order: _Order) -> tuple[bool, list[str]] | None:
+        """Begin with an order. What became of it, where that is known at once."""
+        shown = self._shown
+        if shown is None:
             stage = self._state["stage"] or "its start"
             if "grpo" not in self.stages or self.run.progress().get("grpo", {}).get("done"):
-                answer(path, False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"])
-                return
-            for role, count in wanted.items():
-                self._by_hand(role, count)
-            answer(path, True, [f"the run is at {stage}: GRPO will start with {_words(wanted)}"])
-            return
-        assert shown is not None, "pools belong to a stage"
-        refusals = [f"{role}: {why}" for role in wanted if (why := shown.refusal(role))]
-        if refusals := refusals or self._no_room({role: (count, *pools[role]) for role, count in wanted.items()}):
-            answer(path, False, [f"{'; '.join(refusals)}. Nothing was changed"])
-            return
-        before = {role: len(pools[role][0].actors) for role in wanted}
-        for role, count in wanted.items():
-            pool = pools[role][0]
-            pool.trouble = ""
-            pool.fix(count)
-            self._by_hand(role, count)
-        self._orders.append(_Order(path, wanted, before, time.monotonic() + self.patience))
+                return False, [f"the run is at {stage}, and no GRPO is to come. Nothing was changed"]
+            self._keep(order.wanted)
+            return True, [f"the run is at {stage}: GRPO will start with {_words(order.wanted)}"]
+        refusals = [f"{name}: {why}" for name in order.wanted if (why := shown.roles[name].refusal)]
+        if refusals := refusals or self._no_room(shown.roles, order.wanted):
+            return False, [f"{'; '.join(refusals)}. Nothing was changed"]
+        order.before = {name: len(shown.roles[name].actors) for name in order.wanted}
+        order.end = time.monotonic() + self.deadlines.join_seconds
+        for name, count in order.wanted.items():
+            shown.roles[name].actors.trouble = ""
+            shown.roles[name].actors.fix(count)
+        self._keep(order.wanted)
+        return None
 
-    def _by_hand(self, role: str, count: int | None) -> None:
-        if count is None:
-            self.by_hand.pop(role, None)
-        else:
-            self.by_hand[role] = count
+    def _keep(self, wanted: dict[str, int | None]) -> None:
+        self.by_hand = {name: count for name, count in (self.by_hand | wanted).items() if count is not None}
 
-    def _no_room(self, asked: dict[str, tuple[int | None, Pool, Need]]) -> list[str]:
+    def _no_room(self, roles: Mapping[str, Role], wanted: dict[str, int | None]) -> list[str]:
         """For which roles the cluster has no room, all of them together; none where more nodes may be waited for."""
-        if self.deadlines.nodes_seconds:
+        there = {name: len(roles[name].actors) + len(roles[name].actors.starting) for name in wanted}
+        more = {name: count - there[name] for name, count in wanted.items() if count and count > there[name]}
+        if self.deadlines.nodes_seconds or not more:
             return []
-        needs = {}
-        for role, (count, pool, need) in asked.items():
-            more = (count or 0) - len(pool.actors) - len(pool.starting)
-            if more > 0:
-                needs[role] = replace(need, count=more)
-        if not needs:
-            return []
+        needs = {name: replace(roles[name].need, count=count) for name, count in more.items()}
         found = dict(zip(needs, placed(list(needs.values()), free()), strict=True))
         return [
-            f"{role}: {need.count} more with {describe(need.each)} each are needed and {found[role]} find a place "
+            f"{name}: {need.count} more with {describe(need.each)} each are needed and {found[name]} find a place "
             f"beside what runs (the cluster has {describe_all(nodes())}); ask for at most "
-            f"{(asked[role][0] or 0) - need.count + found[role]}, or add nodes"
-            for role, need in needs.items()
-            if found[role] < need.count
+            f"{there[name] + found[name]}, or add nodes"
+            for name, need in needs.items()
+            if found[name] < need.count
         ]
 
-    def _finished(self, order: _Order) -> bool:
-        with self._lock:
-            pools = self._shown.scalable() if self._shown is not None else {}
-        if not pools:
-            return False  # the stage starts again, or has ended: `show` tells
-        late = time.monotonic() > order.end
-        lines, ok = [], True
+    def _outcome(self, order: _Order) -> tuple[bool, list[str]] | None:
+        """Whether an order that is under way has come true, by role; None while it may."""
+        shown = self._shown
+        if shown is None:
+            return None  # the stage starts again, or has ended: `show` tells
+        lines, ok, late = [], True, time.monotonic() > order.end
         for role, count in order.wanted.items():
-            pool = pools[role][0]
-            now, going = len(pool.actors), len(pool.starting)
+            actors = shown.roles[role].actors
+            now, going = len(actors), len(actors.starting)
             if count is None:
                 lines.append(f"{role}: by queue from now on, {now} at work")
             elif now == count and not going:
-                nodes = len({place.node for place in list(pool.places.values())})
+                nodes = len({place.node for place in list(actors.places.values())})
                 lines.append(f"{role}: {order.before[role]} -> {now}, on {nodes} node{'' if nodes == 1 else 's'}")
-            elif late or (pool.trouble and now == pool.target and not going):
+            elif late or (actors.trouble and now == actors.target and not going):
                 ok = False
-                self._by_hand(role, pool.target)
-                slow = f"{going} have not started in {self.patience:.0f} s; they will join later"
+                self.by_hand[role] = actors.target
+                seconds = f"{self.deadlines.join_seconds:.0f} s"
+                slow = f"{going} have not started in {seconds}; they will join later"
                 if now > count:
-                    slow = f"{now - count} are still at work after {self.patience:.0f} s; they will leave later"
-                lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {pool.trouble or slow}")
+                    slow = f"{now - count} are still at work after {seconds}; they will leave later"
+                lines.append(f"{role}: {order.before[role]} -> {now}, not {count}: {actors.trouble or slow}")
             else:
-                return False
-        answer(order.answer, ok, lines)
-        return True
+                return None
+        return ok, lines
 
     def _end_orders(self, why: str) -> None:
-        orders, self._orders = self._orders, []
-        for order in orders:
-            answer(order.answer, False, [f"{why} before there were {_words(order.wanted)}"])
+        for order in list(self._orders):
+            self._answer(order, False, [f"{why} before there were {_words(order.wanted)}"])
 
 
 def _words(wanted: dict[str, int | None]) -> str:

@@ -101,6 +101,10 @@ class Shard:
     reward: float
 
 
+LIKELIEST = 16
+"""Tokens of a probe; vLLM gives at most 20 by default, and the vision tokens come on top."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """What learner and engines are both asked: how likely are certain tokens right after this prompt?
@@ -116,7 +120,7 @@ class Probe:
 class ProbeScores:
     """The learner's answer to a probe with the weights of `version`.
 
-    prompt_ids: the prompt, images widened; tokens: K ids, the likeliest first, the vision tokens (never sampled) last;
+    prompt_ids: the prompt, images widened; tokens: K ids, the LIKELIEST first, the vision tokens (never sampled) last;
     logprobs, blank_logprobs: (K,) float32 under `temperature` and ban, `blank_logprobs` None where only the prompt
     itself was asked; banned: all ids that may never be sampled; bound: largest mean difference (nats) of an engine.
     """

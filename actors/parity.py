@@ -1,10 +1,10 @@
-"""Do learner and vLLM compute the same? Asked at the start (the gate) and after every weight update (the probe).
+"""Do learner and vLLM compute the same? The driver asks at the start (the gate) and after every weight update.
 
 A probe is a prompt with images; the answer is how likely certain tokens are right after it. The engine answers on its
 ordinary path, so that tokenizer, image processor, encoder cache, prefix cache, weights and ban of tokens all take part.
 
-    driver: make_probes -> learner's rank 0: score_probe -> driver: check_gate of every engine, then the first rollouts
-    learner: score_probe of a new version -> WeightsHandle -> engine: weights, then the probe -> driver: check_sync
+    driver: make_probes -> learner: score_probe -> engines: probe -> driver: check_gate, then the first rollouts
+    learner: score_probe of a new version -> WeightsHandle -> engines: load_weights -> driver: check_sync
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 
 from actors.deadlines import limits, wait_for_all
 from actors.messages import (
+    LIKELIEST,
     GateAnswer,
     Probe,
     ProbeScores,
@@ -28,17 +29,12 @@ from actors.messages import (
     WeightsHandle,
 )
 from hatch_ray.model.base import BAN_BIAS
+from hatch_ray.model.prompt_tokens import process_image
 from hatch_ray.sample import Sample
 
 if TYPE_CHECKING:
     from actors.prompts import PromptMaker
-    from hatch_ray.model.logprobs import ReplyScorer
-    from hatch_ray.model.prompt_tokens import Prompt
 
-BOUND = {"float32": 1e-3, "bfloat16": 0.2}
-"""Largest mean difference (nats) between learner and vLLM over a probe's tokens. Noise in float32 stays below 2e-4."""
-LIKELIEST = 16
-"""Tokens of a probe; vLLM gives at most 20 by default, and the vision tokens come on top."""
 NEVER = BAN_BIAS / 2
 """A log-probability (nats) below this cannot be sampled."""
 BLIND = 0.1
@@ -72,40 +68,10 @@ def make_probe(sample: Sample, maker: PromptMaker) -> Probe:
 
 def grey_image(image: StoredImage, processor: Any) -> StoredImage:
     """An image of the same size that shows nothing."""
-    from hatch_ray.model.prompt_tokens import process_image
-
     pixels = np.full_like(ray.get(image.ref, timeout=60), GREY)
     patches = process_image(processor, Image.fromarray(pixels))
     stored = StoredPatches(ray.put(patches.pixels.numpy()), patches.grid)
     return StoredImage(f"grey-{pixels.shape[1]}x{pixels.shape[0]}", ray.put(pixels), stored)
-
-
-# --- the learner's side -----------------------------------------------------------------------------------------
-
-
-def score_probe(
-    scorer: ReplyScorer, probe: Probe, prompt: Prompt, blank: Prompt | None, version: int, dtype: str
-) -> ProbeScores:
-    """The learner's answer. prompt, blank: the tokenised prompts of the probe; `blank` is left out where None."""
-    scored = next_token_logprobs(scorer, prompt)
-    banned = tuple(np.flatnonzero(scorer.bias.cpu().numpy() < 0).tolist())
-    core = scorer.model.model.config  # type: ignore[union-attr]
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    vision = {int(getattr(core, name)) for name in names}  # type: ignore[arg-type]
-    tokens = [*np.argsort(-scored, kind="stable")[:LIKELIEST].tolist(), *sorted(vision)]
-    grey = None if blank is None else next_token_logprobs(scorer, blank)[tokens]
-    return ProbeScores(
-        probe, version, prompt.token_ids, tuple(tokens), scored[tokens], grey, banned, scorer.temperature, BOUND[dtype]
-    )
-
-
-def next_token_logprobs(scorer: ReplyScorer, prompt: Prompt) -> np.ndarray:
-    """(vocabulary,) float32: the token that follows the prompt."""
-    from hatch_ray.model.packing import pack
-
-    any_token = 0  # the packed row needs a reply; what it is does not matter for the place before it
-    batch = pack(scorer.model, [prompt], [[(any_token,)]]).to(scorer.bias.device)
-    return np.asarray(scorer.distributions(batch)[0].cpu().numpy(), dtype=np.float32)
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------

@@ -9,8 +9,7 @@ from typing import Any
 
 import ray
 
-from actors.crew import SOURCE_LOST
-from actors.pools import Loss
+from actors.actor_set import DEATHS, SOURCE_LOST, Loss, reason_of
 from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.run_folder import RunFolder, append_jsonl
 
@@ -24,7 +23,7 @@ class WorkerDiedError(RuntimeError):
 
 RESTARTABLE = (
     WorkerDiedError,
-    ray.exceptions.RayActorError,
+    *DEATHS,
     *SOURCE_LOST,
     ray.exceptions.ActorUnschedulableError,  # a colocated engine whose node is gone
 )
@@ -39,8 +38,7 @@ def lost_part(error: Exception) -> tuple[str, str]:
         holder = "node" if isinstance(error, ray.exceptions.ObjectLostError) else "process"
         return "object", f"its {holder} died"
     name = re.search(r"class_name: (\w+)", str(error))
-    node = "node" if "node has died" in str(error) else "process"
-    return name[1] if name else "actor", f"its {node} died"
+    return name[1] if name else "actor", reason_of(error)
 
 
 class Recovery:

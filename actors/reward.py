@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,8 +9,10 @@ from typing import Any
 
 import ray
 
-from actors.placement import actor_options, reward_resources
-from actors.pools import Failed, Loss, Pool
+from actors.actor_pool import ActorPool, Failed, Work
+from actors.actor_set import ActorSet, Loss
+from actors.placement import Need, actor_options, reward_resources
+from actors.resources import room_for
 from actors.scaling import QueueRule
 from hatch_ray.config import Config
 from hatch_ray.systems import system_of
@@ -20,79 +21,68 @@ Job = tuple[str, Any]
 """A reply, and what the system needs to judge it (`System.target`)."""
 
 
-class RewardJudge:
-    """Judges replies as the run's system says."""
+class Verifier:
+    """Scores replies as the run's system says. One reward actor is this class as a Ray actor."""
 
     def __init__(self, config: Config) -> None:
         self.system = system_of(config)
         self.weights = self.system.weights()
-
-    def ready(self) -> bool:
-        """Answers once the judge is up."""
-        return True
 
     def score_many(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """`Score.row` of each reply."""
         return [self.system.score(text, target).row(self.weights) for text, target in jobs]
 
 
-class JudgePool(Pool):
-    """Verifiers: `reward_actors.actors` at the start, then by queue between `min` and `max`, or by hand (`fix`).
+class RewardActors:
+    """`reward_actors.actors` verifiers at the start, then by queue between `min` and `max`, or by hand.
 
-    room(wanted) says how many more judges find a place; None: ask for all, an autoscaler makes room.
+    room(more) says how many of these find a place: what the cluster has, or all where an autoscaler makes room.
     """
 
     def __init__(
         self,
         config: Config,
-        on_loss: Callable[[Loss], None] = lambda loss: None,
-        judge: type[RewardJudge] = RewardJudge,
+        on_loss: Callable[[Loss], None] | None = None,
+        verifier: type[Verifier] = Verifier,
         room: Callable[[int], int] | None = None,
     ) -> None:
         settings = config.reward_actors
-        actor = ray.remote(judge).options(**actor_options(reward_resources(config)))
+        actor = ray.remote(verifier).options(**actor_options(reward_resources(config)))
+        actors = ActorSet("reward actor", lambda: actor.remote(config), on_loss=on_loss)
+        actors.begin(settings.actors)
+        self.pool = ActorPool(actors)
         self.rule = QueueRule(settings.min or settings.actors, settings.max or settings.actors, settings.queue_seconds)
-        self.by_hand = False
         self.waits: deque[float] = deque(maxlen=4096)
         """Seconds from the end of a batch's sampling to each score of it, the newest."""
-        self._room = room
-        self._lock = threading.Lock()
+        each, waits_for_nodes = reward_resources(config), config.deadlines.nodes_seconds
+        self._room = room or (lambda more: more if waits_for_nodes else room_for(Need("reward_actors", more, each)))
         self._asked_for_room = 0.0
-        super().__init__("reward judge", lambda: actor.remote(config), settings.actors, on_loss=on_loss)
-
-    def fix(self, count: int | None) -> None:
-        """So many from now on; None: as the queue calls for."""
-        with self._lock:
-            self.by_hand = count is not None
-            if count is not None:
-                super().fix(count)
 
     def score(self, jobs: Sequence[Job], chunk: int | None = None) -> list[dict[str, Any] | Failed]:
-        """Scores of all replies, in order; `Failed` where every judge failed. A free judge takes the next chunk."""
-        scores = self.map(jobs, lambda judge, part: judge.score_many.remote(part), chunk or self.rule.part(len(jobs)))
-        self._aim(self.rule.batch_done(self.target))
+        """Scores of all replies, in order; `Failed` where every actor failed. A free one takes the next chunk."""
+        scores = self.pool.map(
+            jobs, lambda actor, part: actor.score_many.remote(part), chunk or self.rule.part(len(jobs)),
+            watch=self._watch, done=self._done,
+        )  # fmt: skip
+        self.pool.actors.aim(self.rule.batch_done(self.pool.actors.target))
         return scores
 
-    def _aim(self, count: int) -> None:
-        """What the queue calls for, unless a number was given by hand, from another thread perhaps just now."""
-        with self._lock:
-            if not self.by_hand:
-                self.target = count
-
     def _watch(self, running: Sequence[tuple[float, int]]) -> None:
-        now = time.monotonic()
-        wanted = self.rule.wanted(self.waiting, self.target, [(now - began, items) for began, items in running])
-        if self.by_hand or wanted <= self.target:
+        actors, now = self.pool.actors, time.monotonic()
+        wanted = self.rule.wanted(self.pool.waiting, actors.target, running)
+        if actors.by_hand or wanted <= actors.target or now - self._asked_for_room < 1.0:
             return
-        if self._room is None:
-            self._aim(wanted)
-        elif now - self._asked_for_room >= 1.0:
-            self._asked_for_room = now
-            there = len(self.actors) + len(self.starting)
-            if wanted > there:
-                self._aim(max(self.target, there + min(wanted - there, self._room(wanted - there))))
+        self._asked_for_room = now
+        there = len(actors) + len(actors.starting)
+        if wanted > there:
+            actors.aim(max(actors.target, there + min(wanted - there, self._room(wanted - there))))
 
-    def _measured(self, items: int, seconds: float, waited: float) -> None:
-        self.waits.extend([waited] * items)
-        if seconds:
-            self.rule.measured(items, seconds)
+    def _done(self, work: Work) -> None:
+        items = len(work.places)
+        self.waits.extend([work.ended - work.issued] * items)
+        if work.measured:
+            self.rule.measured(items, work.ended - work.began)
+
+    def stop(self) -> None:
+        """End the actors and free their resources."""
+        self.pool.actors.stop()

@@ -29,7 +29,6 @@ from actors.messages import (
     SyncAnswer,
     WeightsHandle,
 )
-from actors.parity import NEVER, ParityError
 from actors.weights import LiveWeights, PackedWeights, unpack_weights
 from hatch_ray.config import Config
 
@@ -38,9 +37,9 @@ IMAGE_CACHE = 512
 
 
 class RolloutEngine:
-    """A vLLM engine with the policy's weights of one version. `RolloutActor` is this class as a Ray actor."""
+    """A vLLM engine with the policy's weights of one version. One rollout actor is this class as a Ray actor."""
 
-    def __init__(self, model: str | Path, config: Config, version: int = 0) -> None:
+    def __init__(self, model: str | Path, config: Config) -> None:
         from vllm import LLM
 
         from hatch_ray.model.base import BAN_BIAS, banned_token_ids, eos_token_ids, load_processor
@@ -53,7 +52,7 @@ class RolloutEngine:
         self.eos_ids = eos_token_ids(model, processor)
         vocabulary = self.llm.model_config.get_vocab_size()
         self.logit_bias = dict.fromkeys(banned_token_ids(processor, vocabulary, self.eos_ids), BAN_BIAS)
-        self.version = version
+        self.version = 0
         self._images: OrderedDict[str, Image.Image] = OrderedDict()
 
     def ready(self) -> int:
@@ -123,7 +122,7 @@ class RolloutEngine:
         real, blank = self._ask(scores.probe.request, scores), self._ask(scores.probe.blank, scores)
         bias = self._parameters(scores.probe.request, Sampling()).logit_bias or {}
         self.reset_caches()
-        return GateAnswer(self.version, real, blank, tuple(sorted(t for t, value in bias.items() if value < NEVER)))
+        return GateAnswer(self.version, real, blank, tuple(sorted(t for t, value in bias.items() if value < 0)))
 
     def _ask(self, request: Request, scores: ProbeScores) -> ProbeAnswer:
         parameters = self._parameters(request, Sampling(1, scores.temperature, 1), scores.tokens)
@@ -164,7 +163,7 @@ class RolloutEngine:
             except RuntimeError as error:
                 if "Encoder cache miss" not in str(error):
                     raise
-                raise ParityError(f"version {handle.version}: the encoder cache was not reset ({error})") from error
+                raise RuntimeError(f"version {handle.version}: the encoder cache was not reset ({error})") from error
             self.reset_caches()
         head = "lm_head.weight" in packed.names or not any("embed_tokens" in name for name in packed.names)
         return SyncAnswer(self.version, packed.checksum, head, before, after)

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from actors.pools import Loss
+from actors.actor_set import Loss
 from actors.train_workers import TrainWorkers, stage_workers
 from hatch_ray.config import Config
 from hatch_ray.model.source import model_source
@@ -47,9 +46,7 @@ class RunProcesses:
     def __enter__(self) -> RunProcesses:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.workers.end()
         finally:
@@ -77,32 +74,25 @@ class RunProcesses:
 
     @contextmanager
     def engines(
-        self, model: str | Path, on_loss: Callable[[Loss], None] = lambda loss: None, beside: Sequence[str] = ()
+        self, model: str | Path, on_loss: Callable[[Loss], None] | None = None, beside: Sequence[str] = ()
     ) -> Iterator[EnginePool]:
         """Engines for a stage: those that run already, with whatever weights they hold, else new ones with `model`'s,
         which end with the block. They are up when the block begins.
         """
         from actors.engines import EnginePool
 
-        if self._kept is None:
-            pool = EnginePool(model, self.config, on_loss=on_loss, beside=beside)
-            try:
-                pool.ready()
-                yield pool
-            finally:
-                pool.stop()
-            return
-        pool = self._kept
-        pool.on_loss = on_loss
+        engines = self._kept or EnginePool(model, self.config, beside=beside)
+        engines.pool.actors.on_loss = on_loss
         try:
-            pool.ready()
-            yield pool
+            engines.ready()
+            yield engines
         finally:
-            pool.on_loss = lambda loss: None
-            pool.meanwhile = lambda: None
+            engines.pool.actors.on_loss, engines.pool.meanwhile = None, lambda: None
+            if engines is not self._kept:
+                engines.stop()
 
     def stop_engines(self) -> None:
         """End the engines that were kept."""
-        pool, self._kept = self._kept, None
-        if pool is not None:
-            pool.stop()
+        engines, self._kept = self._kept, None
+        if engines is not None:
+            engines.stop()

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.pools import Pool, Work
+from actors.actor_pool import ActorPool, Work
 from hatch_ray.run_folder import append_jsonl, read_jsonl, write_atomic
 
 KEPT_STEPS = 1000
@@ -60,7 +60,7 @@ class Spans:
         """Note one span."""
         self._open.setdefault(step, []).append(span)
 
-    def work(self, step: int, role: str, pool: Pool, groups: Sequence[int]) -> None:
+    def work(self, step: int, role: str, pool: ActorPool, groups: Sequence[int]) -> None:
         """Take what a pool's last call did; groups: the group of each of its items."""
         done = list(pool.work)
         pool.work.clear()

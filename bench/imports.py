@@ -30,12 +30,15 @@ HEAVY = ("torch", "transformers", "vllm", "trl", "pandas", "datasets")
 ROLES = {
     "hatch --help": Role(("hatch_ray.cli",), (*HEAVY, "ray", "scipy", "PIL")),
     "driver, up to Ray's start": Role(("actors.recipe",), HEAVY),
-    "reward judge": Role(("actors.reward",), HEAVY),
+    "reward actor": Role(("actors.reward",), HEAVY),
     "boards and desk": Role(("actors.boards",), (*HEAVY, "scipy")),
     "learner worker": Role(
-        ("actors.pasta_stage", "actors.sft_stage", "actors.learner_loop"), ("vllm", "trl", "datasets", "serve")
+        ("actors.pasta_stage", "actors.sft_stage", "actors.learner_loop"),
+        ("vllm", "trl", "datasets", "serve", "actors.parity"),
     ),
-    "rollout engine": Role(("actors.rollout", "vllm"), ("trl", "pandas", "datasets", "ray.train", "ray.serve")),
+    "rollout engine": Role(
+        ("actors.rollout", "vllm"), ("trl", "pandas", "datasets", "ray.train", "ray.serve", "actors.parity")
+    ),
     "client of the service": Role(("serve.client",), (*HEAVY, "ray")),
 }
 

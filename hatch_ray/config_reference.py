@@ -31,7 +31,7 @@ SHARED = "STAGE"
 
 
 def fields(section: type[BaseModel] | None = None, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, description) of every key of HATCH's config; keys that every stage has once, as STAGE.KEY."""
+    """(dotted key, default, description) of every key of HATCH's config; those of all stages once, as STAGE.KEY."""
     shared = set(Trained.model_fields)
     if section is None:
         section = config_class("hatch")
@@ -58,5 +58,7 @@ def reference() -> str:
     lines = [INTRODUCTION]
     for key, default, meaning in fields():
         shown = "[" + ", ".join(default) + "]" if isinstance(default, list) else str(default)
-        lines.append(f"- `{key}` = `{shown or '(empty)'}`: {meaning}" if meaning else f"- `{key}` = `{shown or '(empty)'}`")
+        lines.append(
+            f"- `{key}` = `{shown or '(empty)'}`: {meaning}" if meaning else f"- `{key}` = `{shown or '(empty)'}`"
+        )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
+"""Rewards, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
 
 import gc
 import sys
@@ -21,7 +21,7 @@ from actors.microbatches import padded_keys, split_rows
 from actors.prompts import PromptMaker
 from actors.recovery import WorkerDiedError
 from actors.resources import check_carrier, check_resources
-from actors.reward import JudgePool, RewardJudge
+from actors.reward import RewardActors, Verifier
 from actors.weights import (
     checksum_in_place,
     lay_out,
@@ -75,10 +75,10 @@ def samples(tmp_path):
 # --- rewards ----------------------------------------------------------------------------------------------------
 
 
-def test_judge_gives_the_score_and_the_plans_it_read(samples):
+def test_a_verifier_gives_the_score_and_the_plans_it_read(samples):
     target = RewardTarget.from_sample(samples[0])
     config = make_config({})
-    good, bad = RewardJudge(config).score_many([(gold_reply(samples[0], "actions"), target), ("nonsense", target)])
+    good, bad = Verifier(config).score_many([(gold_reply(samples[0], "actions"), target), ("nonsense", target)])
     expected = score_reply(gold_reply(samples[0], "actions"), target, config.reward)
     assert good["terms"]["total"] == total(expected) == 3.0
     assert good["plans"] == [{"from": 0, "to": 1, "action": [{"turn_right_deg": 30.0}, {"move_forward_m": 1.0}]}]
@@ -87,15 +87,15 @@ def test_judge_gives_the_score_and_the_plans_it_read(samples):
     assert "format:no_answer_block" in bad["reasons"]
 
 
-def test_judges_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, samples):
+def test_reward_actors_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, samples):
     config = make_settings(tiny_model, reward_actors={"actors": 2, "cpus": 0.1})
-    judges = JudgePool(config)
+    rewards = RewardActors(config)
     jobs = [(gold_reply(s, "actions") if i % 2 else "no", RewardTarget.from_sample(s)) for i, s in enumerate(samples)]
-    scores = judges.score(jobs, chunk=1)
+    scores = rewards.score(jobs, chunk=1)
     assert [score["terms"]["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
-    loaded = ray_cluster.get(judges.actors[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
+    loaded = ray_cluster.get(rewards.pool.actors[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
     assert loaded is False
-    judges.stop()
+    rewards.stop()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from actors.engines import EnginePool
 from actors.experience import make_groups, make_shards
 from actors.learner import Learner
 from actors.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
-from actors.parity import BOUND, ParityError, check_engines, check_gate, check_sync, gap, make_probes
+from actors.parity import ParityError, check_engines, check_gate, check_sync, gap, make_probes
+from actors.probe_scores import BOUND
 from actors.prompts import PromptMaker
 from actors.weights import pack_weights
 from hatch_ray.config import make_config
@@ -65,7 +66,7 @@ class Pair:
         self.ray, self.samples = ray, samples
         self.engines = EnginePool(model, config, engine=FaultyEngine)
         self.engines.ready()
-        (self.engine,) = self.engines.actors
+        (self.engine,) = self.engines.pool.actors
         self.maker = PromptMaker(config, model, for_learner=True)
         self.probes = make_probes(samples, self.maker)
         self.learner = Learner(config, model, 10, torch.device("cpu"))

@@ -8,10 +8,10 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.actor_set import Loss
 from actors.experience import Schedule
 from actors.grpo_stage import GrpoRun
 from actors.ledger import LEDGER, Ledger, trained_row
-from actors.pools import Loss
 from actors.recovery import Recovery, WorkerDiedError, lost_part
 from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.learning.order import SampleOrder
@@ -32,7 +32,7 @@ def test_each_loss_is_one_line_and_one_row_and_the_next_step_counts_them(tmp_pat
 
 
 NODE_GONE = """The actor died unexpectedly before finishing this task.
-\tclass_name: RewardJudge
+\tclass_name: Verifier
 \tip: 10.0.0.2
 The actor died because its node has died. Node Id: 11c4d0"""
 
@@ -41,8 +41,9 @@ The actor died because its node has died. Node Id: 11c4d0"""
     ("error", "part"),
     [
         (WorkerDiedError("rank 1"), ("learner worker", "rank 1")),
-        (ray.exceptions.RayActorError(error_msg=NODE_GONE), ("RewardJudge", "its node died")),
+        (ray.exceptions.RayActorError(error_msg=NODE_GONE), ("Verifier", "its node died")),
         (ray.exceptions.RayActorError(error_msg="gone"), ("actor", "its process died")),
+        (ray.exceptions.OutOfMemoryError("Memory on the node was low"), ("actor", "its node ran out of memory")),
         (ray.exceptions.ObjectLostError("a" * 56, None, ""), ("object", "its node died")),
         (ray.exceptions.RayDirectTransportError("no peer"), ("object", "its process died")),
     ],

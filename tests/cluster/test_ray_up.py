@@ -28,7 +28,7 @@ from hatch_ray.run_folder import RunFolder
 from tests.support.own_sshd import OwnSshd, missing, processes_of, stop_ray
 from tests.support.runs import REPOSITORY, ROOMS, SHORT, metrics, reserve_ports
 
-TITLES = ("RayTrainWorker", "TrainController", "RolloutEngine", "RewardJudge", "ExperienceBoard", "WeightsBoard")
+TITLES = ("RayTrainWorker", "TrainController", "RolloutEngine", "Verifier", "ExperienceBoard", "WeightsBoard")
 RAY = str(Path(sys.executable).parent / "ray")
 AGENT_SECONDS = 120
 STEPS = 250
