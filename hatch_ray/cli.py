@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,9 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Build and look at datasets.", no_args_is_help=True)
-tiny_app = typer.Typer(help="The embedded base model, hatch-tiny.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-app.add_typer(tiny_app, name="tiny")
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/tiny.yaml", metavar="CONFIG")]
@@ -220,25 +219,6 @@ def trace(
     console.print(write_trace(RunFolder(config.run_dir), out, steps), markup=False)
     if out is None:
         _push_back(run, config, "trace.json")
-
-
-@app.command()
-def replay(
-    batch: Annotated[str, typer.Argument(help="folder in RUN/bad_batches, or a file in it", metavar="BATCH")],
-    model: Annotated[str, typer.Option(help="the stage's first model, where it is not at its old place")] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one")] = "",
-) -> None:
-    """Compute a GRPO batch again whose loss or gradient was not finite, and print where that begins."""
-    from actors.replay import run_replay
-    from hatch_ray.storage import for_replay, local_run
-
-    run, inside, name = batch.partition("/bad_batches/")
-    run_replay(
-        local_run(run, for_replay) / f"{inside}{name}".lstrip("/"),
-        model,
-        device,
-        lambda line: console.print(line, markup=False),
-    )
 
 
 @app.command()
@@ -446,56 +426,22 @@ def data_show(
     console.print(f"page: {show_dataset(dataset, out, count, seed)}")
 
 
-@data_app.command("export-spar")
-def data_export_spar(
-    dataset: Annotated[Path, typer.Argument(help="folder written by `hatch data build`", metavar="DATASET")],
-    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist", metavar="OUT")],
-    source: Annotated[str, typer.Option(help="SPAR source to write it as")] = "scannet",
-) -> None:
-    """Write a dataset in the layout of SPAR-7M-RGBD, for `data.kind=spar data.root=OUT`."""
-    from hatch_ray.data.spar.export import export_spar
-
-    counts = export_spar(dataset, out, source)
-    console.print(f"{out}: {sum(counts.values())} rows")
-    for name, count in counts.items():
-        console.print(f"  {count} {name}")
-
-
-@data_app.command("check-spar")
-def data_check_spar(
-    root: Annotated[Path, typer.Argument(help="folder of SPAR-7M-RGBD", metavar="ROOT")],
-    limit: Annotated[int, typer.Option(min=1, help="rows to compare, drawn at random")] = 2000,
-    index: Annotated[Path | None, typer.Option(help="folder of the row index; default: beside the sources")] = None,
-) -> None:
-    """Print which rotation convention the released view_change_infer answers follow, from rows with poses."""
-    from hatch_ray.data.spar.check import check_conventions, print_check
-
-    print_check(check_conventions(root, index, limit), console.print)
-
-
-@tiny_app.command("pretrain")
-def tiny_pretrain(
-    out: Annotated[Path, typer.Option("--out", help="folder to write")],
-    seed: Annotated[int, typer.Option(help="seed of rooms, weights and order")] = 0,
-    minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 75.0,
-) -> None:
-    """Pretrain hatch-tiny from random weights on rooms of its own."""
-    from hatch_ray.model.pretrain import PretrainOptions, pretrain
-
-    console.print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
-
-
-def main() -> None:
-    """Entry point: user mistakes (ValueError) and the system's refusals (OSError) become one line and exit code 2."""
+def run_command(command: Callable[[], object]) -> None:
+    """Run a command line; a user's mistake (ValueError) or the system's refusal (OSError) is one line, exit code 2."""
     prepare_environment()
     try:
-        app()
+        command()
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("HATCH_DEBUG"):
             raise
         text = in_words(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", style="red", markup=False)
         sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of `hatch`."""
+    run_command(app)
 
 
 if __name__ == "__main__":

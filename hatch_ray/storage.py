@@ -77,7 +77,7 @@ def for_service(name: str) -> bool:
 
 
 def for_replay(name: str) -> bool:
-    """For `hatch replay`: kept batches, and the models they began with."""
+    """For `tools.replay`: kept batches, and the models they began with."""
     return for_service(name) or name.startswith("bad_batches/")
 
 
