@@ -40,12 +40,17 @@ RunPath = Annotated[
     str, typer.Argument(help="folder of a run, for example runs/tiny, or its home in a bucket, s3://...", metavar="RUN")
 ]
 
-MEASURED_COSTS = Path(__file__).parent.parent / "bench" / "results" / "planning.json"
+CONFIGS = Path(__file__).parent / "configs"
+"""The configs of the repository, which a wheel has too."""
+MEASURED_COSTS = Path(__file__).parent / "planning" / "measured.json"
+"""What `python -m bench.planning` found."""
 
 
 def _load(config: Path, overrides: list[str] | None) -> Config:
     from hatch_ray.config import load_config
 
+    if not config.is_file():
+        raise ValueError(f"config file {config} does not exist; those of hatch-ray are in {CONFIGS}")
     return load_config(config, overrides)
 
 
@@ -300,7 +305,9 @@ def plan(
         str, typer.Option(help="learner=2,rollout=6:p5.48xlarge,reward=1: nodes of each role, and their kind")
     ] = "",
     run: Annotated[list[str] | None, typer.Option(help="take the costs of this run (repeatable: better fits)")] = None,
-    costs: Annotated[Path, typer.Option(help="else of this file")] = MEASURED_COSTS,
+    costs: Annotated[
+        Path, typer.Option(help="else of this file; default: measured on two CPU cores", show_default=False)
+    ] = MEASURED_COSTS,
     speed: Annotated[float, typer.Option(min=1e-6, help="how many times as fast the planned machine computes")] = 1.0,
     gpus: Annotated[int, typer.Option(min=0, help="show how it grows to this many GPUs")] = 0,
     prices: Annotated[Path | None, typer.Option(help="kinds of nodes and prices, like planning/prices.yaml")] = None,
@@ -326,7 +333,9 @@ def plan(
 def demo(
     overrides: Overrides = None,
     run_dir: Annotated[str, typer.Option(help="where the run is written")] = "runs/demo",
-    config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),
+    config: Annotated[Path, typer.Option(help="the config to run; default: tiny.yaml", show_default=False)] = (
+        CONFIGS / "tiny.yaml"
+    ),
 ) -> None:
     """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
     loaded = _load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}", *(overrides or [])])
@@ -339,29 +348,24 @@ def demo(
 def ablate(
     config: ConfigFile,
     overrides: Overrides = None,
+    variants: Annotated[
+        Path, typer.Option(help="what is compared; default: the paper's ablations", show_default=False)
+    ] = CONFIGS / "ablations" / "hatch.yaml",
     seeds: Annotated[int, typer.Option(min=1, help="training runs of each variant")] = 3,
-    grids: Annotated[str, typer.Option(help="figure 4: patches a side of PaStA's grid, by commas")] = "2,3,4,5,6",
     only: Annotated[
-        str,
-        typer.Option(help="variants beside the full recipe, by commas: no_pasta, language, ...; default: all"),
+        str, typer.Option(help="variants beside the first, by commas: no_pasta, language, ...; default: all")
     ] = "",
     out: Annotated[str, typer.Option(help="folder of all runs and the results; resumed")] = "runs/ablation",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be trained and shared")] = False,
 ) -> None:
-    """The paper's Tables 2 and 3 and figures 3 and 4: train the variants, each shared stage once, and compare."""
+    """Train variants of a config, each shared stage once, and compare them (docs/ablations.md)."""
     folder = _folder_only("--out", out)
-    from actors.ablate import Ablation, describe_ablation, run_ablation
+    from actors.ablate import Ablation
+    from hatch_ray.ablation.variants import read_variants
 
     names = [name.strip() for name in only.split(",") if name.strip()]
-    plan = Ablation(_load(config, overrides), folder, seeds, _numbers(grids), names)
-    (describe_ablation if dry_run else run_ablation)(plan, console)
-
-
-def _numbers(text: str) -> list[int]:
-    """ "2,3" -> [2, 3]. Raises ValueError for anything else."""
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise ValueError(f"--grids {text!r} is not a list of whole numbers such as 2,3,4")
-    return [int(part) for part in text.split(",")]
+    plan = Ablation(_load(config, overrides), read_variants(variants).only(names), folder, seeds)
+    (plan.describe if dry_run else plan.train)(console)
 
 
 @app.command()
