@@ -314,7 +314,7 @@ def plan(
 ) -> None:
     """Compute what a cluster would do: step time, who waits, bytes moved, cost an hour (docs/scaling.md)."""
     from hatch_ray.model.size import count_parameters
-    from hatch_ray.planning.costs import Costs
+    from hatch_ray.planning.costs import read_costs
     from hatch_ray.planning.words import print_plan, run_costs
     from hatch_ray.storage import for_report, local_run
 
@@ -324,7 +324,7 @@ def plan(
         folders = [local_run(each, for_report) for each in run]
         measured = run_costs(folders, first, count_parameters(first.model.base))
     else:
-        measured = Costs.read(costs)
+        measured = read_costs(costs)
     parameters = count_parameters(loaded.model.base)
     print_plan(loaded, parameters, measured, nodes, gpus, speed, prices, console)
 
