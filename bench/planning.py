@@ -32,10 +32,10 @@ from hatch_ray.environment import variables
 from hatch_ray.model.base import load_processor
 from hatch_ray.model.prompt_tokens import process_image
 from hatch_ray.model.size import count_parameters
-from hatch_ray.model.tiny import make_tiny
 from hatch_ray.planning.costs import Measured, Sizes, costs_of
 from hatch_ray.planning.model import Plan, Work, predict
 from hatch_ray.run_folder import RunFolder
+from tools.tiny import make_tiny
 
 IMAGES, PIXELS, LARGE = 2, 112, 401408
 WITHIN = 0.25

@@ -80,14 +80,14 @@ def lines_at(root: Path, commit: str) -> dict[str, int]:
 
 
 def table(lines: Mapping[str, int]) -> str:
-    """Files and lines by purpose, the core's and the sum of all. SystemExit naming files that have no purpose."""
+    """Files and lines by purpose, the core and all. SystemExit naming files that have no purpose."""
     of = {path: purpose(path) for path in lines}
     if homeless := [path for path, name in of.items() if name is None]:
         raise SystemExit(f"no purpose: {', '.join(homeless)}; add them to PURPOSES in tools/count.py")
     rows = []
     for name in PURPOSES:
-        counts = [lines[path] for path, found in of.items() if found == name]
-        rows.append((f"* {name}" if name in CORE else f"  {name}", len(counts), sum(counts)))
+        if counts := [lines[path] for path, found in of.items() if found == name]:
+            rows.append((f"* {name}" if name in CORE else f"  {name}", len(counts), sum(counts)))
     core = [count for path, count in lines.items() if of[path] in CORE]
     rows.append((f"* core, at most {MOST_CORE:,}", len(core), sum(core)))
     rows.append((f"  all, at most {MOST:,}", len(lines), sum(lines.values())))

@@ -27,7 +27,6 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 from hatch_ray.cli import run_command
 from hatch_ray.data.rooms import RoomOptions
 from hatch_ray.model.fast_vision import speed_up_vision
-from hatch_ray.model.tiny import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, TinyConfig, new_tiny, save_processor
 from hatch_ray.run_folder import append_jsonl
 from tools.pretrain_data import (
     CELLS,
@@ -48,6 +47,7 @@ from tools.pretrain_heads import (
     dense_targets,
     numbers_error,
 )
+from tools.tiny import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, TinyConfig, new_tiny, save_processor
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False)

@@ -20,7 +20,7 @@ from actors.bad_batches import BadBatch
 from actors.learner import Learner, TokenTerms
 from actors.microbatches import Row, split_rows
 from hatch_ray.cli import run_command
-from hatch_ray.storage import for_replay, local_run
+from hatch_ray.storage import for_service, local_run
 from tools.kept_batches import read_bad_batch
 
 app = typer.Typer(add_completion=False)
@@ -267,7 +267,8 @@ def main(
 ) -> None:
     """Compute a GRPO batch again whose loss or gradient was not finite, and print where that begins."""
     run, inside, name = batch.partition("/bad_batches/")
-    kept, weights = read_bad_batch(local_run(run, for_replay) / f"{inside}{name}".lstrip("/"))
+    home = local_run(run, lambda file: for_service(file) or file.startswith("bad_batches/"))
+    kept, weights = read_bad_batch(home / f"{inside}{name}".lstrip("/"))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     learner = load_learner(kept, weights, model or kept.model, chosen)
     print("\n".join(describe(kept, replay_batch(learner, kept), chosen)))

@@ -11,6 +11,9 @@ from pydantic import Field, ValidationError, model_validator
 from hatch_ray.config import Config, ConfigError, make_config, parse_override, set_dotted
 from hatch_ray.config_sections import Section
 
+SHARED = ("data", "run_dir", "seed")
+"""What the variants of one ablation have in common, or what the ablation sets itself."""
+
 
 class Variant(Section):
     """One recipe to train. overrides: as on the command line; paper: a paper's figures by column, percent."""
@@ -21,9 +24,14 @@ class Variant(Section):
     paper: dict[str, float] = {}  # noqa: RUF012 - pydantic copies it
 
     def config(self, base: Config, folder: Path, seed: int, data: Path) -> Config:
-        """The variant's config: its run lies in folder/seed<seed>/<name>, its datasets are those in `data`."""
+        """The variant's config: its run lies in folder/seed<seed>/<name>, its datasets are those in `data`.
+
+        Raises ConfigError for overrides that the config doesn't take, or that change what all variants share.
+        """
         tree = base.model_dump(mode="json")
         for key, value in map(parse_override, self.overrides):
+            if key.split(".")[0] in SHARED:
+                raise ConfigError(f"variant {self.name}: {key} is one for all variants; set it on the command line")
             set_dotted(tree, key, value)
         set_dotted(tree, "data.root", str(data))
         tree |= {"run_dir": str(folder / f"seed{seed}" / self.name), "seed": seed}

@@ -69,6 +69,9 @@ def test_a_variant_that_the_config_does_not_take_is_named(tmp_path: Path) -> Non
     wrong = Variant(name="hot", title="hot", overrides=("grpo.temprature=2",))
     with pytest.raises(ConfigError, match=r"variant hot: unknown key 'grpo\.temprature'; did you mean"):
         Ablation(BASE, Variants(variants=(wrong,)), tmp_path, 1)
+    other = Variant(name="more", title="more data", overrides=("data.samples=9",))
+    with pytest.raises(ConfigError, match=r"variant more: data\.samples is one for all variants"):
+        Ablation(BASE, Variants(variants=(other,)), tmp_path, 1)
 
 
 def test_only_some_variants_leave_the_tables_that_compare_something() -> None:

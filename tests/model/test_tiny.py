@@ -17,10 +17,10 @@ from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.model import source
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.source import tiny_model_path
-from hatch_ray.model.tiny import TinyConfig, make_tiny, new_tiny, train_tokenizer
-from hatch_ray.model.tiny_text import random_reply, tokenizer_corpus
 from tools.pretrain_data import CELLS, ViewSet, render_views
 from tools.pretrain_tiny import encode_images, image_grid, patchify
+from tools.tiny import TinyConfig, make_tiny, new_tiny, train_tokenizer
+from tools.tiny_text import random_reply, tokenizer_corpus
 
 SMALL = TinyConfig(text_layers=2, vision_layers=1)
 

@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from typer.testing import CliRunner
 
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, RoomOptions
-from hatch_ray.model.tiny import TinyConfig, train_tokenizer
-from hatch_ray.model.tiny_text import tokenizer_corpus
 from tools.pretrain_data import CELLS, QUESTIONS, ViewSet, ask, render_views
 from tools.pretrain_heads import numbers_error
 from tools.pretrain_tiny import Packer, PretrainOptions, app, draw_questions, pretrain
+from tools.tiny import TinyConfig, train_tokenizer
+from tools.tiny_text import tokenizer_corpus
 
 SMALL = TinyConfig(text_layers=2, vision_layers=1)
 TOKENIZER = train_tokenizer(tokenizer_corpus(), TinyConfig().vocab_size)

@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from hatch_ray.model.tiny_text import tokenizer_corpus
 from hatch_ray.run_folder import write_atomic
+from tools.tiny_text import tokenizer_corpus
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
