@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.ablation.variants import Comparison, Variant, Variants
+from hatch_ray.ablation.variants import Variants
 from hatch_ray.benchmarks.columns import SPAR_MV
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, term
@@ -75,66 +75,53 @@ class Measure:
         found = {name: self.draws.mean(np.where(mask, values, np.nan)) for name, mask in self.columns.items()}
         return {name: interval for name, interval in found.items() if interval is not None}
 
-    def variant(self, variant: Variant) -> dict[str, Any]:
-        """A variant's own figures. *_fall: by how much a reward falls when the images are swapped."""
-        answers, rows = self.answers(variant.name), self.rows(variant.name)
-        swapped = self.rows(variant.name, FINAL + SWAPPED)
+    def variant(self, name: str, against: str) -> dict[str, Any]:
+        """A variant's figures, and their difference from another's. *_fall: what swapped images cost."""
+        answers, rows, swapped = self.answers(name), self.rows(name), self.rows(name, FINAL + SWAPPED)
         by_seed = [answers[self.columns["Avg"] & (self.seeds == seed)].mean() for seed in np.unique(self.seeds)]
         return {
-            "title": variant.title,
-            "paper": variant.paper,
             "columns": self.by_column(answers),
             "by_seed": [round(float(value), 4) for value in by_seed],
             "format": self.draws.mean(term(rows, "format")),
             "action": self.draws.mean(term(rows, "action")),
             "answer_fall": self.by_column(answers - 100 * term(swapped, "answer"))["Avg"],
             "action_fall": self.draws.mean(term(rows, "action") - term(swapped, "action")),
+            "against": against,
+            "difference": self.by_column(answers - self.answers(against)) if name != against else {},
         }
 
-    def table(self, table: Comparison, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        """A comparison's rows: differences from its first variant, here and (where both are known) in the paper."""
-        first, rows = table.variants[0], []
-        for name in table.variants:
-            ours = self.by_column(self.answers(name) - self.answers(first)) if name != first else {}
-            printed = {
-                column: round(found[name]["paper"][column] - found[first]["paper"][column], 1)
-                for column in ours
-                if column in found[name]["paper"] and column in found[first]["paper"]
-            }
-            verdicts = {column: verdict(paper, ours[column]) for column, paper in printed.items()}
-            rows.append({"variant": name, "difference": ours, "paper": printed, "verdicts": verdicts})
-        return {"title": table.title, "note": table.note, "rows": rows}
-
-    def curves(self, curves: Comparison) -> dict[str, Any]:
-        """Rewards while GRPO trains: their mean over the seeds at every step, and the first variant's mean over all
-        steps less each other's, by seed. None: a step in which a reward was not due. A variant without it is left out.
+    def curves(self, name: str, variants: Sequence[str]) -> dict[str, Any]:
+        """A reward while GRPO trains: its mean over the seeds at every step, and over all steps the first variant's
+        less each other's, by seed. None: a step in which it was not due. A variant without it is left out.
         """
-        found: dict[str, Any] = {"title": curves.title, "note": curves.note, "terms": {}, "change": {}}
-        for name in CURVES:
-            values = {variant: self._rewards(variant, name) for variant in curves.variants}
-            values = {variant: table for variant, table in values.items() if np.isfinite(table).any(axis=1).all()}
-            means = {variant: np.ma.masked_invalid(table).mean(axis=0) for variant, table in values.items()}
-            found["terms"][name] = {
-                variant: [None if value is None else round(value, 6) for value in mean.tolist()]
-                for variant, mean in means.items()
-            }
-            of_runs = {variant: np.nanmean(table, axis=1) for variant, table in values.items()}
-            first = next(iter(of_runs.values()), None)
-            found["change"][name] = {
-                variant: np.round(first - mean, 6).tolist() for variant, mean in of_runs.items() if mean is not first
-            }
-        return found
-
-    def _rewards(self, variant: str, name: str) -> np.ndarray:
-        """(seeds, steps) of one reward while GRPO trains; NaN in a step where it was not due."""
-        tables = [[row for row in read_jsonl(run.metrics_path) if row["stage"] == "grpo"] for run in self.runs[variant]]
-        return np.array([[row.get(f"reward_{name}", np.nan) for row in table] for table in tables], dtype=np.float64)
+        tables = {}
+        for variant in variants:
+            logs = [read_jsonl(run.metrics_path) for run in self.runs[variant]]
+            values = [[row.get(f"reward_{name}", np.nan) for row in log if row["stage"] == "grpo"] for log in logs]
+            table = np.array(values, dtype=np.float64)
+            if np.isfinite(table).any(axis=1).all():
+                tables[variant] = np.ma.masked_invalid(table)
+        steps = {variant: table.mean(axis=0).round(6).tolist() for variant, table in tables.items()}
+        means = {variant: table.mean(axis=1) for variant, table in tables.items()}
+        first = next(iter(means.values()), None)
+        change = {variant: (first - mean).round(6).tolist() for variant, mean in means.items() if mean is not first}
+        return {"steps": steps, "change": change}
 
 
 def summarise(variants: Variants, runs: Runs, seeds: Sequence[int], bootstrap: int, seed: int) -> dict[str, Any]:
     """All figures of the ablation as plain values (OUT/ablation.json). The runs must be trained and evaluated."""
     measure = Measure(runs, bootstrap, seed)
-    found = {variant.name: measure.variant(variant) for variant in variants.variants}
+    found: dict[str, dict[str, Any]] = {}
+    for variant in variants.variants:
+        other = variants.against(variant)
+        own = found[variant.name] = variant.model_dump() | measure.variant(variant.name, other)
+        differences = {
+            column: round(own["paper"][column] - value, 1)
+            for column, value in found[other]["paper"].items()
+            if column in own["difference"] and column in own["paper"]
+        }
+        own["paper_difference"] = differences
+        own["verdicts"] = {column: verdict(paper, own["difference"][column]) for column, paper in differences.items()}
     return {
         "seeds": list(seeds),
         "samples": len(measure.order),
@@ -143,6 +130,17 @@ def summarise(variants: Variants, runs: Runs, seeds: Sequence[int], bootstrap: i
         "bootstrap": bootstrap,
         "columns": list(measure.columns),
         "variants": found,
-        "tables": [measure.table(table, found) for table in variants.tables],
-        "curves": measure.curves(variants.curves) if variants.curves else None,
+        "tables": _tables(found),
+        "curves": {name: measure.curves(name, variants.curves) for name in CURVES if variants.curves},
+        "notes": variants.notes,
     }
+
+
+def _tables(found: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Title -> the variants of each table, after what they are compared with."""
+    tables: dict[str, list[str]] = {}
+    for name, variant in found.items():
+        if variant["against"] != name:
+            rows = tables.setdefault(variant["table"], [])
+            rows += [each for each in (variant["against"], name) if each not in rows]
+    return tables

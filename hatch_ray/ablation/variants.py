@@ -16,11 +16,17 @@ SHARED = ("data", "run_dir", "seed")
 
 
 class Variant(Section):
-    """One recipe to train. overrides: as on the command line; paper: a paper's figures by column, percent."""
+    """One recipe to train.
+
+    overrides  as on the command line.      against  the variant it is compared with; "" is the first.
+    table      where it is shown.           paper    a paper's figures by column, percent.
+    """
 
     name: Annotated[str, Field(pattern=r"^\w[\w-]*$")]
     title: str
     overrides: tuple[str, ...] = ()
+    against: str = ""
+    table: str = "Variants"
     paper: dict[str, float] = {}  # noqa: RUF012 - pydantic copies it
 
     def config(self, base: Config, folder: Path, seed: int, data: Path) -> Config:
@@ -38,54 +44,49 @@ class Variant(Section):
         return make_config(tree, where=f"variant {self.name}")
 
 
-class Comparison(Section):
-    """Variants beside each other; the others are compared with the first."""
-
-    title: str
-    variants: Annotated[tuple[str, ...], Field(min_length=1)]
-    note: str = ""
-
-
 class Variants(Section):
-    """A file of variants. curves: whose rewards are drawn step by step while GRPO trains."""
+    """A file of variants. curves: whose rewards are drawn; notes: what stands below a table's title, or "curves"."""
 
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
-    tables: tuple[Comparison, ...] = ()
-    curves: Comparison | None = None
+    curves: tuple[str, ...] = ()
+    notes: dict[str, str] = {}  # noqa: RUF012 - pydantic copies it
 
     @model_validator(mode="after")
     def _check(self) -> Variants:
-        names = [variant.name for variant in self.variants]
-        if len(set(names)) != len(names):
-            raise ValueError("two variants have one name")
-        for table in (*self.tables, *([self.curves] if self.curves else [])):
-            for name in table.variants:
-                if name not in names:
-                    raise ValueError(f"{table.title}: there is no variant {name!r}; they are {', '.join(names)}")
+        known: list[str] = []
+        tables: dict[str, str] = {}
+        for variant in self.variants:
+            if variant.name in known:
+                raise ValueError(f"two variants are named {variant.name}")
+            if variant.against and variant.against not in known:
+                raise ValueError(f"{variant.name} is compared with {variant.against!r}, which is no variant before it")
+            if known and tables.setdefault(variant.table, self.against(variant)) != self.against(variant):
+                raise ValueError(f"the variants of {variant.table!r} are compared with more than one")
+            known.append(variant.name)
+        if unknown := set(self.curves) - set(known):
+            raise ValueError(f"curves: {', '.join(sorted(unknown))} is no variant")
         return self
 
-    def only(self, names: list[str]) -> Variants:
-        """The first variant and those named (all, where none is), in tables that have something to compare.
+    def against(self, variant: Variant) -> str:
+        """The name of the variant that this one is compared with; the first's is its own."""
+        return variant.against or self.variants[0].name
 
-        Variants of no table come in a last one, beside the first variant. Raises ConfigError for an unknown name.
+    def only(self, names: list[str]) -> Variants:
+        """The first variant, those named (all, where none is), and what they are compared with.
+
+        Raises ConfigError for an unknown name.
         """
         known = [variant.name for variant in self.variants]
         for name in names:
             if name not in known:
                 raise ConfigError(f"there is no variant {name!r}; the variants are {', '.join(known)}")
-        kept = [name for name in known if not names or name in names or name == known[0]]
-        tables = [
-            table.model_copy(update={"variants": tuple(name for name in table.variants if name in kept)})
-            for table in self.tables
-            if table.variants[0] in kept
-        ]
-        tables = [table for table in tables if len(table.variants) > 1]
-        shown = {known[0], *(name for table in tables for name in table.variants)}
-        if rest := [name for name in kept if name not in shown]:
-            tables.append(Comparison(title="Other variants", variants=(known[0], *rest)))
-        curves = self.curves if self.curves and set(self.curves.variants) <= set(kept) else None
-        variants = tuple(variant for variant in self.variants if variant.name in kept)
-        return Variants(variants=variants, tables=tuple(tables), curves=curves)
+        wanted = {known[0], *(names or known)}
+        for variant in reversed(self.variants):
+            if variant.name in wanted:
+                wanted.add(self.against(variant))
+        variants = tuple(variant for variant in self.variants if variant.name in wanted)
+        curves = self.curves if wanted.issuperset(self.curves) else ()
+        return self.model_copy(update={"variants": variants, "curves": curves})
 
 
 def read_variants(path: Path) -> Variants:
@@ -94,9 +95,7 @@ def read_variants(path: Path) -> Variants:
         return Variants.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{path}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        place, mistake = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {place}{': ' if place else ''}{mistake}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a file of variants: {' '.join(str(error).split())}") from None

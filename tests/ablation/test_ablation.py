@@ -18,7 +18,7 @@ from actors.ablate import Ablation
 from hatch_ray.ablation.page import print_ablation, write_page
 from hatch_ray.ablation.results import column_masks, summarise, verdict
 from hatch_ray.ablation.shared import link_stage, stage_key
-from hatch_ray.ablation.variants import Comparison, Variant, Variants, read_variants
+from hatch_ray.ablation.variants import Variant, Variants, read_variants
 from hatch_ray.cli import CONFIGS, app
 from hatch_ray.config import ConfigError, make_config, save_config
 from hatch_ray.config_sections import RewardConfig
@@ -51,10 +51,19 @@ def test_the_papers_ablations_are_in_the_file() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("variants: [{name: a, title: A}, {name: a, title: B}]", "two variants have one name"),
+        ("variants: [{name: a, title: A}, {name: a, title: B}]", "two variants are named a"),
         ("variants: [{name: ../a, title: A}]", r"variants\.0\.name: String should match"),
         ("variants: [{name: a, title: A, overides: []}]", r"variants\.0\.overides: Extra inputs"),
-        ("{variants: [{name: a, title: A}], tables: [{title: T, variants: [b]}]}", "T: there is no variant 'b'"),
+        (
+            "variants: [{name: a, title: A}, {name: b, title: B, against: c}]",
+            "b is compared with 'c', which is no variant",
+        ),
+        ("variants: [{name: a, title: A, against: a}]", "a is compared with 'a', which is no variant before it"),
+        ("{variants: [{name: a, title: A}], curves: [a, b]}", "curves: b is no variant"),
+        (
+            "variants: [{name: a, title: A}, {name: b, title: B}, {name: c, title: C, against: b}]",
+            "variants of 'Variants' are compared with more than one",
+        ),
         ("variants: []", "variants: "),
         ("variants: [", "is not a file of variants"),
     ],
@@ -74,16 +83,14 @@ def test_a_variant_that_the_config_does_not_take_is_named(tmp_path: Path) -> Non
         Ablation(BASE, Variants(variants=(other,)), tmp_path, 1)
 
 
-def test_only_some_variants_leave_the_tables_that_compare_something() -> None:
-    def tables(*names: str) -> dict[str, tuple[str, ...]]:
-        return {table.title.split(":")[0]: table.variants for table in PAPER.only(list(names)).tables}
+def test_some_variants_come_with_what_they_are_compared_with() -> None:
+    def names(*only: str) -> list[str]:
+        return [variant.name for variant in PAPER.only(list(only)).variants]
 
-    assert list(tables()) == ["Table 2", "Table 3", "Figure 4"]
-    assert tables("language") == {"Table 3": ("full", "language")}
-    assert tables("no_pasta") == {"Table 2": ("full", "no_pasta")}
-    assert tables("no_pasta", "grid6")["Figure 4"] == ("no_pasta", "grid6")
-    assert tables("grid2") == {"Other variants": ("full", "grid2")}
-    assert PAPER.only(["grid2"]).curves is None and PAPER.only(["no_pasta"]).curves is not None
+    assert names() == [variant.name for variant in PAPER.variants]
+    assert names("language") == ["full", "language"]
+    assert names("grid6", "no_both") == ["full", "no_pasta", "no_both", "grid6"]
+    assert PAPER.only(["language"]).curves == () and PAPER.only(["grid2"]).curves == ("full", "no_pasta")
     with pytest.raises(ConfigError, match="no variant 'no_grpo'; the variants are full, no_pasta"):
         PAPER.only(["no_grpo"])
 
@@ -236,24 +243,28 @@ def figures(runs: dict[str, list[RunFolder]], names: list[str] = NAMES) -> dict[
 
 def test_figures_of_runs_whose_faults_are_known(tmp_path: Path) -> None:
     found = figures(make_runs(tmp_path, 2, {"no_pasta": 0.5, "language": 0.2}))
-    variants, tables = found["variants"], {table["title"].split(":")[0]: table["rows"] for table in found["tables"]}
+    variants, tables = found["variants"], {title.split(":")[0]: names for title, names in found["tables"].items()}
+    assert tables == {
+        "Table 2": ["full", "no_pasta", "no_actor", "no_both"], "Table 3": ["full", "language"],
+        "Figure 4": ["no_pasta", "grid2", "grid4"],
+    }  # fmt: skip
     assert found["columns"] == ["Low", "Mid", "High", "Avg"]
     assert variants["full"]["columns"]["Avg"] == {"value": 100.0, "low": 100.0, "high": 100.0, "n": 120}
     assert variants["no_pasta"]["columns"]["Avg"]["value"] == pytest.approx(50)
     assert variants["no_pasta"]["by_seed"] == [50.0, 50.0]
-    first, no_pasta, *_ = tables["Table 2"]
+    no_pasta = variants["no_pasta"]
     difference = no_pasta["difference"]
-    assert first["difference"] == {} and set(difference) == set(found["columns"])
+    assert variants["full"]["difference"] == {} and set(difference) == set(found["columns"])
     assert sum(difference[name]["value"] for name in ("Low", "Mid", "High")) == pytest.approx(-150)
     assert variants["language"]["action"] is None and variants["full"]["action"]["value"] == 1
     assert variants["language"]["answer_fall"]["value"] == pytest.approx(80)
-    assert found["curves"]["change"] == {"action": {"no_pasta": [0.1, 0.1]}, "answer": {"no_pasta": [0.0, 0.0]}}
-    assert [row["variant"] for row in tables["Figure 4"]] == ["no_pasta", "grid2", "grid4"]
-    assert all(row["difference"]["Avg"]["value"] == pytest.approx(50) for row in tables["Figure 4"][1:])
-    assert no_pasta["paper"] == {"Low": -2.0, "Mid": -3.9, "High": 0.3, "Avg": -1.6}
+    change = {name: curve["change"] for name, curve in found["curves"].items()}
+    assert change == {"action": {"no_pasta": [0.1, 0.1]}, "answer": {"no_pasta": [0.0, 0.0]}}
+    assert all(variants[name]["difference"]["Avg"]["value"] == pytest.approx(50) for name in ("grid2", "grid4"))
+    assert no_pasta["paper_difference"] == {"Low": -2.0, "Mid": -3.9, "High": 0.3, "Avg": -1.6}
     assert no_pasta["verdicts"]["Avg"] == "agrees" and no_pasta["verdicts"]["High"] == "contradicts"
-    assert tables["Table 2"][2]["verdicts"]["Avg"] == "within noise"
-    assert sum(len(row["verdicts"]) for rows in tables.values() for row in rows) == 16
+    assert variants["no_actor"]["verdicts"]["Avg"] == "within noise"
+    assert sum(len(variant["verdicts"]) for variant in variants.values()) == 16
 
 
 def test_tasks_that_spar_bench_does_not_have_are_averaged() -> None:
@@ -286,7 +297,7 @@ def test_page_and_print_hold_every_variant_and_need_no_network(tmp_path: Path) -
     assert max(map(len, text.split("Answer reward in percent")[0].splitlines())) <= 100
 
 
-@pytest.mark.parametrize("only", [["language"], ["no_both", "grid2"], ["no_pasta"]])
+@pytest.mark.parametrize("only", [["language"], ["no_both"], ["no_pasta", "grid2"]])
 def test_some_variants_alone(tmp_path: Path, only: list[str]) -> None:
     runs = make_runs(tmp_path, 1, {"language": 0.2}, only)
     assert set(runs) == {"full", *only}
@@ -296,7 +307,19 @@ def test_some_variants_alone(tmp_path: Path, only: list[str]) -> None:
     print_ablation(found, Console(width=100, file=(tmp_path / "out").open("w")))
     for variant in PAPER.variants[1:]:
         assert (f"<td>{variant.title}<" in page) == (variant.name in only)
-    assert ("Figure 3" in page) == ("no_pasta" in only)
+    assert ("<h2>Rewards while GRPO trains" in page) == ("no_pasta" in only)
+    assert "Agreement with the paper" in page
+
+
+def test_variants_without_a_papers_figures_have_no_part_of_agreement(tmp_path: Path) -> None:
+    variants = tuple(variant.model_copy(update={"paper": {}}) for variant in PAPER.only(["no_pasta"]).variants)
+    found = summarise(Variants(variants=variants), make_runs(tmp_path, 1, {}, ["no_pasta"]), [0], 200, 0)
+    save_config(BASE, RunFolder(tmp_path).config_path)
+    page = write_page(found, tmp_path).read_text()
+    assert "Agreement" not in page and "<h2>Rewards" not in page and "without PaStA" in page
+    console = Console(record=True, file=(tmp_path / "out").open("w"))
+    print_ablation(found, console)
+    assert "of the paper's differences" not in console.export_text()
 
 
 @given(st.floats(-9, 9), st.floats(-9, 9), st.floats(0.1, 9))
@@ -335,8 +358,8 @@ def test_a_step_without_actions_leaves_a_gap_in_the_curve(tmp_path: Path) -> Non
     for run in [*runs["full"], *runs["no_pasta"]]:
         append_jsonl(run.metrics_path, [{"stage": "grpo", "step": 4, "reward_answer": 0.5}])
     found = figures(runs, ["no_pasta"])
-    assert found["curves"]["terms"]["action"]["full"] == [0.6, 0.6, 0.6, None]
-    assert found["curves"]["change"]["action"] == {"no_pasta": [0.1, 0.1]}
+    assert found["curves"]["action"]["steps"]["full"] == [0.6, 0.6, 0.6, None]
+    assert found["curves"]["action"]["change"] == {"no_pasta": [0.1, 0.1]}
     save_config(BASE, RunFolder(tmp_path).config_path)
     write_page(found, tmp_path)
 
@@ -346,11 +369,10 @@ def test_a_variant_without_a_reward_has_no_curve_of_it(tmp_path: Path) -> None:
     for name in ("no_both", "language"):
         runs[name][0].metrics_path.unlink()
     append_jsonl(runs["language"][0].metrics_path, [{"stage": "grpo", "step": 1, "reward_answer": 0.5}])
-    curves = Comparison(title="mine", variants=("full", "no_both", "language"))
-    some = PAPER.only(["no_both", "language"]).model_copy(update={"curves": curves})
+    some = PAPER.only(["no_both", "language"]).model_copy(update={"curves": ("full", "no_both", "language")})
     found = summarise(some, runs, [0], 200, 0)["curves"]
-    assert list(found["terms"]["action"]) == ["full"] and list(found["terms"]["answer"]) == ["full", "language"]
-    assert found["change"] == {"action": {}, "answer": {"language": [-0.25]}}
+    assert list(found["action"]["steps"]) == ["full"] and list(found["answer"]["steps"]) == ["full", "language"]
+    assert found["action"]["change"] == {} and found["answer"]["change"] == {"language": [-0.25]}
 
 
 # --- the command --------------------------------------------------------------------------------------------------
