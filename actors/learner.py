@@ -240,9 +240,9 @@ class Learner:
         if self.bad_in_a_row >= self.config.grpo.bad_steps:
             raise FloatingPointError(
                 f"grpo: loss or gradient not finite at {self.bad_in_a_row} steps in a row, up to step {batch.step}. "
-                f"`hatch replay {self.run.bad_batches / batch.name}` looks for the cause; what usually helps: a lower "
-                "grpo.lr, more grpo.warmup_steps, a lower grpo.grad_clip or grpo.importance_cap, "
-                "learner.compute=float32. No bad step was applied: the last checkpoint in "
+                f"`python -m tools.replay {self.run.bad_batches / batch.name}` (in a clone) looks for the cause; what "
+                "usually helps: a lower grpo.lr, more grpo.warmup_steps, a lower grpo.grad_clip or "
+                "grpo.importance_cap, learner.compute=float32. No bad step was applied: the last checkpoint in "
                 f"{self.run.checkpoints('grpo')} is good and kept; a new run can start from its model "
                 "(model.base=..., stages=[grpo])"
             )

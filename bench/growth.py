@@ -33,8 +33,8 @@ from bench.shapes import SMALL
 from bench.step import make_samples
 from hatch_ray.config import Config, make_config
 from hatch_ray.environment import variables
-from hatch_ray.model.tiny import TinyConfig, make_tiny
 from hatch_ray.sample import Sample
+from tools.tiny import TinyConfig, make_tiny
 
 BASE = SMALL["6m"]
 TWICE = TinyConfig(text_layers=2 * BASE.text_layers, text_width=BASE.text_width, text_heads=BASE.text_heads,

@@ -35,8 +35,8 @@ from hatch_ray.config_sections import WeightsCarrier
 from hatch_ray.data.images import image_hash
 from hatch_ray.environment import variables
 from hatch_ray.model.base import load_model, load_processor
-from hatch_ray.model.tiny import make_tiny
 from hatch_ray.protocol.prompt import build_prompt
+from tools.tiny import make_tiny
 
 WARM_UP = 2
 """Syncs that are not counted."""

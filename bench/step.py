@@ -28,11 +28,11 @@ from hatch_ray.config import Config, make_config, save_config
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import variables
 from hatch_ray.model.base import load_model, load_processor
-from hatch_ray.model.tiny import make_tiny
 from hatch_ray.protocol.prompt import sample_prompt
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
 from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
+from tools.tiny import make_tiny
 
 WARM_UP = 2
 """Our steps that are not counted: the wait of the second one is for the first one's learning."""

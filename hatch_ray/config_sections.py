@@ -225,7 +225,7 @@ class GrpoConfig(Trained):
     """Tokens in one forward and backward pass of a worker: as many whole groups as fit (prompt once, completions)."""
     bad_steps: Positive = 3
     """Steps in a row with a loss or gradient that is not finite that end the run. Such a step is skipped (weights and
-    optimizer stay as they were) and its batch kept in RUN/bad_batches for `hatch replay`; so many steps are kept."""
+    optimizer stay as they were) and its batch kept in RUN/bad_batches for `tools.replay`; so many steps are kept."""
     shared_prefix: bool = True
     """Compute a group's prompt and images once. False: again for every completion, the reference to compare with."""
 

@@ -15,7 +15,7 @@ RUN/recoveries.jsonl         every process that was lost, and what it cost
 RUN/status.json              what a live run says of itself, every second (`hatch status`)
 RUN/control/                 what is asked of a live run (`hatch scale`)
 RUN/spans.jsonl              when each part of the latest GRPO steps was at work (`hatch trace`)
-RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`hatch replay`)
+RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`tools.replay`)
 RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
 RUN/.stop                    there while a run that SIGTERM asked to stop saves
 RUN/timing.json              of `hatch demo`: where its seconds went

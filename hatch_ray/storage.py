@@ -76,11 +76,6 @@ def for_service(name: str) -> bool:
     return for_status(name) or "/model/" in name
 
 
-def for_replay(name: str) -> bool:
-    """For `hatch replay`: kept batches, and the models they began with."""
-    return for_service(name) or name.startswith("bad_batches/")
-
-
 def local_run(place: str | Path, wants: Wants, root: str | Path = "") -> Path:
     """The folder of a run, wherever its home is: a bucket's is pulled as far as `wants` says, and not at all where this
     machine sees the folder that it is worked on in. root: the storage.work_dir to pull into.

@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--seeds", default=str(secrets.randbelow(10**6)), help="by commas; default: one at random")
     parser.add_argument("--out", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
-    from hatch_ray.model.tiny import make_tiny
+    from tools.tiny import make_tiny
 
     console = Console()
     out = options.out or SCRATCH / "runs"

@@ -50,7 +50,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete Qwen2.5-VL folder of random weights (seed 0); do not write into it."""
-    from hatch_ray.model.tiny import make_tiny
+    from tools.tiny import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("model") / "tiny", 0)
 

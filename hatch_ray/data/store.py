@@ -112,24 +112,6 @@ class DatasetWriter:
         return len(self._rows)
 
 
-def write_dataset(path: str | Path, samples: Iterable[Sample]) -> None:
-    """Copy samples with absolute paths into a dataset folder of their own (for subsets and tests)."""
-    with DatasetWriter(path) as writer:
-        for sample in samples:
-            views = []
-            for view in sample.views:
-                places: dict[str, Path | None] = {"image_path": view.image_path, "depth_path": view.depth_path}
-                for key, source in places.items():
-                    if source is not None:
-                        target = Path("images" if key == "image_path" else "depth") / source.parent.name / source.name
-                        (writer.folder / target).parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(source, writer.folder / target)
-                        places[key] = target
-                views.append(View(**(vars(view) | places)))
-            writer.add(Sample(**(vars(sample) | {"views": tuple(views)})))
-        writer.summary = {"samples": len(writer)}
-
-
 def read_dataset(path: str | Path) -> list[Sample]:
     """All samples of one split, with absolute paths; no pixels are loaded.
 

@@ -141,9 +141,8 @@ def _skipped(step: int, row: Mapping[str, Any], config: GrpoConfig) -> list[str]
     if not row.get("skipped"):
         return []
     name = f"bad_batches/step-{step:06d}-rank0"
-    where = (
-        f"`hatch replay RUN/{name}` looks for the cause" if row.get("batch_kept") else f"{name} could not be written"
-    )
+    replay = f"`python -m tools.replay RUN/{name}` looks for the cause"
+    where = replay if row.get("batch_kept") else f"{name} could not be written"
     return [
         "step skipped: its loss or gradient was not finite, the weights stay as they were; "
         f"{where}; grpo.bad_steps={config.bad_steps} in a row end the run"

@@ -53,16 +53,6 @@ class Work:
         """At most: every prompt with model.max_images images of model.max_pixels."""
         return cls(Sizes.of(config), parameters * BYTES[config.rollout.dtype], group_bytes(config))
 
-    def on(self, nodes: Mapping[str, Nodes]) -> Work:
-        """With as many processes as the nodes have, and the batch grown to the next multiple of the workers."""
-        workers = nodes["learner"].processes
-        groups = -(-self.sizes.groups // workers) * workers
-        sizes = replace(
-            self.sizes, groups=groups, engines=nodes["rollout"].processes, judges=nodes["reward"].processes,
-            workers=workers,
-        )  # fmt: skip
-        return replace(self, sizes=sizes)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -80,14 +70,6 @@ class Plan:
     """What the head's object store holds at once."""
     usd_hour: float
     reply_tokens: float
-
-    @property
-    def busy(self) -> dict[str, float]:
-        """The share of a step in which each role works."""
-        own = self.phases["control"] + self.phases["prepare"]
-        seconds = {"rollout": "generate", "reward": "reward", "learner": "learn"}
-        shares = {role: self.phases[phase] / self.seconds for role, phase in seconds.items()}
-        return shares | {"driver": min(1.0, own / self.seconds)}
 
     @property
     def slowest(self) -> str:
@@ -188,6 +170,10 @@ def gpus_of(nodes: Mapping[str, Nodes]) -> int:
 
 
 def on_nodes(costs: Costs, work: Work, nodes: Mapping[str, Nodes], head: Kind, factor: int = 1) -> Plan:
-    """`predict` with as many processes as the nodes have and a batch `factor` times as large."""
-    larger = replace(work, sizes=replace(work.sizes, groups=work.sizes.groups * factor))
-    return predict(costs, larger.on(nodes), nodes, head)
+    """`predict` with as many processes as the nodes have, and a batch `factor` times as large, grown to the next
+    multiple of the learner workers.
+    """
+    engines, judges, workers = (nodes[role].processes for role in ("rollout", "reward", "learner"))
+    groups = -(-work.sizes.groups * factor // workers) * workers
+    sizes = replace(work.sizes, groups=groups, engines=engines, judges=judges, workers=workers)
+    return predict(costs, replace(work, sizes=sizes), nodes, head)

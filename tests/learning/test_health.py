@@ -107,7 +107,7 @@ def test_every_skipped_step_is_a_line():
     rows = [FINE, {"skipped": 1.0, "batch_kept": 1.0}, FINE, {"skipped": 1.0, "batch_kept": 0.0}]
     (one, first), (two, second) = said_by(rows)
     assert (one, two) == (2, 4)
-    assert "hatch replay RUN/bad_batches/step-000002-rank0" in first
+    assert "python -m tools.replay RUN/bad_batches/step-000002-rank0" in first
     assert "step-000004-rank0 could not be written" in second
 
 

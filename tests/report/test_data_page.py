@@ -17,10 +17,11 @@ from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.rooms import camera_pose
 from hatch_ray.data.scene import SceneObject
-from hatch_ray.data.store import read_dataset, write_dataset
+from hatch_ray.data.store import read_dataset
 from hatch_ray.report.data_page import each_task_in_turn, sample_plan, show_dataset
 from hatch_ray.report.plan import PlanCamera, PlanPoint, horizontal_fov, plan_svg
 from hatch_ray.report.words import atoms_in_words
+from tests.support.datasets import write_dataset
 
 SVG = "{http://www.w3.org/2000/svg}"
 UP = np.array([0.0, 0.0, 1.0])

@@ -26,13 +26,13 @@ from prometheus_client.parser import text_string_to_metric_families
 import hatch_ray.manifest
 from actors.checkpoints import Checkpoints
 from hatch_ray.config import Config, make_config, save_config
-from hatch_ray.model.tiny import TinyConfig, make_tiny
 from hatch_ray.run_folder import RunFolder
 from serve.follow import newest_model
 from serve.reason import prepare
 from serve.schema import ReasonRequest
 from serve.settings import Settings, model_version
 from tests.support.pictures import photo
+from tools.tiny import TinyConfig, make_tiny
 
 pytestmark = pytest.mark.rest
 MODEL = {"template": "compact-v1", "max_images": 3, "max_length": 768, "max_pixels": 112 * 112}

@@ -11,15 +11,19 @@ import os
 import shutil
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import numpy as np
+import typer
 from scipy.spatial.transform import Rotation
 
+from hatch_ray.cli import run_command
 from hatch_ray.data.spar.layout import SOURCES, TASKS, UP, beside
 from hatch_ray.data.spar.views import link_file
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.sample import Mark, Sample, View
+
+app = typer.Typer(add_completion=False)
 
 SPAR_SPLIT = {"train": "train", "heldout": "val"}
 
@@ -179,3 +183,20 @@ def _markers(sample: Sample) -> dict[str, Any]:
 def _plain(mark: Mark) -> list[float]:
     """Coordinates, whole numbers as integers."""
     return [int(value) if float(value).is_integer() else float(value) for value in mark.xy]
+
+
+@app.command()
+def main(
+    dataset: Annotated[Path, typer.Argument(help="folder written by `hatch data build`", metavar="DATASET")],
+    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist", metavar="OUT")],
+    source: Annotated[str, typer.Option(help="SPAR source to write it as")] = "scannet",
+) -> None:
+    """Write a dataset in the layout of SPAR-7M-RGBD, for `data.kind=spar data.root=OUT`."""
+    counts = export_spar(dataset, out, source)
+    print(f"{out}: {sum(counts.values())} rows")
+    for name, count in counts.items():
+        print(f"  {count} {name}")
+
+
+if __name__ == "__main__":
+    run_command(app)

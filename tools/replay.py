@@ -1,4 +1,6 @@
-"""`hatch replay`: loss and gradients of a batch that was kept because they were not finite, on this machine.
+"""Loss and gradients of a batch that was kept because they were not finite, on this machine.
+
+    python -m tools.replay RUN/bad_batches/step-000124-rank0
 
 The learner's own code computes them, from the weights before the update; what is looked at on the way says where it
 began: in the weights, the images, vLLM's log-probabilities, a layer's output, the loss, or a gradient.
@@ -9,14 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
-from actors.bad_batches import BadBatch, read_bad_batch
+from actors.bad_batches import BadBatch
 from actors.learner import Learner, TokenTerms
 from actors.microbatches import Row, split_rows
+from hatch_ray.cli import run_command
+from hatch_ray.storage import for_service, local_run
+from tools.kept_batches import read_bad_batch
+
+app = typer.Typer(add_completion=False)
 
 LISTED = 10
 """Names listed of each kind."""
@@ -252,12 +259,20 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def run_replay(path: Path, model: str, device: str, say: Callable[[str], None]) -> Replay:
-    """Replay a kept batch and print what was found. `model` and `device`: in place of the batch's own, where not ""."""
-    batch, weights = read_bad_batch(path)
+@app.command()
+def main(
+    batch: Annotated[str, typer.Argument(help="folder in RUN/bad_batches, or a file in it", metavar="BATCH")],
+    model: Annotated[str, typer.Option(help="the stage's first model, where it is not at its old place")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one")] = "",
+) -> None:
+    """Compute a GRPO batch again whose loss or gradient was not finite, and print where that begins."""
+    run, inside, name = batch.partition("/bad_batches/")
+    home = local_run(run, lambda file: for_service(file) or file.startswith("bad_batches/"))
+    kept, weights = read_bad_batch(home / f"{inside}{name}".lstrip("/"))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    learner = load_learner(batch, weights, model or batch.model, chosen)
-    replay = replay_batch(learner, batch)
-    for line in describe(batch, replay, chosen):
-        say(line)
-    return replay
+    learner = load_learner(kept, weights, model or kept.model, chosen)
+    print("\n".join(describe(kept, replay_batch(learner, kept), chosen)))
+
+
+if __name__ == "__main__":
+    run_command(app)

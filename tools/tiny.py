@@ -1,7 +1,7 @@
 """hatch-tiny: a Qwen2.5-VL of a few million parameters with its own byte-level tokenizer.
 
 It has the architecture, special tokens, chat template and processor of Qwen2.5-VL, so transformers and vLLM load it as
-they load any other. The shipped weights come from `hatch_ray.model.pretrain` (docs/hatch-tiny.md).
+they load any other. The shipped weights come from `tools.pretrain_tiny` (docs/hatch-tiny.md).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from hatch_ray.model.tiny_text import tokenizer_corpus
 from hatch_ray.run_folder import write_atomic
+from tools.tiny_text import tokenizer_corpus
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

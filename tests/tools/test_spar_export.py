@@ -13,16 +13,17 @@ import pytest
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
-from hatch_ray.cli import app
 from hatch_ray.config_sections import DataConfig, RoomsConfig, SparConfig
 from hatch_ray.data.build import build_dataset, build_splits
-from hatch_ray.data.spar.check import check_conventions, parse_answer
-from hatch_ray.data.spar.export import export_spar
 from hatch_ray.data.spar.layout import TASKS
-from hatch_ray.data.store import read_dataset, sample_to_row, write_dataset
+from hatch_ray.data.store import read_dataset, sample_to_row
 from hatch_ray.geometry.view_change import Convention, view_change
 from hatch_ray.sample import Mark, Sample
+from tests.support.datasets import write_dataset
 from tests.support.spar_tree import SparTree, frames, record
+from tools import spar_check, spar_export
+from tools.spar_check import check_conventions, parse_answer
+from tools.spar_export import export_spar
 
 ROOMS = DataConfig(
     tasks=["multi", "single", "spatial_imagination_map_mv"],
@@ -230,7 +231,7 @@ def test_check_finds_the_convention_of_the_answers(tmp_path: Path, convention: C
     assert check.telling_deg[convention] < 1.1, "rounding alone"
     assert check.nearer[convention] == check.telling
     assert max(check.translation_m.values()) < 0.05
-    shown = CliRunner().invoke(app, ["data", "check-spar", str(tree.root)])
+    shown = CliRunner().invoke(spar_check.app, [str(tree.root)])
     assert shown.exit_code == 0, shown.output
     assert f"released answers agree with: {convention}" in shown.output
     assert "rows compared: 96 (refused: none)" in shown.output
@@ -272,7 +273,7 @@ def test_answers_of_the_check() -> None:
 
 
 def test_command_line(rooms: Path, tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["data", "export-spar", str(rooms / "train"), str(tmp_path / "out")])
+    shown = CliRunner().invoke(spar_export.app, [str(rooms / "train"), str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
     assert "120 rows" in shown.output
     assert " position_matching/fill" in shown.output

@@ -7,13 +7,14 @@ poses and compared with the answers; rows on which the two differ decide.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, get_args
 
 import numpy as np
+import typer
 
+from hatch_ray.cli import run_command
 from hatch_ray.data.camera_files import FrameRefused, load_pose
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
 from hatch_ray.data.spar.index import open_index
@@ -21,6 +22,8 @@ from hatch_ray.data.spar.layout import FORMATS, SOURCES, TASKS, UP, beside, spar
 from hatch_ray.data.spar.record import Record, read_record
 from hatch_ray.data.spar.views import pose_in_metres
 from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS, Convention, view_change
+
+app = typer.Typer(add_completion=False)
 
 TASK = "view_change_infer"
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -170,13 +173,23 @@ def _judge(
     )
 
 
-def print_check(check: ConventionCheck, say: Callable[[Any], None]) -> None:
-    """The check in words, a line at a time."""
+@app.command()
+def main(
+    root: Annotated[Path, typer.Argument(help="folder of SPAR-7M-RGBD", metavar="ROOT")],
+    limit: Annotated[int, typer.Option(min=1, help="rows to compare, drawn at random")] = 2000,
+    index: Annotated[Path | None, typer.Option(help="folder of the row index; default: beside the sources")] = None,
+) -> None:
+    """Print which rotation convention the released view_change_infer answers follow, from rows with poses."""
+    check = check_conventions(root, index, limit)
     refused = ", ".join(f"{count} {reason}" for reason, count in check.refused.items()) or "none"
-    say(f"rows compared: {check.rows} (refused: {refused})")
-    say("mean translation error, m: " + ", ".join(f"{name} {value:g}" for name, value in check.translation_m.items()))
+    print(f"rows compared: {check.rows} (refused: {refused})")
+    print("mean translation error, m: " + ", ".join(f"{name} {value:g}" for name, value in check.translation_m.items()))
     for name, errors in check.rotation_deg.items():
         words = ", ".join(f"{dimension} {value:g}" for dimension, value in errors.items())
         telling = f"{check.telling_deg[name]:g}, nearer on {check.nearer[name]}" if check.telling else "none"
-        say(f"{name}: mean rotation error, degrees: {words}; on the {check.telling} rows that tell: {telling}")
-    say(f"released answers agree with: {check.verdict or 'undecided'} ({check.reason})")
+        print(f"{name}: mean rotation error, degrees: {words}; on the {check.telling} rows that tell: {telling}")
+    print(f"released answers agree with: {check.verdict or 'undecided'} ({check.reason})")
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,5 +1,7 @@
 """Pretraining of hatch-tiny, from a seed: first the encoder with dense targets, then everything on packed questions.
 
+    python -m tools.pretrain_tiny --out OUT
+
 Stage 1: every merged token of the encoder regresses what its patch shows (heads that are thrown away). Stage 2: many
 short questions and answers behind two or three images, in random order, loss on the answers; the dense targets stay
 with a small weight. Recipe, curves and what failed: docs/hatch-tiny.md.
@@ -14,16 +16,19 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
+from hatch_ray.cli import run_command
 from hatch_ray.data.rooms import RoomOptions
 from hatch_ray.model.fast_vision import speed_up_vision
-from hatch_ray.model.pretrain_data import (
+from hatch_ray.run_folder import append_jsonl
+from tools.pretrain_data import (
     CELLS,
     COMPARING,
     HELDOUT_OFFSET,
@@ -34,7 +39,7 @@ from hatch_ray.model.pretrain_data import (
     ask,
     render_views,
 )
-from hatch_ray.model.pretrain_heads import (
+from tools.pretrain_heads import (
     AnswerHead,
     DenseHeads,
     RelationHeads,
@@ -42,10 +47,10 @@ from hatch_ray.model.pretrain_heads import (
     dense_targets,
     numbers_error,
 )
-from hatch_ray.model.tiny import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, TinyConfig, new_tiny, save_processor
-from hatch_ray.run_folder import append_jsonl
+from tools.tiny import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, TinyConfig, new_tiny, save_processor
 
 log = logging.getLogger(__name__)
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
@@ -455,3 +460,17 @@ def pretrain(
     train_all(model, tokenizer, heads, relations, answers, views, heldout, options, out)
     save(model, tokenizer, out)
     return out / "model"
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    seed: Annotated[int, typer.Option(help="seed of rooms, weights and order")] = 0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 75.0,
+) -> None:
+    """Pretrain hatch-tiny from random weights on rooms of its own."""
+    print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
+
+
+if __name__ == "__main__":
+    run_command(app)

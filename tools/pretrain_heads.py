@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hatch_ray.model.pretrain_data import CELLS, THINGS, ViewSet
+from tools.pretrain_data import CELLS, THINGS, ViewSet
 
 
 class DenseHeads(nn.Module):
