@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from serve.errors import openai_error
+from serve.errors import UNION_TAGS, openai_error
 from serve.images import DATA_URI
 from serve.reason import Delta, written_for
 from serve.reply import Clock, Written
-from serve.schema import MAX_IMAGE_CHARS, MAX_QUESTION_CHARS, MAX_SAMPLES, UNION_TAGS, ReasonRequest, Refusal
+from serve.schema import GREY, MAX_IMAGE_CHARS, MAX_QUESTION_CHARS, MAX_SAMPLES, ReasonRequest, Refusal
 from serve.settings import Settings
 
 MODEL = "hatch"
@@ -70,10 +70,21 @@ class StreamOptions(_Part):
     include_usage: bool = False
 
 
+EXAMPLE: dict[str, Any] = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{GREY}"}},
+        {"type": "text", "text": "How far is the red chair?"},
+    ]}],
+}  # fmt: skip
+
+
 class ChatRequest(BaseModel):
     """The part of OpenAI's request that means something here; anything else is refused by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, use_attribute_docstrings=True, json_schema_extra={"examples": [EXAMPLE]}
+    )
 
     model: str
     """hatch, or the served model's version."""
@@ -101,10 +112,6 @@ class ChatRequest(BaseModel):
         if not isinstance(fields, dict):
             return fields
         return {name: value for name, value in fields.items() if value is not None or name in cls.model_fields}
-
-    @property
-    def choices(self) -> int:
-        return self.n or 1
 
 
 class ChatMessage(BaseModel):
@@ -186,7 +193,7 @@ def reason_request(chat: ChatRequest, settings: Settings) -> ReasonRequest:
         options=[],
         temperature=chat.temperature or 0.0,
         seed=chat.seed,
-        samples=chat.choices,
+        samples=chat.n or 1,
         max_tokens=chat.max_completion_tokens or chat.max_tokens,
         stream=bool(chat.stream),
         constrained=False,
@@ -221,32 +228,13 @@ def _chat_words(chat: ChatRequest) -> Iterator[None]:
         raise
 
 
-async def complete(engine: Any, settings: Settings, chat: ChatRequest, clock: Clock) -> ChatCompletion:
-    """The whole completion. Raises Refusal."""
-    request = reason_request(chat, settings)
-    with _chat_words(chat):
-        async with aclosing(written_for(engine, settings, request, clock)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Written):
-                    return ChatCompletion(
-                        id=_name(),
-                        created=int(time.time()),
-                        model=settings.version,
-                        choices=[
-                            Choice(index=index, message=ChatMessage(content=text), finish_reason=_end(end))
-                            for index, (text, end) in enumerate(zip(piece.texts, piece.ends, strict=True))
-                        ],
-                        usage=_usage(piece),
-                    )
-    raise AssertionError("written_for ends with what was written")
-
-
-async def chunks(
+async def complete(
     engine: Any, settings: Settings, chat: ChatRequest, clock: Clock
-) -> AsyncGenerator[dict[str, Any] | str, None]:
-    """OpenAI's chunks, for `serve.stream.stream` with `chat_event`; the last item is the closing mark."""
+) -> AsyncGenerator[ChatCompletion | dict[str, Any] | str, None]:
+    """The completion; of a stream OpenAI's chunks as they come, and the closing mark. Raises Refusal."""
     request = reason_request(chat, settings)
-    frame = {"id": _name(), "object": "chat.completion.chunk", "created": int(time.time()), "model": settings.version}
+    name, now = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    frame = {"id": name, "object": "chat.completion.chunk", "created": now, "model": settings.version}
     begun: set[int] = set()
 
     def chunk(index: int, delta: dict[str, str], end: str | None = None) -> dict[str, Any]:
@@ -260,12 +248,20 @@ async def chunks(
             async for piece in pieces:
                 if isinstance(piece, Delta):
                     yield chunk(piece.sample, {"content": piece.text})
-                    continue
-                for index, end in enumerate(piece.ends):
-                    yield chunk(index, {}, _end(end))
-                if chat.stream_options and chat.stream_options.include_usage:
-                    yield frame | {"choices": [], "usage": _usage(piece).model_dump()}
-    yield DONE
+                elif not chat.stream:
+                    choices = [
+                        Choice(index=index, message=ChatMessage(content=text), finish_reason=_end(end))
+                        for index, (text, end) in enumerate(zip(piece.texts, piece.ends, strict=True))
+                    ]
+                    yield ChatCompletion(
+                        id=name, created=now, model=settings.version, choices=choices, usage=_usage(piece)
+                    )
+                else:
+                    for index, end in enumerate(piece.ends):
+                        yield chunk(index, {}, _end(end))
+                    if chat.stream_options and chat.stream_options.include_usage:
+                        yield frame | {"choices": [], "usage": _usage(piece).model_dump()}
+                    yield DONE
 
 
 def chat_event(item: dict[str, Any] | str | Refusal) -> str:
@@ -274,10 +270,6 @@ def chat_event(item: dict[str, Any] | str | Refusal) -> str:
         return item
     body = openai_error(item)[1] if isinstance(item, Refusal) else item
     return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
-
-
-def _name() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
 
 
 def _end(end: str) -> Literal["stop", "length"]:

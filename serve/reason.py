@@ -137,12 +137,3 @@ async def respond(
             clock["total"] = clock.get("queue", 0.0) + time.perf_counter() - start
             reply.seconds = seconds_of(clock)
             yield reply
-
-
-async def answer(engine: Any, settings: Settings, request: ReasonRequest, clock: Clock) -> ReasonReply:
-    """The whole reply. Raises Refusal for what cannot be asked and when the engine dies."""
-    async with aclosing(respond(engine, settings, request, clock)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, ReasonReply):
-                return piece
-    raise AssertionError("respond ends with a reply")
