@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 
 import hatch_ray
 from serve.chat import ChatCompletion, ChatRequest, ModelList, chat_event, complete, models
@@ -31,6 +31,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
+TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 Answers = Callable[..., AsyncGenerator[Any, None]]
 """(engine, settings, request, clock) -> pieces of text, where the request asks for a stream, then the whole answer."""
 ERRORS = described(400, 401, 408, 413, 415, 422, 429, 503, 504)
@@ -105,7 +106,7 @@ def build_api(service: Service) -> FastAPI:
             raise Refusal("not_ready", what, "server", "try again in some seconds", status=503)
         return await healthz()
 
-    @api.get("/metrics", responses=described(401, 503), response_class=PlainTextResponse)
+    @api.get("/metrics", responses=TEXT | described(401, 503), response_class=Response)
     async def metrics() -> Response:
         """Prometheus text of all replicas."""
         return Response(exposition(await service.gather()), media_type=CONTENT_TYPE)
