@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form
 from fastapi.responses import Response
@@ -18,10 +18,8 @@ from serve.metrics import CONTENT_TYPE, exposition
 from serve.pages import pages
 from serve.reason import respond
 from serve.schema import Health, ReasonReply, ReasonRequest, Refusal
+from serve.service import Service
 from serve.stream import last, reason_event, stream
-
-if TYPE_CHECKING:
-    from serve.app import Service
 
 ABOUT = "Spatial reasoning over several photos of one place: answers, camera actions, poses and their consistency."
 AS_FORM = {"requestBody": {"content": {FORM: {"schema": ReasonForm.model_json_schema()}}}}
@@ -95,8 +93,8 @@ def build_api(service: Service) -> FastAPI:
     @api.get("/healthz", responses=described(503))
     async def healthz() -> Health:
         """Whether the process lives."""
-        s = service.engine.settings
-        return Health(status="ok", model_version=s.version, template=s.template, max_images=s.max_images)
+        version, model = service.engine.settings.version, service.engine.settings.config.model
+        return Health(status="ok", model_version=version, template=model.template, max_images=model.max_images)
 
     @api.get("/readyz", responses=described(503))
     async def readyz() -> Health:

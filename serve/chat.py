@@ -28,7 +28,7 @@ DONE = "data: [DONE]\n\n"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class TextPart(_Part):
@@ -79,12 +79,10 @@ EXAMPLE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(_Part):
     """The part of OpenAI's request that means something here; anything else is refused by name."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, use_attribute_docstrings=True, json_schema_extra={"examples": [EXAMPLE]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     model: str
     """hatch, or the served model's version."""

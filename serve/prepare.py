@@ -31,40 +31,35 @@ def image_length(processor: Any, images: Sequence[Image.Image]) -> int:
 
 def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple[str, list[Image.Image]]:
     """The rendered prompt and the images as the model sees them; Refusal for everything that cannot be asked."""
-    if len(request.images) > settings.max_images:
-        raise Refusal(
-            "too_many_images",
-            f"{len(request.images)} images, this model takes at most {settings.max_images}",
-            "images",
-            "send fewer images, or serve a model that was trained with more (model.max_images)",
-        )
-    _check_sampling(request, settings)
+    model = settings.config.model
+    if len(request.images) > model.max_images:
+        what = f"{len(request.images)} images, this model takes at most {model.max_images}"
+        what_to_do = "send fewer images, or serve a model that was trained with more (model.max_images)"
+        raise Refusal("too_many_images", what, "images", what_to_do)
+    _check_sampling(request, settings.config.serve.max_new_tokens)
     question = asked_question(request)
     images = [decode_image(text, index) for index, text in enumerate(request.images)]
-    images = [shrink(image, settings.max_pixels) for image in images]
-    asked = (len(images), request.form, settings.mode, settings.template)
+    images = [shrink(image, model.max_pixels) for image in images]
+    asked = (len(images), request.form, settings.mode, model.template)
     prompt = _render(processor, question, *asked)
     token_ids = processor.tokenizer(prompt).input_ids
     if special_tokens(processor, token_ids) != _own_tokens(processor, *asked):
         what = "the question changes the chat template's own tokens"
         raise Refusal("reserved_token", what, "question", "remove what looks like a token of the chat template")
     length = len(token_ids) - len(images) + image_length(processor, images)
-    if length >= settings.max_length:
-        raise Refusal(
-            "prompt_too_long",
-            f"the prompt has {length} tokens, images included; the context has {settings.max_length}",
-            "question, images",
-            "shorten the question, or send fewer or smaller images",
-        )
+    if length >= model.max_length:
+        what = f"the prompt has {length} tokens, images included; the context has {model.max_length}"
+        what_to_do = "shorten the question, or send fewer or smaller images"
+        raise Refusal("prompt_too_long", what, "question, images", what_to_do)
     return prompt, images
 
 
-def _check_sampling(request: ReasonRequest, settings: Settings) -> None:
+def _check_sampling(request: ReasonRequest, most_tokens: int) -> None:
     if request.samples > 1 and request.temperature < GREEDY_BELOW:
         what = f"{request.samples} samples at temperature {request.temperature:g} would all be the same"
         raise Refusal("needs_temperature", what, "temperature", "set a temperature such as 0.7, or samples to 1")
-    if request.max_tokens is not None and request.max_tokens > settings.max_new_tokens:
-        what = f"max_tokens is {request.max_tokens}, this service writes at most {settings.max_new_tokens}"
+    if request.max_tokens is not None and request.max_tokens > most_tokens:
+        what = f"max_tokens is {request.max_tokens}, this service writes at most {most_tokens}"
         raise Refusal("too_many_tokens", what, "max_tokens", "ask for fewer, or serve with a higher max_new_tokens")
 
 

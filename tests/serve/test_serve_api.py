@@ -25,7 +25,9 @@ from pydantic import ValidationError
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from hatch_ray.config import make_config
 from serve.schema import ReasonReply, ReasonRequest, Refusal
+from serve.settings import Settings
 from tests.support.pictures import photo
 
 
@@ -346,13 +348,10 @@ PIECES = st.sampled_from(
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(PIECES | st.text(max_size=6), min_size=1, max_size=8).map("".join), st.booleans())
 def test_no_question_changes_roles_or_images(processor, text, as_option):
-    from types import SimpleNamespace
-
     from serve.prepare import prepare, special_tokens
 
-    settings = SimpleNamespace(
-        max_images=4, max_pixels=224 * 224, mode="actions", template="compact-v1", max_length=4096, max_new_tokens=64
-    )
+    model = {"max_images": 4, "max_pixels": 224 * 224, "template": "compact-v1", "max_length": 4096}
+    settings = Settings("", "v1", "actions", "", make_config({"model": model, "serve": {"max_new_tokens": 64}}))
 
     def rendered(question: str, options: list[str]) -> str:
         form = "letter"

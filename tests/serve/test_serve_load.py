@@ -75,7 +75,8 @@ class Replica:
     """A `Service` without Ray Serve: the same ASGI application, asked in memory."""
 
     def __init__(self, config: Config, run: RunFolder) -> None:
-        from serve.app import Service
+        from serve.app import asgi_app
+        from serve.service import Service
 
         self.run_folder = run
         self.loop = asyncio.new_event_loop()
@@ -84,7 +85,7 @@ class Replica:
             return Service(Settings.of(config, run))
 
         self.service = self.do(start())
-        transport = httpx.ASGITransport(self.service.app())
+        transport = httpx.ASGITransport(asgi_app(self.service))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://service", timeout=120)
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -182,7 +183,7 @@ def test_a_cancelled_request_ends_its_generation(replica):
 
 
 def test_ready_means_that_the_engine_wrote_a_token(replica, monkeypatch):
-    monkeypatch.setattr("serve.app.READY_SECONDS", 60.0)
+    monkeypatch.setattr("serve.service.READY_SECONDS", 60.0)
     ready = replica.do(replica.client.get("/readyz"))
     assert ready.status_code == 200
     assert ready.json()["model_version"] == replica.service.engine.settings.version
