@@ -155,6 +155,8 @@ JSON, FORM = "application/json", "multipart/form-data"
         (b'{"seed": ' + b"9" * 5000 + b"}", JSON, 422, "not_json", "body"),
         (b"\xff\xfe{}", JSON, 422, "not_json", "body"),
         (b"[]", JSON, 422, "wrong_value", "body"),
+        (b'{"\\ud800": 1}', JSON, 422, "wrong_value", "body"),
+        (b'{"images": ["x"], "question": "?", "' + b"y" * 1000 + b'": 1}', JSON, 422, "unknown_field", "y" * 200),
         (b"", JSON, 422, "not_json", "body"),
         (b"question=x", "application/x-www-form-urlencoded", 415, "wrong_content_type", "content-type"),
         (b"x", FORM, 422, "bad_form", "body"),
