@@ -201,8 +201,8 @@ def reason_request(chat: ChatRequest, settings: Settings) -> ReasonRequest:
 def _data(url: str, where: str) -> str:
     if not DATA_URI.match(url):
         what = f"the image is {url[:40]!r}, not a data: URL"
-        mend = "send data:image/png;base64,...; the service fetches no URL"
-        raise Refusal("no_data_url", what, where, mend)
+        what_to_do = "send data:image/png;base64,...; the service fetches no URL"
+        raise Refusal("no_data_url", what, where, what_to_do)
     return url
 
 

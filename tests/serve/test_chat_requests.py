@@ -48,7 +48,7 @@ def test_what_clients_send_is_taken(sent: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "where", "mend"),
+    ("sent", "code", "where", "what_to_do"),
     [
         (request(image(detail="ultra")), "wrong_value", "messages.0.content.0.image_url.detail", "listed values"),
         (request(image(detail=3)), "wrong_value", "messages.0.content.0.image_url.detail", "listed values"),
@@ -67,12 +67,12 @@ def test_what_clients_send_is_taken(sent: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_wrong_is_said_where_it_stands(
-    service: str, sent: dict[str, Any], code: str, where: str, mend: str
+    service: str, sent: dict[str, Any], code: str, where: str, what_to_do: str
 ) -> None:
     response = httpx.post(f"{service}/v1/chat/completions", json=sent, timeout=60)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, code, where)
-    assert mend in error["message"]
+    assert what_to_do in error["message"]
 
 
 def test_an_unknown_field_of_reason_names_the_fields_of_reason(service: str) -> None:
@@ -93,5 +93,5 @@ def test_a_picture_that_is_none_is_named_by_its_part(service: str) -> None:
 )
 def test_other_places_are_the_chat_requests_own(where: str, said: str) -> None:
     with pytest.raises(Refusal) as refused, _chat_words(ChatRequest.model_validate(request(image()))):
-        raise Refusal("code", "what", where, "mend")
+        raise Refusal("code", "what", where, "what to do")
     assert refused.value.body["where"] == said
