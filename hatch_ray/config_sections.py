@@ -13,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from hatch_ray.geometry.convention import Convention
 
@@ -25,10 +26,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 def _one_at_most(gpus: float) -> float:
     if gpus > 1:
-        raise ValueError(
-            "an engine, a worker or a replica uses one GPU at most; for several GPUs raise rollout.actors, "
-            "learner.workers or serve.replicas, and leave gpus at 1"
-        )
+        uses = "an engine, a worker or a replica uses one GPU at most"
+        what_to_do = "for several GPUs raise rollout.actors, learner.workers or serve.replicas, and leave this at 1"
+        raise PydanticCustomError("gpus", f"{uses}; {what_to_do}")  # a ValueError would be told without its key
     return gpus
 
 
