@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from serve.errors import UNION_TAGS, openai_error
+from serve.errors import openai_error
 from serve.images import DATA_URI
 from serve.reason import Delta, written_for
 from serve.reply import Clock, Written
@@ -56,13 +56,14 @@ class ImagePart(_Part):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _as_parts(value: object) -> object:
+    """A text alone may be sent as it is."""
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
 class Message(_Part):
     role: Literal["user", "system", "developer", "assistant", "tool"]
-    content: Annotated[
-        Annotated[str, Field(max_length=MAX_QUESTION_CHARS), Tag(UNION_TAGS[0])]
-        | Annotated[list[Part], Field(max_length=64), Tag(UNION_TAGS[1])],
-        Discriminator(lambda value: UNION_TAGS[not isinstance(value, str)]),
-    ]
+    content: Annotated[list[Part], Field(max_length=64), BeforeValidator(_as_parts)]
     name: str | None = None
 
 
@@ -170,13 +171,13 @@ def reason_request(chat: ChatRequest, settings: Settings) -> ReasonRequest:
     if len(limits) > 1:
         what = "max_tokens and max_completion_tokens differ"
         raise Refusal("wrong_value", what, "max_tokens", "send max_completion_tokens alone")
-    content = chat.messages[0].content
-    parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
-    images = [
-        _data(part.image_url.url, f"messages.0.content.{index}")
-        for index, part in enumerate(parts)
-        if isinstance(part, ImagePart)
-    ]
+    parts = chat.messages[0].content
+    for index, part in enumerate(parts):
+        if isinstance(part, ImagePart) and not DATA_URI.match(part.image_url.url):
+            what = f"the image is {part.image_url.url[:40]!r}, not a data: URL"
+            what_to_do = "send data:image/png;base64,...; the service fetches no URL"
+            raise Refusal("no_data_url", what, f"messages.0.content.{index}", what_to_do)
+    images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     if not images:
         what = "the message has no image"
         raise Refusal("no_images", what, "messages.0.content", "add an image_url part with a data: URL")
@@ -198,23 +199,13 @@ def reason_request(chat: ChatRequest, settings: Settings) -> ReasonRequest:
     )
 
 
-def _data(url: str, where: str) -> str:
-    if not DATA_URI.match(url):
-        what = f"the image is {url[:40]!r}, not a data: URL"
-        what_to_do = "send data:image/png;base64,...; the service fetches no URL"
-        raise Refusal("no_data_url", what, where, what_to_do)
-    return url
-
-
 @contextmanager
 def _chat_words(chat: ChatRequest) -> Iterator[None]:
     """What /reason refuses, said of the place in the chat request."""
     try:
         yield
     except Refusal as refusal:
-        content = chat.messages[0].content
-        parts = [] if isinstance(content, str) else content
-        images = [index for index, part in enumerate(parts) if isinstance(part, ImagePart)]
+        images = [index for index, part in enumerate(chat.messages[0].content) if isinstance(part, ImagePart)]
         first = refusal.body["where"].partition(",")[0]
         name, _, number = first.partition(".")
         if name == "images" and number.isdigit() and int(number) < len(images):

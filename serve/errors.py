@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,8 +18,6 @@ from serve.schema import MAX_IMAGES, ErrorBody, Refusal
 OPENAI_PREFIX = "/v1/"
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 FORM = "multipart/form-data"
-UNION_TAGS = ("plain text", "list of parts")
-"""Names of a content's two forms, which stand in pydantic's places and in no request."""
 LONGEST = 200
 """Characters of a request's own words, such as a field's name, that an error repeats."""
 
@@ -143,9 +142,11 @@ def invalid_request(request: Request, mistake: dict[str, Any]) -> Refusal:
 
 
 def _place(location: tuple[str | int, ...]) -> str:
-    """The dotted place in the request as it was sent: without the names of forms and of a part's type."""
-    parts = [part for part in location if part not in ("body", *UNION_TAGS)]
-    sent = [part for before, part in zip([None, *parts], parts, strict=False)
+    """The dotted place in the request as it was sent: without "body", and the name of a part's type that pydantic adds.
+
+    ("body", "messages", 0, "content", 2, "image_url", "image_url", "url") is messages.0.content.2.image_url.url.
+    """
+    sent = [part for before, part in pairwise(location)
             if not (isinstance(before, int) and part in ("text", "image_url"))]  # fmt: skip
     return _short(".".join(map(str, sent))) or "body"
 
