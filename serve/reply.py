@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from hatch_ray.geometry.consistency import triples
 from hatch_ray.protocol.prompt import Mode, reply_mode
 from hatch_ray.protocol.response import Response, parse_response
 from hatch_ray.report.words import atoms_in_words
+from hatch_ray.sample import Atom
 from serve.schema import (
     Consistency,
     Plan,
@@ -65,22 +67,16 @@ def read(written: Written, request: ReasonRequest, settings: Settings) -> Reason
     ]
     votes, winner = None, 0
     if request.samples > 1:
-        election = elect(ballots, form)
-        winner = election.winner
+        replies = [
+            VotedReply(
+                answer=ballot.answer, text=sample.text, weight=round(ballot.weight, 6), consistency=sample.consistency
+            )
+            for sample, ballot in zip(samples, ballots, strict=True)
+        ]
+        vote = elect(ballots, form)
+        winner = vote.winner
         votes = Votes(
-            samples=len(samples),
-            counts=election.counts,
-            agreement=election.agreement,
-            spread=election.spread,
-            replies=[
-                VotedReply(
-                    answer=sample.response.answer,
-                    text=sample.text,
-                    weight=round(ballot.weight, 6),
-                    consistency=sample.consistency,
-                )
-                for sample, ballot in zip(samples, ballots, strict=True)
-            ],
+            samples=len(samples), counts=vote.counts, agreement=vote.agreement, spread=vote.spread, replies=replies
         )
     chosen, (value, problem) = samples[winner], values[winner]
     # Without an answer the parser has named the problem already.
@@ -88,15 +84,7 @@ def read(written: Written, request: ReasonRequest, settings: Settings) -> Reason
     return ReasonReply(
         answer=chosen.response.answer,
         value=value,
-        actions=[
-            Plan(
-                source=source,
-                to=target,
-                action=[{name: size} for name, size in atoms],
-                words=", then ".join(atoms_in_words(atoms)),
-            )
-            for (source, target), atoms in sorted(chosen.response.plans.items())
-        ],
+        actions=[_plan(pair, atoms) for pair, atoms in sorted(chosen.response.plans.items())],
         poses=[_pose(pair, chosen.motions[pair]) for pair in sorted(chosen.motions)],
         consistency=chosen.consistency,
         consistency_why=None if chosen.consistency else _why_none(n_views, settings.mode),
@@ -137,6 +125,11 @@ def _why_none(n_views: int, mode: Mode) -> str:
     if reply_mode(mode, n_views) != "actions":
         return "this model writes no actions"
     return "no three images have all three of their plans written and readable"
+
+
+def _plan(pair: tuple[int, int], atoms: Sequence[Atom]) -> Plan:
+    action = [{name: size} for name, size in atoms]
+    return Plan(source=pair[0], to=pair[1], action=action, words=", then ".join(atoms_in_words(atoms)))
 
 
 def _pose(pair: tuple[int, int], step: Motion) -> Pose:
