@@ -94,7 +94,7 @@ class Bare:
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
         inputs: Any = {"prompt": prompt, "multi_modal_data": {"image": images}}
         outputs = [output async for output in self.engine.engine.generate(inputs, sampling, os.urandom(8).hex())]
-        return self.engine.text(outputs[-1].outputs[0])
+        return self.engine.text(outputs[-1].outputs[0].token_ids)
 
 
 class Served:

@@ -13,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from hatch_ray.geometry.convention import Convention
 
@@ -23,13 +24,15 @@ Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
-def _whole_above_one(gpus: float) -> float:
-    if gpus > 1 and gpus != int(gpus):
-        raise ValueError("a share of a GPU is below 1, and several GPUs are a whole number")
+def _one_at_most(gpus: float) -> float:
+    if gpus > 1:
+        uses = "an engine, a worker or a replica uses one GPU at most"
+        what_to_do = "for several GPUs raise rollout.actors, learner.workers or serve.replicas, and leave this at 1"
+        raise PydanticCustomError("gpus", f"{uses}; {what_to_do}")  # a ValueError would be told without its key
     return gpus
 
 
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
 
 
 class Section(BaseModel):
@@ -254,7 +257,7 @@ class RolloutConfig(Placed):
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each engine (Ray's count; in synchronous mode engines and learner take turns, so shares may be < 1)."""
     gpus: Gpus = 0
-    """GPUs of each engine; a share below 1 lets several processes have one GPU."""
+    """GPUs of each engine: 1, a share of one (several processes have it then), or none."""
     prompts_per_call: Annotated[int, Field(ge=0)] = 0
     """Prompts that an engine is given at once. 0: an equal part of the step for each engine, which is fastest. A fixed
     number makes batches that do not depend on how many engines there are."""
@@ -305,7 +308,7 @@ class LearnerConfig(Placed):
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each worker (Ray's count)."""
     gpus: Gpus = 0
-    """GPUs of each worker."""
+    """GPUs of each worker: 1, a share of one, or none."""
     together: Literal["PACK", "STRICT_PACK"] = "PACK"
     """Ray places the workers on as few nodes as it can, or (STRICT_PACK) all on one node or not at all."""
 
@@ -374,8 +377,8 @@ class ServeConfig(Section):
     """Requests in flight per replica above which another one is started."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each replica."""
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of each replica."""
+    gpus: Gpus = 0
+    """GPUs of each replica: 1, a share of one, or none."""
     max_new_tokens: Positive = 1024
     """Longest completion."""
     max_running: Positive = 64

@@ -52,7 +52,8 @@ PURPOSES = {
         actors/experience.py actors/fit.py actors/grpo_*.py actors/learner*.py actors/messages.py
         actors/microbatches.py actors/pasta_stage.py actors/plan.py actors/pools.py actors/progress.py
         actors/prompts.py actors/recipe.py actors/reward.py actors/rollout.py actors/run_processes.py
-        actors/actor_*.py actors/collect.py actors/probe_scores.py actors/sft_stage.py actors/supervised.py actors/train_workers.py actors/weights.py""",
+        actors/actor_*.py actors/collect.py actors/probe_scores.py
+        actors/sft_stage.py actors/supervised.py actors/train_workers.py actors/weights.py""",
 }
 """Purpose -> patterns of paths, * across folders. A file has the first purpose that fits; earlier layouts fit too."""
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hatch_ray.config import Config
 from hatch_ray.learning.order import SampleOrder, share_of
+from hatch_ray.protocol.response import Response
 from hatch_ray.rewards.score import TOTAL, Score
 from hatch_ray.sample import Sample
 from hatch_ray.systems.words import Words
@@ -129,6 +130,21 @@ class System(ABC):
     @abstractmethod
     def score(self, text: str, target: Any) -> Score:
         """Judge one reply. Runs in reward actors, on any text, in milliseconds; raises nothing."""
+
+    def read(self, text: str, n_views: int, stage: str) -> Response:
+        """What the service reads in a reply to `n_views` images: the text is the answer, where a system doesn't say."""
+        return Response(answer=text.strip() or None, problems=() if text.strip() else ("empty_answer",))
+
+    def writes_plans(self, stage: str) -> bool:
+        """Whether a stage's model writes camera motions, whose consistency the service tells (`Response.plans`)."""
+        return False
+
+    def grammar(self, n_views: int, form: str, stage: str, options: int, fits: Callable[[str], bool]) -> str:
+        """EBNF of a reply, for requests that ask for a constrained one. fits: whether a text is short enough.
+
+        Raises ValueError where no reply fits, or the system has no grammar.
+        """
+        raise ValueError(f"the system {self.config.system} has no grammar for constrained replies")
 
     def sampler(self, samples: Sequence[Sample]) -> Sampler:
         """The order of GRPO's samples. `samples`: the stage's training data."""

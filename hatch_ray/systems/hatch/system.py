@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hatch_ray.config import Config
+from hatch_ray.protocol.grammar import reply_grammar
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
+from hatch_ray.protocol.response import Response, parse_response
 from hatch_ray.rewards.score import Score
 from hatch_ray.sample import ANSWER_FORMS, Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
@@ -77,6 +79,15 @@ class Hatch(System):
             "format": f"lower grpo.lr ({grpo.lr:g}) or grpo.temperature ({grpo.temperature:g}), raise grpo.beta "
             f"({grpo.beta:g}) or reward.format_weight; see the reasons format:... in samples/grpo.jsonl"
         }
+
+    def read(self, text: str, n_views: int, stage: str) -> Response:
+        return parse_response(text, n_views, self.mode(stage))
+
+    def writes_plans(self, stage: str) -> bool:
+        return self.mode(stage) == "actions"
+
+    def grammar(self, n_views: int, form: str, stage: str, options: int, fits: Callable[[str], bool]) -> str:
+        return reply_grammar(n_views, form, self.mode(stage), options, fits)
 
     def score(self, text: str, target: RewardTarget) -> Score:
         return score_reply(text, target, self.config.reward)
