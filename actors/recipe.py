@@ -20,8 +20,8 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from actors.bucket_sync import brought_home, pushed
 from actors.live import Live
-from actors.mirror import Mirror, brought_home
 from actors.placement import Need, stage_needs
 from actors.plan import STAGE_NAMES
 from actors.progress import Report, Told, nobody, progress_bar
@@ -205,14 +205,14 @@ def run_recipe(
 
     then: called after the last stage, with the run's engines still there. told: hears of every stage that ends.
 
-    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.mirror`). Raises SystemExit when SIGTERM
-    asked to stop, after the stage at work has saved.
+    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.bucket_sync`). Raises SystemExit when
+    SIGTERM asked to stop, after the stage at work has saved.
     """
     saved, config, home = config, *brought_home(config, console)
     check_inputs(config)
     run = open_run(config, console)
     start_ray(config)
-    with nullcontext() if home is None else Mirror(home, config.storage.mirror_seconds, console):
+    with nullcontext() if home is None else pushed(home, console):
         fresh = not run.path.exists()
         save_config(saved, run.config_path)
         write_version(run)
