@@ -36,6 +36,7 @@ from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import is_dataset, read_dataset
+from hatch_ray.disk import clear_leftovers
 from hatch_ray.environment import variables
 from hatch_ray.model.size import count_parameters
 from hatch_ray.model.source import model_source
@@ -216,6 +217,7 @@ def run_recipe(
         fresh = not run.path.exists()
         save_config(saved, run.config_path)
         write_version(run)
+        clear_leftovers(run.path)
         try:
             with stoppable(run), RunProcesses(config, run) as processes:
                 pending = [stage for stage in config.stages if not run.progress().get(stage, {}).get("done")]

@@ -578,8 +578,11 @@ def test_a_killed_run_goes_on_from_the_bucket_on_a_new_machine_and_is_read_from_
     before = metrics(first.folder, "cold_start")
     assert 10 <= reached < before[-1]["step"] < TRAINED, "it was killed between a state in the bucket and the end"
 
+    left = Home(address, tmp_path / "b").folder / "cold_start" / ".model.4711"
+    left.mkdir(parents=True)  # as by a process that was killed there before
     output = hatch_here(*words, f"storage.work_dir={tmp_path / 'b'}")
     assert f"pushed: {address}" in output
+    assert not left.exists()
     second = RunFolder(Home(address, tmp_path / "b").folder)
     rows = metrics(second.path, "cold_start")
     assert [row["step"] for row in rows] == list(range(1, TRAINED + 1))
