@@ -37,9 +37,9 @@ MARK, PROGRESS, STATUS = ".mirror.json", "progress.json", "status.json"
 RESULTS = ("eval/", "benchmarks/", "report.html", "trace.json")
 """What commands write into a finished run: of two machines' the bucket has the one that was pushed last."""
 STAYS_OUT = re.compile(r"(.*/)?(\.|bad-step-)|(control|stacks|model)/|[^/]+/trainer/|.*\.pull$").match
-STATE = r"(?P<stage>[^/]+)/checkpoints/step-(?P<step>\d+)/(?=(?P<manifest>manifest\.json$)?)"
-DROPPED = re.compile(rf"{STATE}|bad_batches/[^/]+/|tensorboard/.+").match
+DROPPED = re.compile(r"[^/]+/checkpoints/step-\d+/|bad_batches/[^/]+/|tensorboard/.+").match
 """What a run drops again, each as a whole."""
+WHOLE = re.compile(rf"[^/]+/checkpoints/step-\d+/{re.escape(MANIFEST)}$").match
 OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=60"}
 """pyarrow's: a small file is one request; Cloud Storage is tried again for so long (S3 a few times) before it fails."""
 THREADS, BLOCK, LOOK_SECONDS, NEVER = 8, 8 * 2**20, 2.0, [-1, -1]
@@ -126,9 +126,9 @@ class Home:
         for name in there.keys() - set(fetch):
             if here[name] != there[name] and not name.startswith(RESULTS):
                 raise StorageError(
-                    f"{self.address} was continued on {_whose(mark)}, and {self.folder} has work that is not there "
-                    f"({name}). To continue from the bucket move {self.folder} away; to keep what it has, use it as "
-                    "run_dir"
+                    f"{self.address} was continued on {mark.get('host', 'another machine')}, and {self.folder} has "
+                    f"work that is not there ({name}). To continue from the bucket move {self.folder} away; to keep "
+                    "what it has, use it as run_dir"
                 )
         each(lambda name: self.get(name, there[name][1]), fetch)
         for name, content in small.items():
@@ -146,12 +146,12 @@ class Home:
         """Pull everything. Raises StorageError as `pull`, and while the status of a run in another folder changes."""
         mark, status = self._mark(), self.read(STATUS)
         if mark.get("writer", self._writer) != self._writer and json.loads(status or b"{}").get("state") == "running":
-            end = time.monotonic() + 3 * mark["every"] + 5
-            log.warning("%s: waiting for a sign of life of its run on %s", self.address, _whose(mark))
+            where, end = f"{mark['host']} ({mark['folder']})", time.monotonic() + 3 * mark["every"] + 5
+            log.warning("%s: waiting for a sign of life of its run on %s", self.address, where)
             while time.monotonic() < end:
                 if self.read(STATUS) != status:
                     raise StorageError(
-                        f"{self.address} is being trained on {_whose(mark)}; stop that first, or choose another run_dir"
+                        f"{self.address} is being trained on {where}; stop it, or choose another run_dir"
                     )
                 time.sleep(LOOK_SECONDS)
         self._seen = self.read(MARK), self.read(STATUS)
@@ -168,50 +168,49 @@ class Home:
             return
         elif self._seen != (self.read(MARK), self.read(STATUS)):
             raise TakenOverError(
-                f"{self.address} is now pushed to by {_whose(mark)}; nothing more is pushed from {self.folder}, which "
-                "keeps this run's work. Two runs cannot share a run_dir"
+                f"{self.address} is now pushed to by {mark['host']} ({mark['folder']}); nothing more is pushed from "
+                f"{self.folder}, which keeps this run's work. Two runs cannot share a run_dir"
             )
         mark = {"writer": self._writer, "host": os.uname().nodename, "folder": str(self.folder), "every": self.every}
         self.write(MARK, json.dumps(mark).encode())
 
-    def push(self) -> int:
-        """Push what changed, in the order above; how many files that were. Those that vanish meanwhile are left out."""
+    def push(self) -> None:
+        """Push what changed, in the order above. Files that vanish meanwhile are left out."""
         if not (self.folder / STATUS).is_file():
-            return 0  # the training has not begun: a first start that fails leaves nothing behind
+            return  # the training has not begun: a first start that fails leaves nothing behind
         self.take()
         progress = self.folder / PROGRESS
         stat, content = (_stat(progress), progress.read_bytes()) if progress.is_file() else (None, b"")
         states = {name: stat for name, stat in self._list(self.local).items() if "/checkpoints/" in name}
         here = {name: stat for name, stat in self._list(self.local).items() if "/checkpoints/" not in name} | states
-        changed = [name for name in here if here[name] != self._record.get(name) and name != PROGRESS]
+        changed = [name for name in here if here[name] != self._record.get(name) and name not in (PROGRESS, STATUS)]
         self._record = dict.fromkeys(changed, NEVER) | self._record
         self._save()  # who writes, and what may be there, before it is
         try:
-            for name, dropped in self._gone().items():
-                kept = [int(state.name[5:]) for state in (self.folder / dropped[0]).parent.glob("step-*")]
-                if dropped["manifest"] and int(dropped["step"]) > max(kept, default=-1):
+            for name in filter(WHOLE, self._gone()):
+                state = (self.folder / name).parent
+                if _step(state) > max(map(_step, state.parent.glob("step-*")), default=-1):
                     self.delete(name)
-            done = each(self.put, (name for name in changed if name not in states and name != STATUS))
-            for state in sorted({what[0] for name in states if (what := DROPPED(name))}, reverse=True):
-                new = [name for name in changed if name.startswith(state) and name != state + MANIFEST]
-                done += (put := each(self.put, new))
-                if all(put) and state + MANIFEST in changed:
+            each(self.put, (name for name in changed if name not in states))
+            for last in sorted(filter(WHOLE, changed), reverse=True):
+                files = [name for name in changed if name.startswith(last.removesuffix(MANIFEST)) and name != last]
+                if all(each(self.put, files)):
                     self.take()
-                    done.append(self.put(state + MANIFEST))
+                    self.put(last)
             if stat is not None and stat != self._record.get(PROGRESS):
                 self.take()
                 self.write(PROGRESS, content)
                 self._record[PROGRESS] = stat
-            done += each(self.put, [STATUS] if STATUS in changed else [])
-            gone = self._gone()  # before what is there as a whole: a checkpoint that is dropped meanwhile is neither
-            there = [name for name in self._record if self._record[name] != NEVER and (self.folder / name).exists()]
-            whole = {what["stage"] for name in there if (what := DROPPED(name)) and what["manifest"]}
-            for name in sorted(gone, key=lambda name: not gone[name]["manifest"]):
-                if gone[name]["stage"] in {None, *whole}:
+            if here[STATUS] != self._record.get(STATUS):
+                self.put(STATUS)
+            gone = self._gone()  # before what is whole there: a checkpoint that is dropped meanwhile is neither
+            whole = [name for name in filter(WHOLE, self._record) if self._record[name] != NEVER]
+            stages = {name.split("/")[0] for name in whole if (self.folder / name).exists()}
+            for name in sorted(gone, key=lambda name: not WHOLE(name)):
+                if "/checkpoints/" not in name or name.split("/")[0] in stages:
                     self.delete(name)
         finally:
             self._save()
-        return sum(done)
 
     def put_back(self, *names: str) -> None:
         """Push the results of a command that begin with these names."""
@@ -220,10 +219,9 @@ class Home:
         if self._mark().get("writer") != self._writer:  # else its driver keeps the record
             self._save()
 
-    def _gone(self) -> dict[str, re.Match[str]]:
+    def _gone(self) -> list[str]:
         """What was dropped here and not yet there."""
-        found = {name: what for name in self._record if (what := DROPPED(name))}
-        return {name: what for name, what in found.items() if not (self.folder / what[0]).exists()}
+        return [name for name in self._record if (what := DROPPED(name)) and not (self.folder / what[0]).exists()]
 
     def _mark(self) -> dict[str, Any]:
         mark: dict[str, Any] = json.loads(self.read(MARK) or b"{}")
@@ -306,13 +304,13 @@ def _stat(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
+def _step(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
+
+
 def _json(path: Path) -> dict[str, Any]:
     """Empty where there is none, or none that may be read."""
     with suppress(FileNotFoundError, PermissionError):
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
     return {}
-
-
-def _whose(mark: dict[str, Any]) -> str:
-    return f"{mark['host']} ({mark['folder']})" if mark else "another machine"

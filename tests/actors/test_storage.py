@@ -167,14 +167,14 @@ def test_a_run_comes_back_whole_on_another_machine(address, tmp_path):
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text("stays here")
     (run.stage_model("cold_start") / "more.safetensors").write_bytes(os.urandom(BLOCK + 2**20))  # in several parts
-    assert home.push() > 0
+    home.push()
     there = pulled(address, tmp_path / "b")
     assert there.path == tmp_path / "b" / "bucket" / address.rpartition("bucket/")[2]
     assert files(there.path) == {name: data for name, data in files(run.path).items() if data != b"stays here"}
     assert there.model.is_symlink() and os.readlink(there.model) == "cold_start/model"
     state = Checkpoints(there.checkpoints("grpo")).latest()
     assert state is not None and state.name == "step-000004" and problem(state) is None
-    assert home.push() == 0, "nothing changed"
+    Dying(address, tmp_path / "a", 0).push()  # nothing has changed
     for name, data in files(there.path).items():
         assert SECRET.encode() not in data and b"AKIA" not in data, name
     assert SECRET not in (run.path / MARK).read_text() + (home.read(MARK) or b"").decode()
@@ -363,8 +363,8 @@ def test_a_file_that_grows_while_it_is_pushed_is_pushed_again(address, tmp_path)
             return there
 
     Slow(address, tmp_path / "a").push()
-    home = Home(address, tmp_path / "a")
-    assert home.push() == 1
+    home = Dying(address, tmp_path / "a", 1)  # that file alone
+    home.push()
     assert home.read("metrics.jsonl") == run.metrics_path.read_bytes()
 
 
