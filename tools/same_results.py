@@ -1,7 +1,6 @@
 """Whether a change of the code changed a result: an older commit and this tree train the same small runs, to the bit.
 
-    python tools/same_results.py                                        # about 10 minutes on two cores
-    python tools/same_results.py --before COMMIT --renamed reward=score
+    python tools/same_results.py --before COMMIT --renamed OLD=NEW      # about 10 minutes on two cores
 
 Each trains configs/tiny.yaml in small, through all stages, with two seeds; and with the first seed once more, the
 driver killed in the middle of GRPO and the same command given again. Compared are every metric of RUN/metrics.jsonl but
@@ -31,21 +30,18 @@ from safetensors import deserialize
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BEFORE = "66816b5"
-SEEDS = (0, 1)
+SEEDS, SIDES = (0, 1), ("before", "after")
 SMALL = [
     "data.samples=48", "data.heldout_samples=8", "data.rooms.train_scenes=6", "data.rooms.heldout_scenes=2",
     "pasta.max_steps=4", "pasta.batch_size=4", "pasta.save_every=2",
     "qa_sft.max_steps=4", "qa_sft.batch_size=4", "qa_sft.save_every=2",
-    "cold_start.max_steps=40", "cold_start.batch_size=8", "cold_start.save_every=20", "cold_start.fraction=1",
-    "cold_start.lr=1e-3",
+    "cold_start.max_steps=40", "cold_start.batch_size=8", "cold_start.fraction=1", "cold_start.lr=1e-3",
     "grpo.max_steps=6", "grpo.prompts_per_step=4", "grpo.group_size=4", "grpo.save_every=2", "grpo.max_new_tokens=64",
-    "tensorboard=false",
 ]  # fmt: skip
-KILLED_AT = 3
-"""The step of GRPO after which the driver is killed; its last checkpoint is of the step before."""
-PATIENCE_S = 600.0
+KILLED_AT, PATIENCE_S = 3, 600.0
+"""The step of GRPO after which the driver is killed (its last checkpoint is of the step before); seconds for a run."""
 NOT_COMPARED = ("time", "seconds", "tokens_per_s", "samples_per_s", "processed_per_image", "recoveries", "issued_again")
-"""Beginnings of metrics that tell how long something took or how often it was done, not what came out."""
+"""So begin metrics that tell how long or how often something was done, not what came out."""
 
 
 @dataclass
@@ -68,24 +64,24 @@ def train(tree: Path, run: Path, seed: int, killed: bool = False) -> None:
     """
     words = ["train", str(tree / "configs" / "tiny.yaml"), f"run_dir={run}", f"seed={seed}", *SMALL]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(tree)}
-    log, end = run.with_suffix(".log"), time.monotonic() + PATIENCE_S
+    log, end, due = run.with_suffix(".log"), time.monotonic() + PATIENCE_S, False
+    run.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "hatch_ray.cli", *words],
             cwd=tree, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
-        while process.poll() is None and time.monotonic() < end:
-            if killed and KILLED_AT in {row["step"] for row in rows_of(run) if row["stage"] == "grpo"}:
-                break
+        while process.poll() is None and time.monotonic() < end and not due:
+            due = killed and any(row["stage"] == "grpo" and row["step"] >= KILLED_AT for row in rows_of(run))
             time.sleep(0.1)
     finally:
-        if unfinished := process.poll() is None:
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    if killed and unfinished and time.monotonic() < end:
+    if due and process.returncode == -signal.SIGKILL:
         return train(tree, run, seed)
-    if killed or unfinished or process.returncode:
+    if killed or process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise RuntimeError(f"hatch {' '.join(words)} in {tree} ended with {process.returncode}:\n{tail}")
 
@@ -130,7 +126,7 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any], sides: tuple[
 
 
 def compare(
-    runs: str, left: Path, right: Path, renamed: Mapping[str, str], sides: tuple[str, str] = ("before", "after")
+    runs: str, left: Path, right: Path, renamed: Mapping[str, str], sides: tuple[str, str] = SIDES
 ) -> list[Row]:
     """A row for each stage that either run has. renamed: names of metrics of the left one -> of the right one."""
     metrics, metrics_right, rows = metrics_of(left, renamed), metrics_of(right, {}), []
@@ -139,21 +135,20 @@ def compare(
         ours, theirs = metrics.get(stage, {}), metrics_right.get(stage, {})
         weights, weights_right = weights_of(left, stage), weights_of(right, stage)
         files = [{"model.safetensors": "there"} if found else {} for found in (weights, weights_right)]
-        pairs = [(ours, theirs), *([(weights, weights_right)] if weights and weights_right else [tuple(files)])]
+        pairs = [(ours, theirs), (weights, weights_right) if all(files) else files]
         found = [text for one, other in pairs for text in differences(one, other, sides)]
         added = [f"{name}: {sides[1]} only" for one, other in pairs for name in other if name not in one]
         trained = sum(former.get(name) != digest for name, digest in weights.items())
         if weights and not trained:
             found.append("no weight was trained, so that nothing is shown")
-        rows.append(
-            Row(runs, stage, len(ours.keys() & theirs), len(weights.keys() & weights_right), trained, found, added)
-        )
+        both = len(ours.keys() & theirs), len(weights.keys() & weights_right)
+        rows.append(Row(runs, stage, *both, trained, found, added))
         former = weights
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Of Markdown, with what the right sides have more below."""
+    """Of Markdown; below it what the right sides have more."""
     lines = ["| runs | stage | metrics | weights | trained | |", "|---|---|---|---|---|---|"]
     for row in rows:
         more = f" (and {len(row.differences) - 1} more)" if len(row.differences) > 1 else ""
@@ -181,23 +176,22 @@ def main() -> int:
     parser.add_argument("--renamed", action="append", default=[], metavar="OLD=NEW", help="a metric (repeatable)")
     options = parser.parse_args()
     renamed = dict(pair.split("=", 1) for pair in options.renamed)
+    rows: list[Row] = []
     with (
         tempfile.TemporaryDirectory(prefix="hatch-same-") as name,
         checked_out(options.before, Path(name, "tree")) as old,
     ):
         runs = Path(name)
-        for side, tree in (("before", old), ("after", REPOSITORY)):
-            for seed in SEEDS:
-                train(tree, runs / f"{side}{seed}", seed)
-            train(tree, runs / f"{side}-killed", SEEDS[0], killed=True)
-        rows = [
-            row
-            for seed in SEEDS
-            for row in compare(f"seed {seed}", runs / f"before{seed}", runs / f"after{seed}", renamed)
-        ]
-        for side in ("before", "after"):
-            alone, killed = runs / f"{side}{SEEDS[0]}", runs / f"{side}-killed"
-            rows += compare(f"{side}, killed and resumed", alone, killed, {}, ("left alone", "killed"))
+        for side, tree in zip(SIDES, (old, REPOSITORY), strict=True):
+            for run, seed in [*((f"seed-{seed}", seed) for seed in SEEDS), ("killed", SEEDS[0])]:
+                began = time.monotonic()
+                train(tree, runs / side / run, seed, killed=run == "killed")
+                print(f"{side}, {run}: {time.monotonic() - began:.0f} s", flush=True)
+            alone, killed = (runs / side / run for run in (f"seed-{SEEDS[0]}", "killed"))
+            rows += compare(f"{side}: left alone and killed", alone, killed, {}, ("left alone", "killed"))
+        for seed in SEEDS:
+            former, latter = (runs / side / f"seed-{seed}" for side in SIDES)
+            rows += compare(f"seed {seed}", former, latter, renamed)
     print(table(rows))
     return int(any(row.differences for row in rows))
 
