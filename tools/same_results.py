@@ -187,11 +187,10 @@ def main() -> int:
                 began = time.monotonic()
                 train(tree, runs / side / run, seed, killed=run == "killed")
                 print(f"{side}, {run}: {time.monotonic() - began:.0f} s", flush=True)
-            alone, killed = (runs / side / run for run in (f"seed-{SEEDS[0]}", "killed"))
-            rows += compare(f"{side}: left alone and killed", alone, killed, {}, ("left alone", "killed"))
+            alone = runs / side / f"seed-{SEEDS[0]}"
+            rows += compare(f"{side}, killed", alone, runs / side / "killed", {}, ("left alone", "killed"))
         for seed in SEEDS:
-            former, latter = (runs / side / f"seed-{seed}" for side in SIDES)
-            rows += compare(f"seed {seed}", former, latter, renamed)
+            rows += compare(f"seed {seed}", runs / SIDES[0] / f"seed-{seed}", runs / SIDES[1] / f"seed-{seed}", renamed)
     print(table(rows))
     return int(any(row.differences for row in rows))
 
