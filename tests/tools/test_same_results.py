@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tools import same_results
 from tools.same_results import checked_out, compare, rows_of, table
 
 WEIGHTS = {"layer": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.zeros(3, np.float32)}
@@ -90,3 +91,19 @@ def test_a_stage_that_trained_nothing_shows_nothing(before, tmp_path):
 def test_an_unknown_commit_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="--before nothing"), checked_out("nothing", tmp_path / "tree"):
         raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("loss", [0.2, 0.3])
+def test_the_command_compares_both_trees_and_the_killed_runs(loss, tmp_path, monkeypatch, capsys):
+    """Folders made by hand in place of training, of this commit's tree and of this one."""
+
+    def train(tree: Path, run: Path, seed: int, killed: bool = False) -> None:
+        assert (tree / "configs" / "tiny.yaml").is_file() and killed == (run.name == "killed")
+        make_run(run, {"loss": loss} if run.parent.name == "after" and run.name == "seed-1" else None)
+
+    monkeypatch.setattr(same_results, "train", train)
+    monkeypatch.setattr("sys.argv", ["same_results.py", "--before", "HEAD"])
+    assert same_results.main() == (loss != 0.2)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("equal to the bit" in line for line in lines) == (8 if loss == 0.2 else 7)
+    assert ("| seed 1 | grpo | 2 | 2 | 2 | DIFFERS: loss at step 2: 0.2 before, 0.3 after |" in lines) == (loss != 0.2)
