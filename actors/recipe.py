@@ -20,8 +20,8 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from actors.bucket_sync import brought_home, pushed
 from actors.live import Live
-from actors.mirror import Mirror, brought_home
 from actors.placement import Need, stage_needs
 from actors.progress import Report, Told, nobody, progress_bar
 from actors.resources import check_carrier, check_resources, wait_for_nodes
@@ -35,6 +35,7 @@ from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import is_dataset, read_dataset
+from hatch_ray.disk import clear_leftovers
 from hatch_ray.environment import variables
 from hatch_ray.model.size import count_parameters
 from hatch_ray.model.source import model_source
@@ -231,17 +232,18 @@ def run_recipe(
 
     then: called after the last stage, with the run's engines still there. told: hears of every stage that ends.
 
-    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.mirror`). Raises SystemExit when SIGTERM
-    asked to stop, after the stage at work has saved.
+    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.bucket_sync`). Raises SystemExit when
+    SIGTERM asked to stop, after the stage at work has saved.
     """
     saved, config, home = config, *brought_home(config, console)
     check_inputs(config)
     run = open_run(config, console)
     start_ray(config)
-    with nullcontext() if home is None else Mirror(home, config.storage.mirror_seconds, console):
+    with nullcontext() if home is None else pushed(home, console):
         fresh = not run.path.exists()
         save_config(saved, run.config_path)
         write_version(run)
+        clear_leftovers(run.path)
         try:
             with stoppable(run), RunProcesses(config, run) as processes:
                 pending = [stage for stage in config.stages if not run.progress().get(stage, {}).get("done")]

@@ -78,7 +78,7 @@ def _push_back(run: str, config: Config, *names: str) -> None:
     from hatch_ray.storage import Home
 
     if is_bucket(run):
-        Home(run, Path(config.run_dir)).put_back(*names)
+        Home(run, folder=Path(config.run_dir)).put_back(*names)
         console.print(f"pushed: {run}", markup=False)
 
 

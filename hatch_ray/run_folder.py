@@ -37,8 +37,6 @@ from typing import Any
 
 from hatch_ray.disk import when_there_is_room
 
-STAGES = ("pasta", "qa_sft", "cold_start", "grpo")
-
 
 def is_bucket(place: str | Path) -> bool:
     """Whether a run's place is a bucket, which `hatch_ray.storage` brings to a folder."""
