@@ -16,7 +16,7 @@ from the head (`prepare`). docs/scaling.md has what is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hatch_ray.config import Config
@@ -151,15 +151,11 @@ def _share_a_machine(nodes: Mapping[str, Nodes] | None, role: str, at_work: int)
     return nodes[role].each > 1 and not nodes[role].kind.gpus and at_work > nodes[role].count
 
 
-def grown(nodes: Mapping[str, Nodes], most_gpus: int) -> list[dict[str, Nodes]]:
+def grown(nodes: Mapping[str, Nodes], most_gpus: int) -> Iterator[dict[str, Nodes]]:
     """The nodes, doubled again and again until they would have more than `most_gpus` GPUs (processes without GPUs)."""
-    found: list[dict[str, Nodes]] = []
     factor = 1
-    while True:
-        larger = {role: replace(one, count=one.count * factor) for role, one in nodes.items()}
-        if found and gpus_of(larger) > most_gpus:
-            return found
-        found.append(larger)
+    while factor == 1 or factor * gpus_of(nodes) <= most_gpus:
+        yield {role: replace(one, count=one.count * factor) for role, one in nodes.items()}
         factor *= 2
 
 

@@ -260,7 +260,7 @@ def test_prices_that_cannot_be_are_refused(tmp_path):
 def test_it_grows_to_1024_gpus_and_the_weights_go_to_every_node(repository):
     config = load_config(repository / "configs" / "hatch_3b.yaml")
     first = parse_nodes("learner=1,rollout=1", config, KINDS)
-    all_ = grown(first, 1024)
+    all_ = list(grown(first, 1024))
     assert [gpus_of(one) for one in all_] == [2**n for n in range(1, 11)]
     cost = Costs(
         Line(reply=0.1), Line(reply=0.001), Line(reply=0.1), Line(group=0.01), 0.01, 0.1, 300, 10**9, 1, "m", 1
