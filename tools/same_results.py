@@ -46,7 +46,7 @@ NOT_COMPARED = ("time", "seconds", "tokens_per_s", "samples_per_s", "processed_p
 
 @dataclass
 class Row:
-    """What the comparison of one stage of two runs came to. trained: weights that the stage changed."""
+    """What the comparison of one stage of two runs came to. trained: weights that it changed (of the first all)."""
 
     runs: str
     stage: str
