@@ -22,12 +22,12 @@ from typing import Any
 import ray
 import torch
 
-from actors.experience import make_groups, make_shards
-from actors.learner import Learner
-from actors.messages import Sampling
-from actors.prompts import PromptMaker
-from actors.rollout import RolloutEngine
-from actors.weights import pack_weights
+from actors.experience.batch import make_groups, make_shards
+from actors.experience.messages import Sampling
+from actors.learner.learner import Learner
+from actors.rollout.engine import RolloutEngine
+from actors.rollout.prompts import PromptMaker
+from actors.weights.publish import pack_weights
 from bench.measure import write_results
 from bench.shapes import SMALL
 from bench.step import make_samples

@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 
-from actors.grpo_stage import run_grpo
+from actors.stages.grpo import run_grpo
 from bench.measure import in_turn, machine, write_results
 from bench.shapes import SMALL, picture
 from bench.step import make_samples

@@ -23,11 +23,11 @@ import numpy as np
 import ray
 import torch
 
-from actors.boards import WeightsBoard
-from actors.engines import EnginePool
-from actors.messages import Request, Sampling, StoredImage
-from actors.rollout import RolloutEngine
-from actors.weights import Publisher
+from actors.experience.messages import Request, Sampling, StoredImage
+from actors.experience.queues import WeightsBoard
+from actors.rollout.engine import RolloutEngine
+from actors.rollout.engines import EnginePool
+from actors.weights.publish import Publisher
 from bench.measure import in_turn, write_results
 from bench.shapes import picture
 from hatch_ray.config import Config, make_config

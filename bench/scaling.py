@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.reward import RewardActors, Verifier
+from actors.reward.verifier import RewardActors, Verifier
 from bench.measure import write_results
 from bench.verifiers import completion
 from hatch_ray.config import Config, make_config

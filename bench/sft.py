@@ -33,7 +33,7 @@ LR = 1e-6
 
 
 def ours(model: Any, encoder: SampleEncoder, batches: Sequence[Sequence[Sample]]) -> Callable[[], None]:
-    """The steps as `actors.sft_stage` takes them."""
+    """The steps as `actors.stages.sft` takes them."""
     speed_up_vision(model)
     scorer = ReplyScorer(model.train())
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)

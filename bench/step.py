@@ -21,7 +21,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.grpo_stage import run_grpo
+from actors.stages.grpo import run_grpo
 from bench.measure import write_results
 from bench.shapes import SMALL, picture
 from hatch_ray.config import Config, make_config, save_config

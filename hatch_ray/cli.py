@@ -99,11 +99,11 @@ def train(
     """Run the recipe's stages in order; an unfinished run folder is resumed where it stopped."""
     loaded = _load(config, overrides)
     if dry_run:
-        from actors.plan import describe
+        from actors.stages.dry_run import describe
 
         describe(loaded, console)
         return
-    from actors.recipe import run_recipe
+    from actors.stages.recipe import run_recipe
 
     run_recipe(loaded, console)
 
@@ -129,7 +129,7 @@ def evaluate(
 
     config = _load_run(run, for_evaluation, overrides)
     if benchmark:
-        from actors.benchmark import evaluate_benchmarks
+        from actors.commands.benchmark import evaluate_benchmarks
 
         names = dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip())
         evaluate_benchmarks(config, list(names), root or [], scorer, rescore, console)
@@ -137,7 +137,7 @@ def evaluate(
         return
     if root or rescore:
         raise ValueError("--root and --rescore need --benchmark")
-    from actors.evaluate import evaluate_run
+    from actors.commands.evaluate import evaluate_run
 
     evaluate_run(config, console)
     _push_back(run, config, "eval/")
@@ -339,7 +339,7 @@ def demo(
 ) -> None:
     """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
     loaded = _load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}", *(overrides or [])])
-    from actors.demo import run_demo
+    from actors.commands.demo import run_demo
 
     run_demo(loaded, console)
 
@@ -360,7 +360,7 @@ def ablate(
 ) -> None:
     """Train variants of a config, each shared stage once, and compare them (docs/ablations.md)."""
     folder = _folder_only("--out", out)
-    from actors.ablate import Ablation
+    from actors.commands.ablate import Ablation
     from hatch_ray.ablation.variants import read_variants
 
     names = [name.strip() for name in only.split(",") if name.strip()]
@@ -391,7 +391,7 @@ def data_build(
     overrides: Overrides = None,
 ) -> None:
     """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
-    from actors.progress import progress_bar
+    from actors.runtime.progress import progress_bar
     from hatch_ray.data.build import write_splits
     from hatch_ray.systems import system_of
 

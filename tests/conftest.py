@@ -90,7 +90,7 @@ def engine_pool(ray_cluster: Any) -> Iterator[Callable[..., Any]]:
     """`engine_pool(model, config)`: one started EnginePool for each set of arguments, with the model's own weights
     whenever it is asked for. For tests that leave its processes alone.
     """
-    from actors.engines import EnginePool
+    from actors.rollout.engines import EnginePool
     from hatch_ray.config import Config
 
     started: dict[tuple[str, str], EnginePool] = {}

@@ -1,4 +1,4 @@
-"""What `actors.bad_batches` keeps, read again."""
+"""What `actors.learner.bad_batches` keeps, read again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from actors.bad_batches import FACTS, FORMAT, TENSORS, BadBatch
-from actors.messages import Group, Reply, Request, Rollout
+from actors.experience.messages import Group, Reply, Request, Rollout
+from actors.learner.bad_batches import FACTS, FORMAT, TENSORS, BadBatch
 from hatch_ray.config import Config, make_config
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
 

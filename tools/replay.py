@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from actors.bad_batches import BadBatch
-from actors.learner import Learner, TokenTerms
-from actors.microbatches import Row, split_rows
+from actors.learner.bad_batches import BadBatch
+from actors.learner.learner import Learner, TokenTerms
+from actors.learner.microbatches import Row, split_rows
 from hatch_ray.cli import run_command
 from hatch_ray.storage import for_service, local_run
 from tools.kept_batches import read_bad_batch

@@ -3,7 +3,7 @@
 The loss is that of TRL's SFTTrainer (a test compares them): the token losses of a batch's replies, end tokens included,
 summed and divided by the number of these tokens. Prompts are tokenised as for inference, so that a trained model meets
 the very tokens it was trained on, and a batch is computed as GRPO computes one (`model.packing`): no padding, an image
-once. `actors/sft_stage.py` runs it over several workers.
+once. `actors/stages/sft.py` runs it over several workers.
 """
 
 from __future__ import annotations

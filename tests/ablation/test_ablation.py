@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from actors.ablate import Ablation
+from actors.commands.ablate import Ablation
 from hatch_ray.ablation.page import print_ablation, write_page
 from hatch_ray.ablation.results import column_masks, summarise, verdict
 from hatch_ray.ablation.shared import link_stage, stage_key

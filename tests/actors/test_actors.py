@@ -11,18 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import actors.fit
-from actors.experience import make_shards
-from actors.fit import before_restart
-from actors.grpo_stage import run_grpo
-from actors.learner import Learner
-from actors.messages import Group, Reply, Request, Rollout
-from actors.microbatches import padded_keys, split_rows
-from actors.prompts import PromptMaker
-from actors.recovery import WorkerDiedError
-from actors.resources import check_carrier, check_resources
-from actors.reward import RewardActors, Verifier
-from actors.weights import (
+import actors.stages.fit
+from actors.experience.batch import make_shards
+from actors.experience.messages import Group, Reply, Request, Rollout
+from actors.learner.learner import Learner
+from actors.learner.microbatches import padded_keys, split_rows
+from actors.reward.verifier import RewardActors, Verifier
+from actors.rollout.prompts import PromptMaker
+from actors.runtime.recovery import WorkerDiedError
+from actors.runtime.resources import check_carrier, check_resources
+from actors.stages.fit import before_restart
+from actors.stages.grpo import run_grpo
+from actors.weights.publish import (
     checksum_in_place,
     lay_out,
     learned_parts,
@@ -149,7 +149,7 @@ def test_a_word_that_changed_or_moved_is_noticed(seed, size, data):
 
 def test_sums_go_over_all_pieces(monkeypatch):
     _, live = live_weights(0, 50)
-    monkeypatch.setattr("actors.weights.PIECE", 7)
+    monkeypatch.setattr("actors.weights.publish.PIECE", 7)
     assert checksum_in_place(live) == live.checksum
 
 
@@ -222,7 +222,7 @@ def test_what_is_short_is_said_at_the_start(ray_cluster, tiny_model, sections, m
 
 def test_a_stage_that_lost_a_machine_waits_for_it_and_then_says_what_is_missing(ray_cluster, tiny_model, monkeypatch):
     config = make_config(make_settings(tiny_model).model_dump() | {"learner": {"cpus": 40}})
-    monkeypatch.setattr(actors.fit, "BACK_SECONDS", 0.5)
+    monkeypatch.setattr(actors.stages.fit, "BACK_SECONDS", 0.5)
     said = []
     monkeypatch.setattr("builtins.print", lambda text: said.append(text))
     with pytest.raises(ConfigError, match=r"learner: 1 x .CPU 40. are needed"):

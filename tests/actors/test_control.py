@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from actors.actor_pool import Work
-from actors.recipe import open_run
-from actors.spans import KEPT_STEPS, MANY, Span, Spans
+from actors.runtime.actor_pool import Work
+from actors.runtime.spans import KEPT_STEPS, MANY, Span, Spans
+from actors.stages.recipe import open_run
 from hatch_ray.config import ConfigError, make_config, save_config
 from hatch_ray.control import (
     NotLiveError,

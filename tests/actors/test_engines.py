@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
-from actors.actor_set import STARTS, StartError
-from actors.engines import EnginePool
+from actors.rollout.engines import EnginePool
+from actors.runtime.actor_set import STARTS, StartError
 from hatch_ray.config import ConfigError, make_config
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test module

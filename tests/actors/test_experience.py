@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.boards import ExperienceBoard, WeightsBoard
-from actors.experience import (
+from actors.experience.batch import (
     MAX_REFUSED,
     Batch,
     Schedule,
     make_groups,
     make_shards,
 )
-from actors.messages import Reply, Request, Rollout, Shard, WeightsHandle
+from actors.experience.messages import Reply, Request, Rollout, Shard, WeightsHandle
+from actors.experience.queues import ExperienceBoard, WeightsBoard
 from hatch_ray.learning.order import SampleOrder
 
 

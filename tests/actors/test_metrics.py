@@ -5,8 +5,8 @@ import re
 import time
 import urllib.request
 
-from actors.live import Live
-from actors.metrics import TABLE
+from actors.runtime.metrics import TABLE
+from actors.runtime.status import Live
 from hatch_ray.config_sections import DeadlinesConfig
 from hatch_ray.run_folder import RunFolder, append_jsonl
 from hatch_ray.systems.hatch.system import Hatch

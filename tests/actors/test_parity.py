@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engines import EnginePool
-from actors.experience import make_groups, make_shards
-from actors.learner import Learner
-from actors.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
-from actors.parity import ParityError, check_engines, check_gate, check_sync, gap, make_probes
-from actors.probe_scores import BOUND
-from actors.prompts import PromptMaker
-from actors.weights import pack_weights
+from actors.experience.batch import make_groups, make_shards
+from actors.experience.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
+from actors.learner.learner import Learner
+from actors.rollout.engines import EnginePool
+from actors.rollout.prompts import PromptMaker
+from actors.weights.parity import ParityError, check_engines, check_gate, check_sync, gap, make_probes
+from actors.weights.probe_scores import BOUND
+from actors.weights.publish import pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.model.base import load_model, load_processor, save_model
 from hatch_ray.sample import Sample, View

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.placement import Need, placed, shortage, stage_needs
+from actors.runtime.placement import Need, placed, shortage, stage_needs
 from hatch_ray.config import ConfigError, make_config
 
 LEARNER = {"CPU": 16.0, "GPU": 1.0, "learner": 1.0, "memory": 1e9, "node:10.0.0.1": 1.0}

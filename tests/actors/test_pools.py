@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 from ray import cloudpickle
 
-from actors.actor_pool import TRIES, ActorPool, Failed
-from actors.actor_set import ActorSet
-from actors.deadlines import limits
+from actors.runtime.actor_pool import TRIES, ActorPool, Failed
+from actors.runtime.actor_set import ActorSet
+from actors.runtime.deadlines import limits
 from tests.support.deaths import kill_and_wait
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test module

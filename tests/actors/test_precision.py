@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.experience import make_shards
-from actors.learner import Learner
+from actors.experience.batch import make_shards
+from actors.learner.learner import Learner
 from hatch_ray.config import Config, ConfigError, make_config
 from tests.support.groups import make_batch
 
@@ -109,7 +109,7 @@ def test_the_old_key_is_refused_with_the_new_ones_named(tiny_model: Path) -> Non
 
 
 def test_a_run_is_not_resumed_in_another_precision(tmp_path: Path) -> None:
-    from actors.recipe import open_run
+    from actors.stages.recipe import open_run
     from hatch_ray.config import save_config
 
     config = make_config({"run_dir": str(tmp_path / "run")})

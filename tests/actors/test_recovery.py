@@ -8,11 +8,11 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.actor_set import Loss
-from actors.experience import Schedule
-from actors.grpo_stage import GrpoRun
-from actors.ledger import LEDGER, Ledger, trained_row
-from actors.recovery import Recovery, WorkerDiedError, lost_part
+from actors.experience.batch import Schedule
+from actors.experience.ledger import LEDGER, Ledger, trained_row
+from actors.runtime.actor_set import Loss
+from actors.runtime.recovery import Recovery, WorkerDiedError, lost_part
+from actors.stages.grpo import GrpoRun
 from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.learning.order import SampleOrder
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from actors.boards import WeightsBoard
-from actors.engines import EnginePool
-from actors.messages import Request, Sampling, StoredImage, WeightsHandle
-from actors.recovery import RESTARTABLE
-from actors.weights import learned_parts, only_learned, pack_weights
+from actors.experience.messages import Request, Sampling, StoredImage, WeightsHandle
+from actors.experience.queues import WeightsBoard
+from actors.rollout.engines import EnginePool
+from actors.runtime.recovery import RESTARTABLE
+from actors.weights.publish import learned_parts, only_learned, pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor

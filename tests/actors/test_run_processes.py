@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from actors.actor_set import Loss
-from actors.messages import Request, Sampling
-from actors.run_processes import RunProcesses, why_not_early
+from actors.experience.messages import Request, Sampling
+from actors.runtime.actor_set import Loss
+from actors.stages.run_processes import RunProcesses, why_not_early
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.model.base import load_processor
 from hatch_ray.protocol.prompt import build_prompt

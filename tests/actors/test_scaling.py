@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 from safetensors.torch import load_file
 
-from actors.actor_pool import ActorPool
-from actors.actor_set import ActorSet
-from actors.grpo_stage import run_grpo
-from actors.live import LOOK_SECONDS, Live, Role, Shown
-from actors.placement import Need
-from actors.reward import RewardActors, Verifier
-from actors.scaling import CALM, LARGEST_PART, QueueRule
-from actors.stopping import StopAsked
+from actors.reward.scaling import CALM, LARGEST_PART, QueueRule
+from actors.reward.verifier import RewardActors, Verifier
+from actors.runtime.actor_pool import ActorPool
+from actors.runtime.actor_set import ActorSet
+from actors.runtime.placement import Need
+from actors.runtime.status import LOOK_SECONDS, Live, Role, Shown
+from actors.runtime.stopping import StopAsked
+from actors.stages.grpo import run_grpo
 from hatch_ray.config import make_config
 from hatch_ray.config_sections import DeadlinesConfig
 from hatch_ray.control import answer, ask, not_live, read_status
@@ -304,7 +304,7 @@ def test_nothing_is_promised_where_no_grpo_is_to_come(ray_cluster, tmp_path):
 
 def test_a_command_that_cannot_be_followed_is_answered(live, monkeypatch):
     run = live[0]
-    monkeypatch.setattr("actors.live.free", lambda: 1 / 0)
+    monkeypatch.setattr("actors.runtime.status.free", lambda: 1 / 0)
     found = ask(run, {"scale": {"reward": 2}}, 30)
     assert not found["ok"] and "ZeroDivisionError" in found["lines"][0]
     assert ask(run, {"scale": {"reward": 1}}, 30)["ok"]
@@ -319,7 +319,7 @@ def watched(monkeypatch, before=lambda number: None):
         answered.append(path)
         answer(path, ok, lines)
 
-    monkeypatch.setattr("actors.live.answer", told)
+    monkeypatch.setattr("actors.runtime.status.answer", told)
     return answered
 
 

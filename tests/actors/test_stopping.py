@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.boards import ExperienceBoard
-from actors.checkpoints import Checkpoints, problem
-from actors.pasta_stage import run_pasta
-from actors.sft_stage import run_sft
-from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
+from actors.experience.queues import ExperienceBoard
+from actors.runtime.checkpoints import Checkpoints, problem
+from actors.runtime.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
+from actors.stages.pasta import run_pasta
+from actors.stages.sft import run_sft
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from tests.support.runs import ALONE, ROOMS, SHORT, finish, metrics, rows_of, start, wait_for_step

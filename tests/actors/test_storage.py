@@ -19,9 +19,9 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSelector, FileSystem
 from rich.console import Console
 
-from actors import bucket_sync
-from actors.bucket_sync import pushed
-from actors.checkpoints import Checkpoints, problem
+from actors.runtime import bucket_sync
+from actors.runtime.bucket_sync import pushed
+from actors.runtime.checkpoints import Checkpoints, problem
 from hatch_ray.config import make_config, save_config
 from hatch_ray.config_sections import CheckpointsConfig
 from hatch_ray.control import whoami

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from actors.checkpoints import Checkpoints
-from actors.pasta_stage import run_pasta
-from actors.run_processes import RunProcesses
-from actors.sft_stage import run_sft
-from actors.supervised import check_finite, make_scheduler
-from actors.train_workers import stage_workers
+from actors.runtime.checkpoints import Checkpoints
+from actors.stages.pasta import run_pasta
+from actors.stages.run_processes import RunProcesses
+from actors.stages.sft import run_sft
+from actors.stages.supervised import check_finite, make_scheduler
+from actors.stages.train_workers import stage_workers
 from hatch_ray.config import Config, make_config
 from hatch_ray.learning.order import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets

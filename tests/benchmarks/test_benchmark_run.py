@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from actors import benchmark as runner
-from actors.benchmark import Asker, Engines, ask, check_names, evaluate_benchmarks, open_source, parts_of
+from actors.commands import benchmark as runner
+from actors.commands.benchmark import Asker, Engines, ask, check_names, evaluate_benchmarks, open_source, parts_of
 from hatch_ray.benchmarks.kept import Kept
 from hatch_ray.benchmarks.registry import BENCHMARKS, FORMS
 from hatch_ray.benchmarks.report import report_benchmarks

@@ -94,7 +94,7 @@ def fill_up(path: Path) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_full_disk_pauses_every_writer_and_loses_nothing(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from actors.checkpoints import Checkpoints
+    from actors.runtime.checkpoints import Checkpoints
 
     state, rows = small_disk / "progress.json", small_disk / "rows.jsonl"
     states = Checkpoints(small_disk / "checkpoints")

@@ -361,7 +361,7 @@ def test_the_data_page_shows_them(tmp_path: Path, rgbd: bool) -> None:
 
 
 def test_what_a_run_cannot_use_is_said_before_it_starts(tmp_path: Path) -> None:
-    from actors.recipe import check_inputs
+    from actors.stages.recipe import check_inputs
 
     def check(**data: Any) -> None:
         check_inputs(Config(data=DataConfig(kind="spar", **data)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from actors.plan import describe
+from actors.stages.dry_run import describe
 from hatch_ray.config import Config, load_config, make_config, save_config
 from hatch_ray.config_sections import DataConfig, SftConfig
 from hatch_ray.data.store import DatasetWriter, read_dataset

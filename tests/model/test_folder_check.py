@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from actors.plan import describe
+from actors.stages.dry_run import describe
 from hatch_ray.config import Config
 from hatch_ray.config_sections import ModelConfig
 from hatch_ray.model.base import load_model

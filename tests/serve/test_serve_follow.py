@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hatch_ray.manifest
-from actors.checkpoints import Checkpoints
+from actors.runtime.checkpoints import Checkpoints
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder
 from serve.follow import Follower, newest_model

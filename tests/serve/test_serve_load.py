@@ -24,7 +24,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import hatch_ray.manifest
-from actors.checkpoints import Checkpoints
+from actors.runtime.checkpoints import Checkpoints
 from hatch_ray.config import Config, make_config, save_config
 from hatch_ray.run_folder import RunFolder
 from serve.follow import newest_model
@@ -115,7 +115,7 @@ def replica(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, engine_pool, tiny_model, replica):
     """Model, prompt, images and seed are the same, the temperature is 1: so are the words."""
-    from actors.messages import Request, Sampling, StoredImage
+    from actors.experience.messages import Request, Sampling, StoredImage
     from hatch_ray.data.images import image_hash
 
     service = replica.service

@@ -25,13 +25,13 @@ os.environ.update(RAY_raylet_start_wait_time_s="120")  # a busy machine is slowe
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from actors.boards import ExperienceBoard  # noqa: E402
-from actors.engines import EnginePool  # noqa: E402
-from actors.fit import fit_stage  # noqa: E402
-from actors.placement import stage_needs  # noqa: E402
-from actors.resources import wait_for_nodes  # noqa: E402
-from actors.reward import RewardActors  # noqa: E402
-from actors.train_workers import TrainWorkers  # noqa: E402
+from actors.experience.queues import ExperienceBoard  # noqa: E402
+from actors.reward.verifier import RewardActors  # noqa: E402
+from actors.rollout.engines import EnginePool  # noqa: E402
+from actors.runtime.placement import stage_needs  # noqa: E402
+from actors.runtime.resources import wait_for_nodes  # noqa: E402
+from actors.stages.fit import fit_stage  # noqa: E402
+from actors.stages.train_workers import TrainWorkers  # noqa: E402
 from hatch_ray.config import ConfigError, make_config  # noqa: E402
 from hatch_ray.run_folder import RunFolder  # noqa: E402
 

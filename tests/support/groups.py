@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from actors.experience import make_groups
-from actors.messages import Reply, Request, Rollout, StoredImage, StoredPatches
+from actors.experience.batch import make_groups
+from actors.experience.messages import Reply, Request, Rollout, StoredImage, StoredPatches
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import load_processor
 from hatch_ray.model.prompt_tokens import process_image

@@ -23,9 +23,9 @@ os.environ.update(RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh
 
 import ray  # noqa: E402
 
-from actors.actor_pool import ActorPool, Failed  # noqa: E402
-from actors.actor_set import ActorSet, StartError  # noqa: E402
-from actors.engines import EnginePool  # noqa: E402
+from actors.rollout.engines import EnginePool  # noqa: E402
+from actors.runtime.actor_pool import ActorPool, Failed  # noqa: E402
+from actors.runtime.actor_set import ActorSet, StartError  # noqa: E402
 from hatch_ray.config import make_config  # noqa: E402
 
 

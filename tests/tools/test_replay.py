@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from actors.bad_batches import FACTS, TENSORS, WEIGHTS
+from actors.learner.bad_batches import FACTS, TENSORS, WEIGHTS
 from tests.actors.test_numbers import CPU, LocalLearner, break_image, break_logprob, make_batch, make_settings, shard
 from tools.kept_batches import read_bad_batch
 from tools.replay import app, describe, load_learner, replay_batch
