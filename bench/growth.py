@@ -23,10 +23,10 @@ import ray
 import torch
 
 from actors.experience.batch import make_groups, make_shards
-from actors.experience.messages import Sampling
 from actors.learner.learner import Learner
 from actors.rollout.engine import RolloutEngine
 from actors.rollout.prompts import PromptMaker
+from actors.runtime.messages import Sampling
 from actors.weights.publish import pack_weights
 from bench.measure import write_results
 from bench.shapes import SMALL

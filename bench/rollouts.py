@@ -23,10 +23,10 @@ import numpy as np
 import ray
 import torch
 
-from actors.experience.messages import Request, Sampling, StoredImage
 from actors.experience.queues import WeightsBoard
 from actors.rollout.engine import RolloutEngine
 from actors.rollout.engines import EnginePool
+from actors.runtime.messages import Request, Sampling, StoredImage
 from actors.weights.publish import Publisher
 from bench.measure import in_turn, write_results
 from bench.shapes import picture

@@ -52,7 +52,6 @@ for_status: Wants = re.compile(r"(config\.yaml|(version|progress|status)\.json)$
 for_report: Wants = re.compile(r"(?!bad_batches/|data/train/|[^/]+/(checkpoints|model)/)").match
 for_evaluation: Wants = re.compile(r"(?!bad_batches/|[^/]+/checkpoints/)").match
 for_service: Wants = re.compile(r"(config\.yaml|(version|progress|status)\.json)$|[^/]+/model/").match
-for_replay: Wants = re.compile(r"(config\.yaml|(version|progress|status)\.json)$|[^/]+/model/|bad_batches/").match
 
 
 class StorageError(ValueError):

@@ -50,9 +50,9 @@ PURPOSES = {
         actors/rollout/*.py actors/reward/*.py actors/experience/*.py actors/weights/*.py actors/learner/*.py
         actors/runtime/__init__.py actors/runtime/*pool*.py actors/boards.py actors/crew.py actors/engines.py
         actors/experience.py actors/fit.py actors/grpo_*.py actors/learner*.py actors/messages.py
-        actors/microbatches.py actors/pasta_stage.py actors/plan.py actors/pools.py actors/progress.py
+        actors/microbatches.py actors/pasta_stage.py actors/plan.py actors/pools.py
         actors/prompts.py actors/recipe.py actors/reward.py actors/rollout.py actors/run_processes.py
-        actors/actor_*.py actors/collect.py actors/probe_scores.py
+        actors/*actor_*.py actors/*progress.py actors/*messages.py actors/collect.py actors/probe_scores.py
         actors/sft_stage.py actors/supervised.py actors/train_workers.py actors/weights.py""",
 }
 """Purpose -> patterns of paths, * across folders. A file has the first purpose that fits; earlier layouts fit too."""

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from actors.experience.messages import Group, Reply, Request, Rollout
 from actors.learner.bad_batches import FACTS, FORMAT, TENSORS, BadBatch
+from actors.runtime.messages import Group, Reply, Request, Rollout
 from hatch_ray.config import Config, make_config
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
 

@@ -16,8 +16,8 @@ import ray
 from rich.console import Console
 
 from actors.commands.evaluate import models_of
-from actors.experience.messages import Request, Sampling, StoredImage
 from actors.rollout.engines import EnginePool
+from actors.runtime.messages import Request, Sampling, StoredImage
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import Report, progress_bar
 from actors.stages.recipe import start_ray

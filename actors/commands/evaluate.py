@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.experience.messages import Sampling
 from actors.rollout.engines import EnginePool
 from actors.rollout.prompts import PromptMaker
+from actors.runtime.messages import Sampling
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import ANSWERED, Report, Told, nobody, progress_bar
 from actors.stages.recipe import load_datasets, sections, start_ray

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from actors.experience.ledger import mean, means, trained_row
-from actors.experience.messages import Group, Request, Rollout, Shard
+from actors.runtime.messages import Group, Request, Rollout, Shard
 from hatch_ray.learning.grpo import group_advantages
 from hatch_ray.rewards.score import TOTAL
 from hatch_ray.sample import Sample

@@ -14,11 +14,11 @@ import numpy as np
 
 from actors.experience.batch import Batch, Scores, make_groups
 from actors.experience.ledger import Ledger
-from actors.experience.messages import Request, Rollout, Sampling
 from actors.reward.verifier import RewardActors
 from actors.rollout.engines import EnginePool
 from actors.rollout.prompts import PromptMaker
 from actors.runtime.actor_pool import Failed
+from actors.runtime.messages import Request, Rollout, Sampling
 from actors.runtime.recovery import Recovery
 from actors.runtime.spans import Spans
 from hatch_ray.config import Config

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import ray
 
-from actors.experience.messages import ProbeScores, Shard, WeightsHandle
+from actors.runtime.messages import ProbeScores, Shard, WeightsHandle
 
 
 class ExperienceBoard:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from actors.experience.messages import Group
+from actors.runtime.messages import Group
 from hatch_ray.config import Config
 from hatch_ray.model.base import replace_folder
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt

@@ -16,9 +16,9 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from actors.experience.messages import Group, Probe, ProbeScores, Request, Shard, StoredImage
 from actors.learner.bad_batches import BadBatch, write_bad_batch
 from actors.learner.microbatches import Row, split_rows
+from actors.runtime.messages import Group, Probe, ProbeScores, Request, Shard, StoredImage
 from actors.weights.probe_scores import score_probe
 from actors.weights.publish import learned_parts, only_learned
 from hatch_ray.config import Config

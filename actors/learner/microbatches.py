@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.experience.messages import Group, Reply
+from actors.runtime.messages import Group, Reply
 from hatch_ray.model.prompt_tokens import Prompt
 
 

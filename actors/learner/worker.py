@@ -16,10 +16,10 @@ import torch
 from ray.train.torch import get_device
 
 from actors.experience.ledger import mean
-from actors.experience.messages import Probe
 from actors.learner.learner import Learner
 from actors.runtime.checkpoints import Checkpoints, CheckpointWriter
 from actors.runtime.deadlines import collectives, enter_process, limits, wait_for
+from actors.runtime.messages import Probe
 from actors.weights.publish import Publisher
 from hatch_ray.config import Config
 from hatch_ray.learning.trainer_state import read_state

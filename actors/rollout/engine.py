@@ -16,7 +16,8 @@ import numpy as np
 import ray
 from PIL import Image
 
-from actors.experience.messages import (
+from actors.runtime.deadlines import enter_process, limits
+from actors.runtime.messages import (
     GateAnswer,
     ProbeAnswer,
     ProbeScores,
@@ -28,7 +29,6 @@ from actors.experience.messages import (
     SyncAnswer,
     WeightsHandle,
 )
-from actors.runtime.deadlines import enter_process, limits
 from actors.weights.publish import LiveWeights, PackedWeights, unpack_weights
 from hatch_ray.config import Config
 

@@ -13,11 +13,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.experience.messages import ProbeScores, Request, Rollout, Sampling, SyncAnswer, WeightsHandle
 from actors.rollout.engine import RolloutEngine
 from actors.runtime.actor_pool import ActorPool, CallError, Failed
 from actors.runtime.actor_set import DEATHS, ActorSet, reason_of
 from actors.runtime.deadlines import limits, wait_for
+from actors.runtime.messages import ProbeScores, Request, Rollout, Sampling, SyncAnswer, WeightsHandle
 from actors.runtime.placement import actor_options, rollout_resources
 from actors.weights.parity import ParityError, check_engines, check_sync
 from hatch_ray.config import Config, ConfigError

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 from PIL import Image
 
-from actors.experience.messages import Request, StoredImage, StoredPatches
+from actors.runtime.messages import Request, StoredImage, StoredPatches
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash, image_size, model_images, shrunk_size
 from hatch_ray.model.base import load_processor

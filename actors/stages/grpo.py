@@ -22,7 +22,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.experience.batch import Batch, Schedule
 from actors.experience.collect import Collector
 from actors.experience.ledger import Ledger
-from actors.experience.messages import WeightsHandle
 from actors.experience.queues import ExperienceBoard, WeightsBoard
 from actors.learner.worker import REPORTS, GrpoJob, learner_loop
 from actors.reward.verifier import RewardActors
@@ -31,6 +30,7 @@ from actors.runtime.actor_pool import ActorPool
 from actors.runtime.actor_set import SOURCE_LOST
 from actors.runtime.checkpoints import Checkpoints
 from actors.runtime.deadlines import StageTimeoutError, enter_process, expired, limits, wait_for
+from actors.runtime.messages import WeightsHandle
 from actors.runtime.progress import Report
 from actors.runtime.recovery import RESTARTABLE, Recovery, WorkerDiedError, lost_part
 from actors.runtime.spans import Span, Spans
@@ -42,8 +42,8 @@ from actors.stages.run_processes import RunProcesses
 from actors.stages.train_workers import TrainWorkers
 from actors.weights.parity import make_probes
 from hatch_ray.config import Config, ConfigError
+from hatch_ray.data.order import stage_steps
 from hatch_ray.learning.health import Health
-from hatch_ray.learning.order import stage_steps
 from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder, append_jsonl, drop_steps, read_jsonl
 from hatch_ray.sample import Sample

@@ -232,7 +232,7 @@ def run_recipe(
 
     then: called after the last stage, with the run's engines still there. told: hears of every stage that ends.
 
-    A run whose home is a bucket is pulled first and pushed meanwhile (`actors.runtime.bucket_sync`). Raises SystemExit when
+    A run whose home is a bucket is pulled first and pushed meanwhile (`runtime/bucket_sync.py`). Raises SystemExit when
     SIGTERM asked to stop, after the stage at work has saved.
     """
     saved, config, home = config, *brought_home(config, console)

@@ -10,13 +10,14 @@ ordinary path, so that tokenizer, image processor, encoder cache, prefix cache, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
 from PIL import Image
 
-from actors.experience.messages import (
+from actors.runtime.deadlines import limits, wait_for_all
+from actors.runtime.messages import (
     LIKELIEST,
     GateAnswer,
     Probe,
@@ -27,19 +28,23 @@ from actors.experience.messages import (
     SyncAnswer,
     WeightsHandle,
 )
-from actors.runtime.deadlines import limits, wait_for_all
 from hatch_ray.model.base import BAN_BIAS
 from hatch_ray.model.prompt_tokens import process_image
 from hatch_ray.sample import Sample
-
-if TYPE_CHECKING:
-    from actors.rollout.prompts import PromptMaker
 
 NEVER = BAN_BIAS / 2
 """A log-probability (nats) below this cannot be sampled."""
 BLIND = 0.1
 """A side whose answer moves by less than this share of the other's when the images turn grey does not see them."""
 GREY = 128
+
+
+class Maker(Protocol):
+    """Makes requests of samples for a learner (`PromptMaker`)."""
+
+    processor: Any
+
+    def request(self, sample: Sample) -> Request: ...
 
 
 class ParityError(RuntimeError):
@@ -49,7 +54,7 @@ class ParityError(RuntimeError):
 # --- probes -----------------------------------------------------------------------------------------------------
 
 
-def make_probes(samples: Sequence[Sample], maker: PromptMaker) -> tuple[Probe, ...]:
+def make_probes(samples: Sequence[Sample], maker: Maker) -> tuple[Probe, ...]:
     """One probe for every number of images that the samples have, fewest first."""
     firsts: dict[int, Sample] = {}
     for sample in samples:
@@ -57,7 +62,7 @@ def make_probes(samples: Sequence[Sample], maker: PromptMaker) -> tuple[Probe, .
     return tuple(make_probe(firsts[count], maker) for count in sorted(firsts))
 
 
-def make_probe(sample: Sample, maker: PromptMaker) -> Probe:
+def make_probe(sample: Sample, maker: Maker) -> Probe:
     """The probe of one sample: what its answer begins with. `maker` must make requests for a learner."""
     request = maker.request(sample)
     name = f"the probe with {len(sample.views)} images (sample {sample.id})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.experience.messages import LIKELIEST, Probe, ProbeScores
+from actors.runtime.messages import LIKELIEST, Probe, ProbeScores
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import pack
 from hatch_ray.model.prompt_tokens import Prompt

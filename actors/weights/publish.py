@@ -23,8 +23,8 @@ import ray
 import torch
 import xxhash
 
-from actors.experience.messages import ProbeScores, WeightsHandle
 from actors.runtime.deadlines import limits, wait_for
+from actors.runtime.messages import ProbeScores, WeightsHandle
 from hatch_ray.config_sections import WeightsCarrier
 from hatch_ray.model.base import checksum
 

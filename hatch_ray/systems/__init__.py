@@ -21,8 +21,6 @@ def load_system(name: str) -> type[System]:
 
     Raises ValueError that says what is missing.
     """
-    from hatch_ray.systems.base import System
-
     place = KNOWN.get(name, name)
     module_name, colon, class_name = place.partition(":")
     if not colon:
@@ -39,9 +37,10 @@ def load_system(name: str) -> type[System]:
             "the file lies, or install it"
         ) from None
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, System)):
+    if not (isinstance(found, type) and all(hasattr(found, name) for name in ("Config", "stages", "score"))):
         raise ValueError(f"system {name!r}: {module_name} has no class {class_name} that is a hatch_ray System")
-    return found
+    system: type[System] = found
+    return system
 
 
 def system_of(config: Config) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hatch_ray.config import Config
-from hatch_ray.learning.order import SampleOrder, share_of
+from hatch_ray.data.order import SampleOrder, share_of
 from hatch_ray.protocol.response import Response
 from hatch_ray.rewards.score import TOTAL, Score
 from hatch_ray.sample import Sample

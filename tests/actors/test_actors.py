@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import actors.stages.fit
 from actors.experience.batch import make_shards
-from actors.experience.messages import Group, Reply, Request, Rollout
 from actors.learner.learner import Learner
 from actors.learner.microbatches import padded_keys, split_rows
 from actors.reward.verifier import RewardActors, Verifier
 from actors.rollout.prompts import PromptMaker
+from actors.runtime.messages import Group, Reply, Request, Rollout
 from actors.runtime.recovery import WorkerDiedError
 from actors.runtime.resources import check_carrier, check_resources
 from actors.stages.fit import before_restart
@@ -32,7 +32,7 @@ from actors.weights.publish import (
 )
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import load_image
-from hatch_ray.learning.order import share_of
+from hatch_ray.data.order import share_of
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image

@@ -12,9 +12,9 @@ import time
 import psutil
 import pytest
 
-from actors.experience.messages import Shard, WeightsHandle
 from actors.experience.queues import ExperienceBoard, WeightsBoard
 from actors.runtime.deadlines import StageTimeoutError, enter_process, limits, wait_for
+from actors.runtime.messages import Shard, WeightsHandle
 from actors.runtime.stack_dumps import Process, describe, read_process, signal_all
 from hatch_ray.config import ConfigError, make_config
 from tests.support.runs import REPOSITORY

@@ -14,9 +14,9 @@ from actors.experience.batch import (
     make_groups,
     make_shards,
 )
-from actors.experience.messages import Reply, Request, Rollout, Shard, WeightsHandle
 from actors.experience.queues import ExperienceBoard, WeightsBoard
-from hatch_ray.learning.order import SampleOrder
+from actors.runtime.messages import Reply, Request, Rollout, Shard, WeightsHandle
+from hatch_ray.data.order import SampleOrder
 
 
 def test_synchronous_schedule_takes_turns():

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.experience.batch import make_groups, make_shards
-from actors.experience.messages import Reply, Request, Rollout
 from actors.learner.learner import Learner
+from actors.runtime.messages import Reply, Request, Rollout
 from hatch_ray.config import make_config
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import prepare_environment

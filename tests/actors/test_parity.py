@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from actors.experience.batch import make_groups, make_shards
-from actors.experience.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
 from actors.learner.learner import Learner
 from actors.rollout.engines import EnginePool
 from actors.rollout.prompts import PromptMaker
+from actors.runtime.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
 from actors.weights.parity import ParityError, check_engines, check_gate, check_sync, gap, make_probes
 from actors.weights.probe_scores import BOUND
 from actors.weights.publish import pack_weights

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.experience.messages import Request, Sampling, StoredImage, WeightsHandle
 from actors.experience.queues import WeightsBoard
 from actors.rollout.engines import EnginePool
+from actors.runtime.messages import Request, Sampling, StoredImage, WeightsHandle
 from actors.runtime.recovery import RESTARTABLE
 from actors.weights.publish import learned_parts, only_learned, pack_weights
 from hatch_ray.config import make_config

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from actors.experience.messages import Request, Sampling
 from actors.runtime.actor_set import Loss
+from actors.runtime.messages import Request, Sampling
 from actors.stages.run_processes import RunProcesses, why_not_early
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.model.base import load_processor

@@ -18,7 +18,7 @@ from actors.stages.sft import run_sft
 from actors.stages.supervised import check_finite, make_scheduler
 from actors.stages.train_workers import stage_workers
 from hatch_ray.config import Config, make_config
-from hatch_ray.learning.order import SampleOrder
+from hatch_ray.data.order import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.base import checksum, load_model, load_processor, part_checksum, set_trainable

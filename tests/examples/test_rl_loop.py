@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from actors.experience.batch import make_groups, make_shards
-from actors.experience.messages import Request, Sampling, StoredImage, StoredPatches
 from actors.learner.learner import Learner
+from actors.runtime.messages import Request, Sampling, StoredImage, StoredPatches
 from examples.rl_loop import Group, Policy, advantages, main, step_loss
 from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash

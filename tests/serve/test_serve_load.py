@@ -115,7 +115,7 @@ def replica(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, engine_pool, tiny_model, replica):
     """Model, prompt, images and seed are the same, the temperature is 1: so are the words."""
-    from actors.experience.messages import Request, Sampling, StoredImage
+    from actors.runtime.messages import Request, Sampling, StoredImage
     from hatch_ray.data.images import image_hash
 
     service = replica.service
