@@ -87,7 +87,7 @@ def append_jsonl(path: Path, rows: list[dict[str, Any]], durable: bool = False) 
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
-            _mend_last_line(file)
+            _fix_last_line(file)
             former = file.seek(0, os.SEEK_END)
             try:
                 rest = memoryview(data)
@@ -102,7 +102,7 @@ def append_jsonl(path: Path, rows: list[dict[str, Any]], durable: bool = False) 
     when_there_is_room(path, write)
 
 
-def _mend_last_line(file: Any) -> None:
+def _fix_last_line(file: Any) -> None:
     """End a file's last line where only its line break is missing; cut it off where more is."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
@@ -163,7 +163,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or delete the line") from None
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); fix or delete the line") from None
     return rows
 
 

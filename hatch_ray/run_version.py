@@ -37,9 +37,9 @@ def compare_with_run(config: Config, run: RunFolder, free: Collection[str]) -> s
     try:
         tree = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{run.config_path} is not readable ({' '.join(str(error).split())}); mend it") from None
+        raise ConfigError(f"{run.config_path} is not readable ({' '.join(str(error).split())}); fix it") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{run.config_path} does not hold a mapping of sections; mend it, or choose another run_dir")
+        raise ConfigError(f"{run.config_path} does not hold a mapping of sections; fix it, or choose another run_dir")
     defaults = make_config({"system": config.system})
     then, default, now = (flat(each) for each in (tree, *(c.model_dump(mode="json") for c in (defaults, config))))
     if "model.dtype" in then:

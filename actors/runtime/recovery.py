@@ -71,7 +71,7 @@ class Recovery:
             raise RuntimeError(
                 f"{self.stage}: {aside} of {samples} samples are set aside, more than "
                 f"recovery.aside_share={self.settings.aside_share:g}; the last: {sample} ({reason}). RUN/ledger.jsonl "
-                "names them all: if they fail for one reason, mend that; if they are bad data, leave them out"
+                "names them all: if they fail for one reason, fix that; if they are bad data, leave them out"
             )
 
     def step_done(self, step: int) -> dict[str, float]:

@@ -158,7 +158,7 @@ def checked_rows(index: Path) -> list[dict[str, Any]]:
     if faults:
         more = f"; and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
         raise ValueError(
-            f"{index} has rows that are not samples: {'; '.join(faults[:FAULTS_NAMED])}{more}; mend them, or build the "
+            f"{index} has rows that are not samples: {'; '.join(faults[:FAULTS_NAMED])}{more}; fix them, or build the "
             "dataset again"
         )
     return rows

@@ -153,7 +153,7 @@ def test_sums_go_over_all_pieces(monkeypatch):
     assert checksum_in_place(live) == live.checksum
 
 
-def test_a_carrier_that_cannot_work_is_refused_with_the_mend(monkeypatch):
+def test_a_carrier_that_cannot_work_is_refused_with_the_fix(monkeypatch):
     check_carrier(make_config({"rollout": {"weights": "nixl"}}))
     with pytest.raises(ConfigError, match=r"learner.gpus=1, rollout.gpus=0; set rollout.weights=object_store"):
         check_carrier(make_config({"rollout": {"weights": "nixl"}, "learner": {"gpus": 1}}))

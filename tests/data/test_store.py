@@ -277,7 +277,7 @@ def test_the_first_ten_faults_are_named(both: Path, tmp_path: Path) -> None:
     shutil.copytree(both / "train", out)
     rows = [json.loads(line) for line in (out / "index.jsonl").read_text(encoding="utf-8").splitlines()]
     (out / "index.jsonl").write_text("".join(json.dumps(row | {"answer": 3}) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"; and {len(rows) - 10} more; mend them") as refused:
+    with pytest.raises(ValueError, match=f"; and {len(rows) - 10} more; fix them") as refused:
         read_dataset(out)
     assert str(refused.value).count("answer: ") == 10
 

@@ -1,4 +1,4 @@
-"""The set-up: locks agree with pyproject, the torchvision mend acts only where it must, the command starts fast."""
+"""The set-up: locks agree with pyproject, the torchvision fix acts only where it must, the command starts fast."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_pips_settings_are_handed_to_uv():
     assert uv_settings("") == {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
 
-# A stand-in for torch and torchvision: the mend is asked for each pair of builds, which no one machine has.
+# A stand-in for torch and torchvision: the fix is asked for each pair of builds, which no one machine has.
 FAKES = {
     "torch/__init__.py": """
 from types import SimpleNamespace
