@@ -58,7 +58,5 @@ def reference() -> str:
     lines = [INTRODUCTION]
     for key, default, meaning in fields():
         shown = "[" + ", ".join(default) + "]" if isinstance(default, list) else str(default)
-        lines.append(
-            f"- `{key}` = `{shown or '(empty)'}`: {meaning}" if meaning else f"- `{key}` = `{shown or '(empty)'}`"
-        )
+        lines.append(f"- `{key}={shown}`: {meaning}")
     return "\n".join(lines) + "\n"
