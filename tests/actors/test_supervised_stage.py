@@ -15,12 +15,13 @@ from actors.runtime.checkpoints import Checkpoints
 from actors.stages.pasta import run_pasta
 from actors.stages.run_processes import RunProcesses
 from actors.stages.sft import run_sft
-from actors.stages.supervised import check_finite, make_scheduler
+from actors.stages.supervised import check_finite
 from actors.stages.train_workers import stage_workers
 from hatch_ray.config import Config, make_config
 from hatch_ray.data.order import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
+from hatch_ray.learning.trainer_state import make_optimizer
 from hatch_ray.model.base import checksum, load_model, load_processor, part_checksum, set_trainable
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
@@ -72,8 +73,7 @@ def pasta_by_hand(config: Config, model_path: Path, samples: list[Sample]) -> li
     objective, pixels = PastaObjective(model.model.visual, settings), PixelCache(load_processor(model_path))
     targets = make_targets(samples, settings)
     order = PairOrder([pair.scene for pair in targets.pairs], settings.batch_size, config.seed)
-    optimizer = torch.optim.AdamW(model.model.visual.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    scheduler = make_scheduler(optimizer, settings, settings.max_steps)
+    optimizer, scheduler = make_optimizer(list(model.model.visual.parameters()), settings, settings.max_steps)
     losses = []
     for step in range(settings.max_steps):
         loss = objective(make_batch(targets, order.batch(step), pixels))
