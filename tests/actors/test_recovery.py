@@ -1,6 +1,7 @@
 """Ledger and budget: pure bookkeeping."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -11,6 +12,7 @@ from actors.experience.batch import Schedule
 from actors.experience.ledger import Ledger, trained_row
 from actors.runtime.actor_set import Loss
 from actors.runtime.recovery import Recovery, WorkerDiedError, lost_part
+from actors.stages.grpo import GrpoRun
 from hatch_ray.config_sections import RecoveryConfig
 from hatch_ray.data.order import SampleOrder
 from hatch_ray.run_folder import RunFolder, read_jsonl
