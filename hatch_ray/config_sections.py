@@ -305,6 +305,9 @@ class LearnerConfig(Placed):
     compute: Precision = "float32"
     """Matrix products of the training stages, and weights that do not learn (the reference; with LoRA the base model).
     bfloat16 on GPUs."""
+    recompute: bool | None = None
+    """Compute each layer's activations again in the backward pass: much less memory, about a third more time. None: on
+    GPUs."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each worker (Ray's count)."""
     gpus: Gpus = 0

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from actors.learner.bad_batches import BadBatch, write_bad_batch
 from actors.learner.microbatches import Row, split_rows
@@ -27,12 +26,21 @@ from hatch_ray.learning.grpo import TokenLoss, grpo_loss
 from hatch_ray.learning.trainer_state import (
     TrainerState,
     copied,
+    in_parallel,
     make_optimizer,
     restore_state,
     take_state,
     write_state,
 )
-from hatch_ray.model.base import banned_token_ids, eos_token_ids, in_dtype, load_model, load_processor, save_model
+from hatch_ray.model.base import (
+    banned_token_ids,
+    eos_token_ids,
+    in_dtype,
+    load_model,
+    load_processor,
+    recompute_activations,
+    save_model,
+)
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
@@ -84,6 +92,7 @@ class Learner:
         self._processor_to_save: Any = None
         learner = config.learner
         self.model = self._load(model, learner.compute if config.model.lora_rank else learner.master).train()
+        recompute_activations(self.model, learner.recompute, device)
         banned = banned_token_ids(
             self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
         )
@@ -96,7 +105,7 @@ class Learner:
             frozen = self._load(model, learner.compute).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
-        self.wrapped = DistributedDataParallel(self.scorer, broadcast_buffers=False) if world > 1 else self.scorer
+        self.wrapped = in_parallel(self.scorer) if world > 1 else self.scorer
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.learned_parts = learned_parts(self.model)
         self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)

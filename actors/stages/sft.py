@@ -11,7 +11,6 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import get_device
-from torch.nn.parallel import DistributedDataParallel
 
 from actors.runtime.checkpoints import Checkpoints
 from actors.runtime.progress import Report
@@ -22,7 +21,8 @@ from hatch_ray.config import Config
 from hatch_ray.config_sections import SftConfig
 from hatch_ray.data.order import SampleOrder, stage_steps
 from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss, share_by_task
-from hatch_ray.model.base import load_model, load_processor, save_model
+from hatch_ray.learning.trainer_state import in_parallel
+from hatch_ray.model.base import load_model, load_processor, recompute_activations, save_model
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.run_folder import RunFolder, read_jsonl
@@ -90,13 +90,12 @@ def sft_loop(job: SftJob) -> None:
 
         add_lora(model, config.model.lora_rank)
     speed_up_vision(model, device)
-    if device.type != "cpu":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(model, learner.recompute, device)
     processor = load_processor(job.model, config.model.max_pixels)
     encoder = SampleEncoder(processor, system_of(config), job.stage)
     order = SampleOrder(len(job.samples), job.settings.batch_size, config.seed)
     scorer = ReplyScorer(model, compute=learner.compute)
-    trained = DistributedDataParallel(scorer, broadcast_buffers=False) if world > 1 else scorer
+    trained = in_parallel(scorer) if world > 1 else scorer
 
     def loss(step: int) -> torch.Tensor:
         batch = [job.samples[index] for index in order.indices(step)]

@@ -46,8 +46,8 @@ LIVE_VERSIONS = 2
 
 
 def learner_gib(config: Config, parameters: int) -> float:
-    """Weights, gradients, Adam's moments and the GRPO reference of one worker, GiB; activations, and with several
-    workers DistributedDataParallel's buckets (as much as the gradients), come on top.
+    """Weights, gradients, Adam's moments and the GRPO reference of one worker, GiB; activations come on
+    top.
 
     With LoRA only the adapters have gradients and moments (small, counted as nothing here), and the reference is the
     base model with the adapters off.

@@ -121,3 +121,19 @@ def test_a_run_is_not_resumed_in_another_precision(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.yaml").write_text(old)
     with pytest.raises(ConfigError, match=r"model\.dtype=bfloat16 was replaced by learner\.master"):
         open_run(config)
+
+
+def test_activations_that_are_computed_again_change_neither_loss_nor_gradient(
+    ray_cluster: Any, tiny_model: Path
+) -> None:
+    (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model), 1)
+    found = []
+    for recompute in (False, True):
+        config = config_of(tiny_model, "float32", learner={"recompute": recompute}, grpo={"beta": 0.01})
+        learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+        layers = [m for m in learner.model.modules() if getattr(m, "gradient_checkpointing", False)]
+        assert bool(layers) == recompute
+        metrics = learner.update(shard)
+        found.append((metrics["loss"], metrics["grad_norm"], learner.model.lm_head.weight.grad.clone()))
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-6)
+    assert torch.allclose(found[0][2], found[1][2], atol=1e-8)
