@@ -46,8 +46,9 @@ TABLE = (
 
 PHASES = ("prepare", "generate", "reward", "wait", "sync", "learn")
 TERM = "reward_"
-"""Before a reward term's name in a step's metrics; "reward_std" is the spread within groups, and goes along.
-"""
+"""Before a reward term's name in a step's metrics."""
+SPREAD = "reward_std"
+"""What is no term."""
 LEARNER = ("loss", "kl", "entropy", "grad_norm", "clip_share", "lr")
 
 
@@ -94,7 +95,7 @@ class Metrics:
             if f"seconds_{phase}" in metrics:
                 self._of["hatch_phase_seconds"].observe(metrics[f"seconds_{phase}"], {"phase": phase})
         for name, value in metrics.items():
-            if name.startswith(TERM):
+            if name.startswith(TERM) and name != SPREAD:
                 self._set("hatch_reward", value, {"term": name.removeprefix(TERM)})
         for name in LEARNER:
             self._set("hatch_learner", metrics.get(name), {"value": name})

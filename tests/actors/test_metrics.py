@@ -45,7 +45,7 @@ STATUS = {
     "reward_wait_seconds": {"p50": 0.1, "p95": 0.7}, "roles": [{"role": "reward", "alive": 2, "wanted": 4}],
 }  # fmt: skip
 STEP = {
-    "tokens": 100.0, "seconds": 2.0, "seconds_learn": 1.5, "reward_total": 0.5, "staleness": 1.0, "loss": 0.25,
+    "tokens": 100.0, "seconds": 2.0, "seconds_learn": 1.5, "reward_total": 0.5, "staleness": 1.0, "loss": 0.25, "groups": 2.0,
 }  # fmt: skip
 
 
@@ -58,8 +58,8 @@ def test_ray_exports_every_name_of_the_table(ray_cluster, tmp_path):
     live.write()
     metrics = live.metrics
     metrics.beat(STATUS)
-    metrics.step(STEP, 2)
-    metrics.step(STEP, 2)
+    metrics.step(STEP)
+    metrics.step(STEP)
     wanted = {f"ray_{m.name}{end}" for m in TABLE for end in EXPORTED[m.kind]}
     node = ray_cluster.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
