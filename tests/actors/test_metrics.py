@@ -45,7 +45,8 @@ STATUS = {
     "reward_wait_seconds": {"p50": 0.1, "p95": 0.7}, "roles": [{"role": "reward", "alive": 2, "wanted": 4}],
 }  # fmt: skip
 STEP = {
-    "tokens": 100.0, "seconds": 2.0, "seconds_learn": 1.5, "reward_total": 0.5, "staleness": 1.0, "loss": 0.25, "groups": 2.0,
+    "tokens": 100.0, "seconds": 2.0, "seconds_learn": 1.5, "reward_total": 0.5, "staleness": 1.0, "loss": 0.25,
+    "groups": 2.0,
 }  # fmt: skip
 
 
