@@ -1,6 +1,6 @@
 """Whether a change of the code changed a result: an older commit and this tree train the same small runs, to the bit.
 
-    python tools/same_results.py --before COMMIT --renamed OLD=NEW      # about 10 minutes on two cores
+    python tools/same_results.py --before COMMIT --renamed OLD=NEW      # 10 to 15 minutes on two cores
 
 Each trains configs/tiny.yaml in small, through all stages, with two seeds; and with the first seed once more, the
 driver killed in the middle of GRPO and the same command given again. Compared are every metric of RUN/metrics.jsonl but
