@@ -1,4 +1,4 @@
-"""How many judges a queue calls for: a rule without Ray, of what was measured alone.
+"""How many reward actors a queue calls for: a rule without Ray, of what was measured alone.
 
     work that waits (items x seconds an item) / reward_actors.queue_seconds = actors that are called for
 

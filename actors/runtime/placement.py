@@ -49,7 +49,7 @@ def rollout_resources(config: Config, colocated: bool | None = None) -> dict[str
 
 
 def reward_resources(config: Config) -> dict[str, float]:
-    """What a judge takes."""
+    """What a reward actor takes."""
     return resources_of(config.reward_actors.cpus, 0, config.reward_actors)
 
 
@@ -65,12 +65,12 @@ def stage_needs(config: Config, stage: str) -> list[Need]:
     together = config.learner.together == "STRICT_PACK"
     if stage != "grpo":
         return [Need("learner", config.learner.workers, learner, together)]
-    judges = Need("reward_actors", config.reward_actors.actors, reward_resources(config))
+    rewards = Need("reward_actors", config.reward_actors.actors, reward_resources(config))
     if config.colocated:
         both = Counter(learner) + Counter(rollout_resources(config))
-        return [Need("learner", config.learner.workers, dict(both), together), judges]
+        return [Need("learner", config.learner.workers, dict(both), together), rewards]
     engines = Need("rollout", config.rollout.actors, rollout_resources(config))
-    return [Need("learner", config.learner.workers, learner, together), engines, judges]
+    return [Need("learner", config.learner.workers, learner, together), engines, rewards]
 
 
 def engine_needs(config: Config) -> list[Need]:

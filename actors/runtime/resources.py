@@ -16,7 +16,7 @@ from hatch_ray.model.size import count_parameters, engine_gib, learner_gib
 
 PROCESS_GIB = 0.7
 """Python, torch and vLLM or transformers in one process, before any weights (measured on CPU)."""
-JUDGE_GIB = 0.2
+REWARD_ACTOR_GIB = 0.2
 LOOK_SECONDS = 1.0
 
 
@@ -102,7 +102,7 @@ def check_memory(config: Config, nodes: Sequence[dict[str, float]]) -> None:
     if not config.learner.gpus:
         need_gib += config.learner.workers * (PROCESS_GIB + learner_gib(config, parameters))
     if "grpo" in config.stages:
-        need_gib += config.reward_actors.actors * JUDGE_GIB
+        need_gib += config.reward_actors.actors * REWARD_ACTOR_GIB
         if not config.rollout.gpus:
             need_gib += config.rollout.actors * (PROCESS_GIB + engine_gib(config, parameters))
     have_gib = sum(node.get("memory", 0.0) for node in nodes) / 2**30
