@@ -224,7 +224,6 @@ BY_HAND: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a number for text": (lambda row: row.update(answer=3), r"line 3: answer: .*string, got 3"),
     "null": (lambda row: row.update(answer=None), r"line 3: answer: .*string, got None"),
     "no plans": (lambda row: row.update(plans=[]), r"line 3: plans are for the pairs \[\], the views need \[\(0, 1"),
-    "another form": (lambda row: row.update(answer_form="mcq"), r"line 3: answer_form: .*'letter', .*got 'mcq'"),
     "a far step": (
         lambda row: row["plans"][0].update(atoms=[["move_forward_m", 25.0]]),
         r"line 3: plans\.0\.atoms: move_forward_m must lie in 0 to 20, got 25",

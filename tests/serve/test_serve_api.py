@@ -300,12 +300,15 @@ def test_errors_and_silence_within_a_stream():
 def test_options_stand_in_the_prompt_as_training_writes_them():
     from hatch_ray.data.questions.choices import as_choice
     from hatch_ray.data.questions.registry import Question
+    from hatch_ray.sample import ANSWER_FORMS
     from serve.prepare import asked_question
 
     question = Question("Where is the lamp?", "left", {}, wrong=("right", "behind", "above"))
     trained = as_choice(question, "text", np.random.default_rng(3))
     rendered = {
-        asked_question(ReasonRequest(images=[A], question="Where is the lamp?", options=list(order))): order
+        asked_question(
+            ReasonRequest(images=[A], question="Where is the lamp?", options=list(order)), ANSWER_FORMS
+        ): order
         for order in permutations(("left", "right", "behind", "above"))
     }
     assert len(rendered) == 24

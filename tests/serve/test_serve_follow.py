@@ -72,12 +72,12 @@ def test_a_model_folder_that_is_no_link_stays(run):
 
 
 def test_the_version_and_the_way_of_asking_follow_the_stage(run, settings):
-    assert settings.mode == "direct"
+    assert settings.stage == "qa_sft"
     state = write_state(run, "grpo", 10, "b")
     newest = Follower(settings).first(settings)
     assert newest.model == str(state / "model")
     assert newest.version.startswith("grpo-")
-    assert newest.mode == "actions"
+    assert newest.stage == "grpo"
 
 
 def test_each_new_model_is_told_once_and_a_wrong_one_is_refused_once(run, settings, caplog):

@@ -7,6 +7,7 @@ import io
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -87,6 +88,7 @@ def test_named_terms_go_through_metrics_ledger_samples_and_evaluation(run: Path)
         assert sample["terms"]["total"] == sample["terms"]["choice"] + 0.5 * sample["terms"]["form"]
 
 
+@pytest.mark.rest
 def test_killed_and_resumed_it_is_the_same_to_the_last_bit(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     process = start(words(again, tiny_model))
@@ -117,17 +119,17 @@ def in_base64(image: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_it_is_served(run: Path, ray_cluster: Any, tmp_path: Path) -> None:
+def test_it_is_served(run: Path, service: str, tmp_path: Path) -> None:
     import httpx
 
     from hatch_ray.config import load_config
     from serve.launch import start_service, stop_service
     from tests.support.pictures import photo
-    from tests.support.runs import free_port
 
     served = tmp_path / "served"
     shutil.copytree(run, served, symlinks=True)
-    url = start_service(load_config(served / "config.yaml", [f"run_dir={served}"]), RunFolder(served), port=free_port())
+    config = load_config(served / "config.yaml", [f"run_dir={served}"])
+    url = start_service(config, RunFolder(served), port=urlsplit(service).port, name="brighter")
     try:
         body = {"images": [in_base64(photo(0)), in_base64(photo(1))], "question": "Which is brighter?"}
         reply = httpx.post(f"{url}/reason", json=body | {"answer_form": "photo"}, timeout=60)
@@ -136,4 +138,4 @@ def test_it_is_served(run: Path, ray_cluster: Any, tmp_path: Path) -> None:
         refused = httpx.post(f"{url}/reason", json=body | {"answer_form": "box"}, timeout=60)
         assert refused.status_code == 422 and "photo" in refused.text
     finally:
-        stop_service()
+        stop_service("brighter")

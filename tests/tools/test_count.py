@@ -28,7 +28,7 @@ def test_every_file_has_a_purpose_and_the_sum_is_all_lines() -> None:
 def test_the_first_purpose_that_fits_is_a_files() -> None:
     assert purpose("hatch_ray/data/spar/reader.py") == "SPAR"
     assert purpose("hatch_ray/data/questions/camera.py") == "rooms, questions, RGB-D, store"
-    assert purpose("actors/weights/parity.py") == purpose("actors/weights/parity.py") == "fault tolerance"
+    assert purpose("actors/parity.py") == purpose("actors/weights/parity.py") == "fault tolerance"
     assert purpose("hatch_ray/model/tiny_text.py") == "hatch-tiny"
 
 
@@ -39,7 +39,7 @@ def test_a_file_without_a_purpose_is_named() -> None:
 
 def test_a_commit_is_counted_like_the_files_it_holds(tmp_path: Path) -> None:
     for name in ("hatch_ray/cli.py", "actors/stages/recipe.py", "serve/app.py"):
-        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("a\nb\n", encoding="utf-8")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
