@@ -48,7 +48,7 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-doctor: $(STAMP)  ## look at this machine and say what is missing, and the mend
+doctor: $(STAMP)  ## look at this machine and say what is missing, and the fix
 	$(BIN)/hatch doctor
 
 install: $(STAMP)  ## the environment in .venv, from requirements/cpu.lock (BACKEND=gpu: gpu.lock)

@@ -22,20 +22,19 @@ from typing import Any
 import ray
 import torch
 
-from actors.experience import make_groups, make_shards
-from actors.learner import Learner
-from actors.messages import Sampling
-from actors.prompts import PromptMaker
-from actors.rollout import RolloutEngine
-from actors.weights import pack_weights
+from actors.experience.batch import make_groups, make_shards
+from actors.learner.learner import Learner
+from actors.rollout.engine import RolloutEngine
+from actors.rollout.prompts import PromptMaker
+from actors.runtime.messages import Sampling
+from actors.weights.publish import pack_weights
 from bench.measure import write_results
 from bench.shapes import SMALL
 from bench.step import make_samples
 from hatch_ray.config import Config, make_config
 from hatch_ray.environment import variables
-from hatch_ray.model.tiny import TinyConfig, make_tiny
-from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.sample import Sample
+from tools.tiny import TinyConfig, make_tiny
 
 BASE = SMALL["6m"]
 TWICE = TinyConfig(text_layers=2 * BASE.text_layers, text_width=BASE.text_width, text_heads=BASE.text_heads,
@@ -65,9 +64,10 @@ class Stepper:
         marks.append(time.perf_counter())
         rollouts = self.engine.generate(requests, sampling)
         marks.append(time.perf_counter())
-        targets = [RewardTarget.from_sample(sample) for sample in samples]
+        system = maker.system
+        targets = [system.target(sample, "grpo") for sample in samples]
         scores = [
-            score_reply(reply.text, target, self.config.reward).to_dict()
+            system.score(reply.text, target).row(system.weights())
             for rollout, target in zip(rollouts, targets, strict=True)
             for reply in rollout.replies
         ]

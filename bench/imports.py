@@ -29,13 +29,17 @@ class Role:
 HEAVY = ("torch", "transformers", "vllm", "trl", "pandas", "datasets")
 ROLES = {
     "hatch --help": Role(("hatch_ray.cli",), (*HEAVY, "ray", "scipy", "PIL")),
-    "driver, up to Ray's start": Role(("actors.recipe",), HEAVY),
-    "reward judge": Role(("actors.reward",), HEAVY),
-    "boards and desk": Role(("actors.boards",), (*HEAVY, "scipy")),
+    "driver, up to Ray's start": Role(("actors.stages.recipe",), HEAVY),
+    "reward actor": Role(("actors.reward.verifier",), HEAVY),
+    "boards and desk": Role(("actors.experience.queues",), (*HEAVY, "scipy")),
     "learner worker": Role(
-        ("actors.pasta_stage", "actors.sft_stage", "actors.learner_loop"), ("vllm", "trl", "datasets", "serve")
+        ("actors.stages.pasta", "actors.stages.sft", "actors.learner.worker"),
+        ("vllm", "trl", "datasets", "serve", "actors.weights.parity"),
     ),
-    "rollout engine": Role(("actors.rollout", "vllm"), ("trl", "pandas", "datasets", "ray.train", "ray.serve")),
+    "rollout engine": Role(
+        ("actors.rollout.engine", "vllm"),
+        ("trl", "pandas", "datasets", "ray.train", "ray.serve", "actors.weights.parity"),
+    ),
     "client of the service": Role(("serve.client",), (*HEAVY, "ray")),
 }
 

@@ -1,4 +1,4 @@
-"""docs/performance.md from bench/results/*.json. Results that are not there are named as not measured.
+"""docs/performance.md from bench/results/*.json. Sections without results stand at its end.
 
 python -m bench.page
 """
@@ -18,23 +18,22 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 HEAD = """\
 # Performance
 
-Made by `make bench`, `make bench-serve`, `make bench-start` and `make bench-cluster` from `bench/results/*.json`; each
-section names the command that measures it alone, and what is compared is measured in one run of it.
+Made by `make bench`, `make bench-serve`, `make bench-start` and `make bench-cluster` from `bench/results/*.json`. Each
+section names the command that measures it alone; what is compared is measured in one run of it. A section without a
+machine is of the machine above.
 """
 
 
 LEARNER_TEXT = """\
-One update (reference, policy, loss, backward, AdamW) for completions a second. **shared**: a group is one row, prompt
-and images once. **naive**: a prompt and images for every completion, by the same code. **trl**, where it is given: the
-loss of TRL's GRPOTrainer. rho = G (P + R) / (P + G R) is what the tokens alone allow; MFU counts unique tokens only,
-against the best large matrix product of the same run (on a GPU: the maker's figure).
+Completions a second of one update (reference, policy, loss, backward, AdamW) with the largest images measured.
+**shared**: prompt and images once for a group; **naive**: once for every completion, by the same code; **trl**: the
+loss of TRL's GRPOTrainer. MFU counts unique tokens, against the best large matrix product (GPU: the maker's figure).
 
 """
 PHASES_TEXT = """
-Phases of our step, seconds (the driver waits while the learner learns, and prepares the next step's images meanwhile):
+Phases of our step (while the learner learns, the driver prepares the next step's images, then waits):
 
 ![Phases of a step](images/phases.svg)
-
 """
 
 
@@ -53,73 +52,57 @@ def machine(found: dict[str, Any]) -> str:
 
 
 def learner(found: dict[str, Any]) -> str:
-    """Samples a second of an update, by way."""
-    ways = list(found["rows"][0]["ways"])
-    against = [way for way in ways if way != "shared"]
-    headings = ["model, images", "P", "rho", *(f"{way}, /s" for way in ways), *(f"shared / {way}" for way in against)]
-    headings += ["shared / naive, of rho", "MFU shared"]
-    rows = []
+    """Samples a second of an update, by way; the JSON file has the smaller images too."""
+    against = [way for way in found["rows"][0]["ways"] if way != "shared"]
+    headings = ["model, images", "shared, /s", *(f"shared / {way}" for way in against), "MFU shared"]
+    rows, largest = [], max(row["pixels"] for row in found["rows"])
     for row in found["rows"]:
-        speed = {way: row["ways"][way]["samples_per_s"] for way in ways}
-        gains = [speed["shared"] / speed[way] for way in against]
-        share = f"{speed['shared'] / speed['naive'] / row['rho']:.0%}" if "naive" in speed else "-"
+        if row["pixels"] < largest:
+            continue
+        speed = {way: row["ways"][way]["samples_per_s"] for way in ("shared", *against)}
         rows.append([
-            f"{row['parameters'] / 1e6:.0f} M, {row['images']} x {row['pixels']} px", str(row["prompt_tokens"]),
-            f"{row['rho']:.2f}", *(f"{speed[way]:.1f}" for way in ways), *(f"{gain:.2f}" for gain in gains),
-            share, f"{row['ways']['shared']['mfu_unique']:.1%}",
+            f"{row['parameters'] / 1e6:.0f}M, {row['images']}x{row['pixels']} px", f"{speed['shared']:.1f}",
+            *(f"{speed['shared'] / speed[way]:.2f}" for way in against),
+            f"{row['ways']['shared']['mfu_unique']:.1%}",
         ])  # fmt: skip
     return LEARNER_TEXT + table(headings, rows)
 
 
 def step(found: dict[str, Any]) -> str:
     """Whole steps against TRL, and their phases."""
-    rows, parts = [], []
+    rows = []
     for row in found["rows"]:
-        name = f"{row['shape']}, {row['images']} x {row['pixels']} px"
+        name = f"{row['shape'].upper()}, {row['images']}x{row['pixels']} px"
         ours, other = row["ours"], row.get("trl")
         rows.append([name, f"{ours['seconds']:.2f}", f"{other['seconds']:.2f}" if other else "-",
-                     f"{other['seconds'] / ours['seconds']:.2f}" if other else "-", f"{ours['reply_tokens']:.0f}",
-                     f"{other['reply_tokens']:.0f}" if other else "-",
-                     f"{ours['processed_per_image']:.2f}"])  # fmt: skip
-        parts.append([name, *(f"{ours['phases'][phase]:.3f}" for phase in ours["phases"])])
-    headings = ["model, images", "ours, s", "TRL, s", "TRL / ours", "reply tokens, ours", "TRL", "processed / image"]
-    return table(headings, rows) + PHASES_TEXT + table(["model, images", *found["rows"][0]["ours"]["phases"]], parts)
+                     f"{other['seconds'] / ours['seconds']:.2f}" if other else "-"])  # fmt: skip
+    headings = ["model, images", "ours, s", "TRL, s", "TRL / ours"]
+    return table(headings, rows) + PHASES_TEXT
 
 
 def growth(found: dict[str, Any]) -> str:
-    """Seconds of the base, and exponents."""
-    phases = list(found["seconds"]["base"])
-    rows = [["seconds of the base", *(f"{found['seconds']['base'][phase]:.3f}" for phase in phases)]]
-    for name, exponents in found["exponents"].items():
-        rows.append([f"exponent: {name} doubled", *(f"{exponents[p]:.2f}" for p in phases)])
-    load = found["command"]
-    text = (
-        f"Base: {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
-        f"R = {load['reply']}, 7 M; each phase alone, on all cores. Waits are not here: in a whole step engines and\n"
-        "learner wait for each other's phase. An exponent of 1 is growth in proportion.\n\n"
+    """Seconds of the base, and exponents of the whole step; the JSON file has those of each phase."""
+    load, base = found["command"], found["seconds"]["base"]
+    grown = ", ".join(f"{name} {exponents['step']:.2f}" for name, exponents in found["exponents"].items())
+    return (
+        f"A step of {load['images']} images of {load['pixels']} px, {load['prompts']} prompts, G = {load['group']}, "
+        f"R = {load['reply']}, 7 M takes {base['step']:.1f} s without waits:\n"
+        f"{', '.join(f'{phase} {seconds:.2f}' for phase, seconds in base.items() if phase != 'step')}. "
+        f"Exponents of its growth when one thing doubles\n(1: in proportion): {grown}.\n"
     )
-    return text + table(["", *phases], rows)
 
 
 def rollouts(found: dict[str, Any]) -> str:
     """Rollouts against bare vLLM, and a sync by each carrier."""
     measured, sync = found["rollouts"], found["sync"]
-    speeds = [
-        [measured["tokens"][way] / measured["seconds"][way][which] for way in ("vllm", "actor")]
-        for which in ("median", "least")
-    ]
-    parts = {"copy": "the learner waits: copy in memory", "memory_copy": "a memory copy of the same bytes",
-             "send": "checksum and carrier (in a thread)",
-             "engine": "the engine: fetch, checksum, reload, empty caches"}  # fmt: skip
+    bare, actor = (measured["tokens"][way] / measured["seconds"][way]["median"] for way in ("vllm", "actor"))
+    fastest = measured["seconds"]["vllm"]["least"] / measured["seconds"]["actor"]["least"]
+    parts = {"copy": "learner waits (copy)", "send": "thread (checksum, carrier)",
+             "engine": "engine (fetch, checksum, reload)"}  # fmt: skip
     carriers = list(sync["parts"])
     return (
-        table(
-            ["rollouts, tokens/s", "median", "of bare vLLM", "fastest round", "of bare vLLM"],
-            [["vLLM called directly", *(cell for bare, _ in speeds for cell in (f"{bare:.0f}", "100 %"))],
-             ["through the rollout actor",
-              *(cell for bare, actor in speeds for cell in (f"{actor:.0f}", f"{actor / bare:.1%}"))]],
-        )
-        + "\nBoth sample the same tokens, in turn. Where the two shares differ, the machine was not quiet.\n\n"
+        f"Tokens a second: {bare:.0f} with vLLM alone (median), {actor:.0f} through the rollout actor, "
+        f"{actor / bare:.1%} (fastest rounds: {fastest:.1%}).\n\n"
         + table(
             [f"sync of {sync['bytes'] / 2**20:.1f} MiB, ms", *(f"`{carrier}`" for carrier in carriers)],
             [[words, *(f"{1000 * sync['parts'][carrier][name]:.1f}" for carrier in carriers)]
@@ -130,11 +113,10 @@ def rollouts(found: dict[str, Any]) -> str:
 
 def verifiers(found: dict[str, Any]) -> str:
     """Overlap and reward."""
-    names = {"overlap": "overlap matrices of two 640 x 480 views, both directions, stride 4",
-             "reward": "reward of a completion, 3 views, all terms"}  # fmt: skip
-    return table(
-        ["one core", "ms", "largest parts, by profiler"],
-        [[words, f"{found[name]['ms']:.3f}", ", ".join(found[name]["most_of_it"])] for name, words in names.items()],
+    overlap, reward = (found[name]["ms"] for name in ("overlap", "reward"))
+    return (
+        f"On one core: overlap matrices of two 640 x 480 views, both directions, stride 4: {overlap:.2f} ms;\n"
+        f"reward of a completion, 3 views, all terms: {reward:.2f} ms.\n"
     )
 
 
@@ -144,24 +126,13 @@ def serve(found: dict[str, Any]) -> str:
     measured = [(f"{shape}, {way}", one) for shape, ways in found["models"].items() for way, one in ways.items()]
     for name, figures in measured:
         times, speeds = figures["milliseconds"], figures["requests_per_s"]
-        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "served", "added", "outside", "own")]
-        rates = [f"{speeds[part]:.1f}" for part in ("bare", "served")]
-        rows.append([name, *milliseconds, *rates, f"{figures['share']:.1%}"])
-    headings = [
-        "model, ingress",
-        "bare engine, ms",
-        "service, ms",
-        "added, ms",
-        "outside the engine, ms",
-        "of that the replica, ms",
-        "bare, requests/s",
-        "service",
-        "of bare",
-    ]
+        milliseconds = [f"{times[part]:.1f}" for part in ("bare", "outside")]
+        rows.append([name, *milliseconds, f"{speeds['served']:.1f}", f"{figures['share']:.1%}"])
+    headings = ["model, ingress", "in a bare engine, ms", "outside engine, ms"]
+    headings += ["requests/s", "of bare"]
     return (
         f"Two images a request, {command['tokens']} new tokens. Medians of {command['rounds']} requests one at a time; "
-        f"requests a second of {command['clients']} clients. Ingress: Ray Serve's own proxy, as shipped, or "
-        f"`serve.haproxy=true`.\n\n{table(headings, rows)}"
+        f"requests a second of {command['clients']} clients.\n\n{table(headings, rows)}"
     )
 
 
@@ -169,27 +140,19 @@ def serve_load(found: dict[str, Any]) -> str:
     """A long mixed load: statuses, times, memory."""
     statuses = ", ".join(f"{count} x {status}" for status, count in found["statuses"].items())
     times, memory = found["milliseconds"], found["memory_mb"]
-    shares = (0, 0.1, 0.25, 0.5, 1)
-    rows = [
-        [f"after {share * found['minutes']:g} minutes", *(f"{mb:.0f}" for mb in at(memory, share).values())]
-        for share in shares
-    ]
+    first, last = memory[0], memory[-1]
+    grown = ", ".join(f"{name} {first[name]:.0f} to {last[name]:.0f}" for name in first)
     return (
-        f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed, over more images "
-        f"than the engine keeps: {statuses} (left: the client went away). Good ones took {times['p50']:.0f} ms (p50), "
-        f"{times['p95']:.0f} (p95), {times['p99']:.0f} (p99).\n\n" + table(["memory (PSS), MB", *memory[0]], rows)
+        f"{found['minutes']:g} minutes of {found['clients']} clients, good and bad requests mixed: {statuses} (clients "
+        f"that went away).\nMilliseconds of good ones: {times['p50']:.0f} (p50), {times['p95']:.0f} (p95), "
+        f"{times['p99']:.0f} (p99).\n"
+        f"Memory (PSS) from start to end, MB: {grown}.\n"
     )
 
 
-def at(values: list[dict[str, float]], share: float) -> dict[str, float]:
-    """The value of a series at a share of its length."""
-    return values[round(share * (len(values) - 1))]
-
-
 SCALING_TEXT = """\
-A reward is made ten times dearer (judges **sleep**, beside the real reward function) while one pool goes on.
-**scaled**: between the number at the start and the most, by queue; **fixed**: the number at the start. A wait is from
-the end of sampling to the score.
+Rewards take ten times as long (judges **sleep**) while one pool works on. **scaled**: the number of actors follows the
+queue; **fixed**: it stays. A wait is from the end of sampling to the score.
 
 """
 
@@ -197,20 +160,20 @@ the end of sampling to the score.
 def scaling(found: dict[str, Any]) -> str:
     """Waits of a pool that may grow and of one that may not, and throughput by actors."""
     rows = []
-    for name in ("scaled", "fixed"):
-        for phase in ("cheap", "first dear batches", "dear", "cheap again"):
-            row = found[name][phase]
-            rows.append([f"{name}: {phase}", str(row["actors"]), f"{row['p50_s']:.2f}", f"{row['p95_s']:.2f}"])
+    names = {"cheap": "fast", "first dear batches": "first slow", "dear": "slow", "cheap again": "fast again"}
+    for phase, name in names.items():
+        scaled, fixed = found["scaled"][phase], found["fixed"][phase]
+        rows.append([name, str(scaled["actors"]), *(f"{row['p95_s']:.2f}" for row in (scaled, fixed))])
     checks = [found[name]["checks"] for name in ("scaled", "fixed")] + [found["throughput_checks"]]
     words = ", ".join(f"{name.replace('_', ' ')} {sum(check[name] for check in checks)}" for name in checks[0])
-    speeds = [
-        [str(row["actors"]), f"{row['scores_per_s']:.1f}", f"{row['of_ideal']:.0%}"] for row in found["throughput"]
-    ]
+    few, many = (
+        f"{row['scores_per_s']:.1f} with {row['actors']} ({row['of_ideal']:.0%})"
+        for row in (found["throughput"][0], found["throughput"][-1])
+    )
     return (
         SCALING_TEXT
-        + table(["batches", "actors at their end", "wait p50, s", "p95, s"], rows)
-        + f"\nScores: {words}.\n\n"
-        + table(["reward actors", "scores/s", "of what the sleeps allow"], speeds)
+        + table(["rewards", "actors, scaled", "p95 scaled, s", "p95 fixed, s"], rows)
+        + f"\nScores: {words}. Scores a second (share of what the sleeps allow): {few} to {many} actors.\n"
     )
 
 
@@ -220,19 +183,16 @@ def planning(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         size = row["sizes"]
         rows.append([
-            f"{size['groups']} x {size['group_size']}", str(size["engines"]), str(size["workers"]),
-            "beside" if size["max_staleness"] else "in turn", f"{row['predicted']:.2f}", f"{row['measured']:.2f}",
-            f"{row['off']:+.0%}",
+            f"{size['groups']}x{size['group_size']}" + (", overlapped" if size["max_staleness"] else ""),
+            f"{size['engines']} + {size['workers']}", f"{row['measured']:.2f}", f"{row['off']:+.0%}",
         ])  # fmt: skip
     own = found["driver"]
     return (
-        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker, and two runs of two\n"
-        f"of either, against runs of these sizes ([scaling.md](scaling.md)). The worst is {found['worst']:.0%} off.\n\n"
-        + table(["prompts x replies", "engines", "workers", "learner", "predicted, s", "measured, s", "off"], rows)
-        + f"\nThe driver's own time between the phases: {1000 * own['control_per_step']:.1f} ms a step, "
-        f"{1000 * own['control_per_group']:.1f} ms a group and {1000 * own['control_per_reply']:.2f} ms a reply. "
-        f"{1000 * own['prepare_per_group']:.1f} ms to prepare a group of two images of 112 px; "
-        f"{1000 * own['prepare_large_group']:.0f} ms in the processor for four of 401,408 pixels.\n"
+        "Seconds of a step as `hatch plan` predicts them from runs of one engine and one worker and two runs of two of "
+        "either,\nagainst other runs ([scaling.md](scaling.md)).\n\n"
+        + table(["prompts x replies", "engines + workers", "measured, s", "predicted"], rows)
+        + f"\nThe driver takes {1000 * own['control_per_step']:.0f} ms a step, and "
+        f"{1000 * own['prepare_per_group']:.0f} ms to prepare a group of two images of 112 px.\n"
     )
 
 
@@ -261,8 +221,7 @@ def imports(found: dict[str, Any]) -> str:
     rows = [[row["role"], f"{row['cpu_seconds']:.1f}", str(row["modules"])] for row in found["rows"]]
     return (
         "CPU seconds from the start of a process until it has imported what its role needs, the least of three.\n"
-        "What a role must do without (a judge torch, a learner worker vLLM and TRL) is a test: `test_imports.py`.\n\n"
-        + table(["process", "CPU s", "modules"], rows)
+        "`test_imports.py` tests what a role must do without.\n\n" + table(["process", "CPU s", "modules"], rows)
     )
 
 
@@ -283,9 +242,8 @@ def sft(found: dict[str, Any]) -> str:
     ]
     return (
         "One process of one thread, hatch-tiny, batches of 8 of the demo's samples: forward, backward and AdamW, ours\n"
-        "(`learning/sft.py`) and TRL's SFTTrainer, median of rounds in turn. *Tokens to share*: what one row for all\n"
-        "questions of a batch behind the same unmarked images would save: too little to give up the random order.\n\n"
-        + table(headings, rows)
+        "and TRL's SFTTrainer, median of rounds in turn. *Tokens to share*: what one row for all questions of a batch\n"
+        "behind the same images would save.\n\n" + table(headings, rows)
     )
 
 
@@ -310,16 +268,21 @@ GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pi
 
 def page() -> str:
     """The page's text from what is in bench/results."""
-    parts = [HEAD]
+    parts, missing, place = [HEAD], list[str](), ""
     for name, (title, write) in SECTIONS.items():
         path = RESULTS / f"{name}.json"
         command = GPU_COMMAND if name == "learner_gpu" else f"bench.{name}"
-        parts.append(f"## {title}\n\n    python -m {command}\n")
         if not path.exists():
-            parts.append("Not measured yet.\n")
+            missing.append(f"- `python -m {command}`")
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        parts += [write(found), machine(found)]
+        parts.append(f"## {title}\n\n    python -m {command}\n")
+        if (here := machine(found)) != place:
+            parts.append(here)
+            place = here
+        parts.append(write(found))
+    if missing:
+        parts.append("## Not measured yet\n\n" + "\n".join(missing) + "\n")
     return "\n".join(parts)
 
 

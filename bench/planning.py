@@ -8,7 +8,7 @@ made before and again after the others, since a shared machine's speed drifts, a
 with two workers. Predicted and measured are both at once, other prompts and replies, and a run whose learner works
 beside the engines. Every process has one thread; a model of 6 M parameters with random weights (its replies hardly ever
 end early), two images of 112 px, all on one machine, so that the network is not part of it. Written to
-bench/results/planning.json, where `hatch plan` finds the costs.
+bench/results/planning.json, which hatch_ray/planning/measured.json links to: the costs of `hatch plan`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.grpo_stage import run_grpo
+from actors.stages.grpo import run_grpo
 from bench.measure import in_turn, machine, write_results
 from bench.shapes import SMALL, picture
 from bench.step import make_samples
@@ -32,10 +32,10 @@ from hatch_ray.environment import variables
 from hatch_ray.model.base import load_processor
 from hatch_ray.model.prompt_tokens import process_image
 from hatch_ray.model.size import count_parameters
-from hatch_ray.model.tiny import make_tiny
 from hatch_ray.planning.costs import Measured, Sizes, costs_of
 from hatch_ray.planning.model import Plan, Work, predict
 from hatch_ray.run_folder import RunFolder
+from tools.tiny import make_tiny
 
 IMAGES, PIXELS, LARGE = 2, 112, 401408
 WITHIN = 0.25
@@ -147,7 +147,7 @@ def main() -> None:
     }  # fmt: skip
     print(f"worst: {worst:.0%} off; the driver's own time: {control['prepare_per_group'] * 1000:.1f} ms a group to "
           f"prepare, {costs.control.seconds(1, 8) * 1000:.1f} ms for a step of one group of 8")  # fmt: skip
-    figures = {"command": {key: str(value) for key, value in vars(options).items()}, "costs": costs.to_tree(),
+    figures = {"command": {key: str(value) for key, value in vars(options).items()}, "costs": asdict(costs),
                "driver": control, "rows": rows, "worst": worst, "within": worst <= WITHIN}  # fmt: skip
     print(f"written: {write_results('planning', figures, options.out)}")
     if worst > WITHIN:

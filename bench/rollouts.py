@@ -23,11 +23,11 @@ import numpy as np
 import ray
 import torch
 
-from actors.boards import WeightsBoard
-from actors.engines import EnginePool
-from actors.messages import Request, Sampling, StoredImage
-from actors.rollout import RolloutEngine
-from actors.weights import Publisher
+from actors.experience.queues import WeightsBoard
+from actors.rollout.engine import RolloutEngine
+from actors.rollout.engines import EnginePool
+from actors.runtime.messages import Request, Sampling, StoredImage
+from actors.weights.publish import Publisher
 from bench.measure import in_turn, write_results
 from bench.shapes import picture
 from hatch_ray.config import Config, make_config
@@ -35,8 +35,8 @@ from hatch_ray.config_sections import WeightsCarrier
 from hatch_ray.data.images import image_hash
 from hatch_ray.environment import variables
 from hatch_ray.model.base import load_model, load_processor
-from hatch_ray.model.tiny import make_tiny
 from hatch_ray.protocol.prompt import build_prompt
+from tools.tiny import make_tiny
 
 WARM_UP = 2
 """Syncs that are not counted."""

@@ -2,7 +2,7 @@
 
     python -m bench.scaling                       # about 4 minutes
 
-The cost of a reward is simulated: judges sleep, on top of the real reward function, so that 32 of them fit on any
+The cost of a reward is simulated: verifiers sleep, on top of the real reward function, so that 32 of them fit on any
 machine; what is measured is the pool and its transport. One pool lives through a whole series: cheap batches, dear
 ones, cheap ones again. A wait is from the end of sampling (the batch is handed in) to the score.
 """
@@ -20,36 +20,36 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.reward import JudgePool, RewardJudge
+from actors.reward.verifier import RewardActors, Verifier
 from bench.measure import write_results
 from bench.verifiers import completion
 from hatch_ray.config import Config, make_config
 from hatch_ray.environment import variables
-from hatch_ray.rewards.score import RewardTarget
+from hatch_ray.systems.hatch.score import RewardTarget
 
 DEARER = 10
 COLD_BATCHES = 2
 """Dear batches that are not counted as "dear": the pool finds out in them, and is given as "first dear batches"."""
 
 
-class SleepingJudge(RewardJudge):
+class SleepingVerifier(Verifier):
     """The real reward, and a sleep of as many seconds a reply as the file says."""
 
     cost: Path
 
     def score_many(self, jobs: Sequence[tuple[str, RewardTarget]]) -> list[dict[str, Any]]:
-        """Scores as `RewardJudge` gives them, later."""
+        """Scores as `Verifier` gives them, later."""
         time.sleep(len(jobs) * float(self.cost.read_text(encoding="utf-8")))
         return super().score_many(jobs)
 
 
-def judge_at(cost: Path) -> type[SleepingJudge]:
-    """The judge with its file: a class of its own, which Ray sends by value."""
-    return type("SleepingJudge", (SleepingJudge,), {"cost": cost})
+def verifier_at(cost: Path) -> type[SleepingVerifier]:
+    """The verifier with its file: a class of its own, which Ray sends by value."""
+    return type("SleepingVerifier", (SleepingVerifier,), {"cost": cost})
 
 
 def settings(actors: int, most: int, queue_seconds: float) -> Config:
-    """Judges that take next to no CPU in Ray's count."""
+    """Reward actors that take next to no CPU in Ray's count."""
     return make_config({"reward_actors": {"actors": actors, "cpus": 0.01, "max": most, "queue_seconds": queue_seconds}})
 
 
@@ -60,12 +60,13 @@ def replies(count: int) -> list[tuple[str, RewardTarget]]:
 
 
 class Series:
-    """Batches through one pool: every score is compared, every reply must have been judged once."""
+    """Batches through one pool: every score is compared, every reply must have been scored once."""
 
     def __init__(self, config: Config, cost: Path, count: int) -> None:
         self.cost, self.jobs, self.losses = cost, replies(count), 0
-        self.expected = RewardJudge(config.reward).score_many(self.jobs)
-        self.pool = JudgePool(config, self._lost, judge_at(cost), room=lambda more: more)
+        self.expected = Verifier(config).score_many(self.jobs)
+        self.rewards = RewardActors(config, self._lost, verifier_at(cost), room=lambda more: more)
+        self.pool, self.actors = self.rewards.pool, self.rewards.pool.actors
         self.wrong = self.repeated = self.judged = 0
 
     def _lost(self, loss: object) -> None:
@@ -74,26 +75,26 @@ class Series:
     def batches(self, count: int, seconds: float) -> dict[str, float]:
         """p50 and p95 of the waits of so many batches at this cost, and how many actors there were at the end."""
         self.cost.write_text(str(seconds), encoding="utf-8")
-        self.pool.waits.clear()
+        self.rewards.waits.clear()
         for _ in range(count):
             self.pool.work.clear()
-            scores = self.pool.score(self.jobs)
+            scores = self.rewards.score(self.jobs)
             places = Counter(place for work in self.pool.work for place in work.places)
             self.repeated += sum(times != 1 for times in places.values()) + len(self.jobs) - len(places)
             self.wrong += sum(score != right for score, right in zip(scores, self.expected, strict=True))
             self.judged += len(scores)
-        p50, p95 = np.percentile(list(self.pool.waits), [50, 95])
-        return {"p50_s": round(float(p50), 4), "p95_s": round(float(p95), 4), "actors": len(self.pool.actors)}
+        p50, p95 = np.percentile(list(self.rewards.waits), [50, 95])
+        return {"p50_s": round(float(p50), 4), "p95_s": round(float(p95), 4), "actors": len(self.actors)}
 
     def ready(self) -> None:
         """Until all actors that there are to be have started."""
-        while self.pool.starting or len(self.pool.places) < self.pool.target:
-            self.pool.tend()
+        while self.actors.starting or len(self.actors.places) < self.actors.target:
+            self.actors.tend()
             time.sleep(0.05)
 
     def end(self) -> dict[str, int]:
         """Stop the pool; what went wrong."""
-        self.pool.stop()
+        self.rewards.stop()
         return {"judged": self.judged, "wrong": self.wrong, "lost_or_repeated": self.repeated, "restarts": self.losses}
 
 
@@ -118,7 +119,7 @@ def throughput(cost: Path, options: argparse.Namespace) -> tuple[list[dict[str, 
     series.batches(1, seconds)
     rows = []
     for actors in options.actors:
-        series.pool.fix(actors)
+        series.actors.fix(actors)
         series.ready()
         start = time.perf_counter()
         series.batches(options.batches, seconds)
@@ -147,7 +148,7 @@ def main() -> None:
     queue_seconds = options.replies * options.milliseconds / 1000 / options.start
     with tempfile.TemporaryDirectory() as folder:
         cost = Path(folder) / "cost"
-        found: dict[str, Any] = {"simulated": "judges sleep", "queue_seconds": queue_seconds}
+        found: dict[str, Any] = {"simulated": "verifiers sleep", "queue_seconds": queue_seconds}
         for name, most in (("scaled", options.most), ("fixed", 0)):
             found[name] = waits(settings(options.start, most, queue_seconds), cost, options)
             cheap, dear = (found[name][phase] for phase in ("cheap", "dear"))

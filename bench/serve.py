@@ -31,13 +31,13 @@ from bench.measure import write_results
 from bench.shapes import SMALL, picture
 from hatch_ray.config import Config, make_config, save_config
 from hatch_ray.environment import variables
-from hatch_ray.model.tiny import TinyConfig, make_tiny
 from hatch_ray.run_folder import RunFolder
 from serve.engine import ReasonEngine
 from serve.launch import start_service, stop_service
 from serve.reason import prepare
 from serve.schema import ReasonRequest
 from serve.settings import Settings
+from tools.tiny import TinyConfig, make_tiny
 
 SHAPES = {"tiny": TinyConfig(), "30m": SMALL["30m"]}
 WAYS = ("proxy", "haproxy")
@@ -94,7 +94,7 @@ class Bare:
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
         inputs: Any = {"prompt": prompt, "multi_modal_data": {"image": images}}
         outputs = [output async for output in self.engine.engine.generate(inputs, sampling, os.urandom(8).hex())]
-        return self.engine.text(outputs[-1].outputs[0])
+        return self.engine.text(outputs[-1].outputs[0].token_ids)
 
 
 class Served:

@@ -24,8 +24,8 @@ import ray
 from bench.measure import write_results
 from bench.serve import IMAGES, SHAPES, encoded, questions, settings
 from hatch_ray.environment import variables
-from hatch_ray.model.tiny import make_tiny
 from serve.launch import start_service, stop_service
+from tools.tiny import make_tiny
 
 PICTURES = 256
 """Of the mixed load: 74 MiB once processed, of which the engine keeps 16."""

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 
 from bench.measure import in_turn, write_results
-from hatch_ray.config import load_config
+from hatch_ray.config import load_config, make_config
 from hatch_ray.config_sections import ModelConfig
 from hatch_ray.data.build import build_dataset
+from hatch_ray.data.order import SampleOrder
 from hatch_ray.data.store import read_dataset
-from hatch_ray.learning.order import SampleOrder
 from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.protocol.prompt import Mode
 from hatch_ray.sample import Sample
+from hatch_ray.systems.hatch.system import Hatch
 
 BATCH = 8
 """A worker's share of the demo's batches."""
@@ -32,7 +33,7 @@ LR = 1e-6
 
 
 def ours(model: Any, encoder: SampleEncoder, batches: Sequence[Sequence[Sample]]) -> Callable[[], None]:
-    """The steps as `actors.sft_stage` takes them."""
+    """The steps as `actors.stages.sft` takes them."""
     speed_up_vision(model)
     scorer = ReplyScorer(model.train())
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
@@ -85,7 +86,9 @@ def shared(encoder: SampleEncoder, batches: Sequence[Sequence[Sample]]) -> float
 
 def measure(mode: Mode, config: ModelConfig, samples: Sequence[Sample], steps: int, rounds: int) -> dict[str, Any]:
     """Samples a second of both ways."""
-    encoder = SampleEncoder(load_processor(config.base, config.max_pixels), mode, config)
+    system = Hatch(make_config({"model": config.model_dump()}))
+    stage = "qa_sft" if mode == "direct" else "cold_start"
+    encoder = SampleEncoder(load_processor(config.base, config.max_pixels), system, stage)
     order = SampleOrder(len(samples), BATCH, 0)
     batches = [[samples[index] for index in order.indices(step)] for step in range(steps)]
     ways = {

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from hatch_ray.model.tiny import TinyConfig, train_tokenizer
-from hatch_ray.model.tiny_text import tokenizer_corpus
+from tools.tiny import TinyConfig, train_tokenizer
+from tools.tiny_text import tokenizer_corpus
 
 SMALL = {
     "6m": TinyConfig(text_layers=6, text_width=256, text_heads=4, text_inner=704),

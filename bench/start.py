@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 
 from bench.measure import write_results
-from hatch_ray.run_folder import STAGES, read_jsonl
+from hatch_ray.run_folder import read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BEFORE = "ff01234"
@@ -145,7 +145,7 @@ def step_times(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, floa
     to have lasted as long as the median of the others, so that what it took longer counts as start.
     """
     found = {}
-    for stage in STAGES:
+    for stage in dict.fromkeys(row["stage"] for row in rows):
         ends = [row["time"] for row in rows if row["stage"] == stage]
         if ends:
             gaps = [later - earlier for earlier, later in pairwise(ends)]
@@ -195,7 +195,7 @@ def spans(seen: Seen, rows: Sequence[Mapping[str, Any]], answered: float) -> dic
 def settings(tree: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The demo's own config as a tree has it, with few steps a stage and few questions."""
     config = yaml.safe_load((tree / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
-    for stage in STAGES:
+    for stage in ("pasta", "qa_sft", "cold_start", "grpo"):
         config[stage]["max_steps"] = options.steps
     config["eval"]["samples"] = options.questions
     if options.samples:

@@ -21,18 +21,18 @@ from typing import Any
 import ray
 import torch
 
-from actors.grpo_stage import run_grpo
+from actors.stages.grpo import run_grpo
 from bench.measure import write_results
 from bench.shapes import SMALL, picture
 from hatch_ray.config import Config, make_config, save_config
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import variables
 from hatch_ray.model.base import load_model, load_processor
-from hatch_ray.model.tiny import make_tiny
 from hatch_ray.protocol.prompt import sample_prompt
-from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
+from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
+from tools.tiny import make_tiny
 
 WARM_UP = 2
 """Our steps that are not counted: the wait of the second one is for the first one's learning."""
@@ -104,7 +104,9 @@ def trl(config: Config, samples: list[Sample]) -> dict[str, Any]:
 
     def reward(completions: list[Any], question: list[str], **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
-        return [score_reply(text, targets[q], RewardConfig()).total for text, q in zip(texts, question, strict=True)]
+        reward = RewardConfig()
+        scores = [score_reply(text, targets[q], reward) for text, q in zip(texts, question, strict=True)]
+        return [score.total(reward_weights(reward)) for score in scores]
 
     rows = [
         {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,9 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Build and look at datasets.", no_args_is_help=True)
-tiny_app = typer.Typer(help="The embedded base model, hatch-tiny.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-app.add_typer(tiny_app, name="tiny")
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/tiny.yaml", metavar="CONFIG")]
@@ -41,12 +40,17 @@ RunPath = Annotated[
     str, typer.Argument(help="folder of a run, for example runs/tiny, or its home in a bucket, s3://...", metavar="RUN")
 ]
 
-MEASURED_COSTS = Path(__file__).parent.parent / "bench" / "results" / "planning.json"
+CONFIGS = Path(__file__).parent / "configs"
+"""The configs of the repository, which a wheel has too."""
+MEASURED_COSTS = Path(__file__).parent / "planning" / "measured.json"
+"""What `python -m bench.planning` found."""
 
 
 def _load(config: Path, overrides: list[str] | None) -> Config:
     from hatch_ray.config import load_config
 
+    if not config.is_file():
+        raise ValueError(f"config file {config} does not exist; those of hatch-ray are in {CONFIGS}")
     return load_config(config, overrides)
 
 
@@ -74,7 +78,7 @@ def _push_back(run: str, config: Config, *names: str) -> None:
     from hatch_ray.storage import Home
 
     if is_bucket(run):
-        Home(run, Path(config.run_dir)).put_back(*names)
+        Home(run, folder=Path(config.run_dir)).put_back(*names)
         console.print(f"pushed: {run}", markup=False)
 
 
@@ -95,11 +99,11 @@ def train(
     """Run the recipe's stages in order; an unfinished run folder is resumed where it stopped."""
     loaded = _load(config, overrides)
     if dry_run:
-        from actors.plan import describe
+        from actors.stages.dry_run import describe
 
         describe(loaded, console)
         return
-    from actors.recipe import run_recipe
+    from actors.stages.recipe import run_recipe
 
     run_recipe(loaded, console)
 
@@ -125,7 +129,7 @@ def evaluate(
 
     config = _load_run(run, for_evaluation, overrides)
     if benchmark:
-        from actors.benchmark import evaluate_benchmarks
+        from actors.commands.benchmark import evaluate_benchmarks
 
         names = dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip())
         evaluate_benchmarks(config, list(names), root or [], scorer, rescore, console)
@@ -133,7 +137,7 @@ def evaluate(
         return
     if root or rescore:
         raise ValueError("--root and --rescore need --benchmark")
-    from actors.evaluate import evaluate_run
+    from actors.commands.evaluate import evaluate_run
 
     evaluate_run(config, console)
     _push_back(run, config, "eval/")
@@ -223,25 +227,6 @@ def trace(
 
 
 @app.command()
-def replay(
-    batch: Annotated[str, typer.Argument(help="folder in RUN/bad_batches, or a file in it", metavar="BATCH")],
-    model: Annotated[str, typer.Option(help="the stage's first model, where it is not at its old place")] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda where there is one")] = "",
-) -> None:
-    """Compute a GRPO batch again whose loss or gradient was not finite, and print where that begins."""
-    from actors.replay import run_replay
-    from hatch_ray.storage import for_replay, local_run
-
-    run, inside, name = batch.partition("/bad_batches/")
-    run_replay(
-        local_run(run, for_replay) / f"{inside}{name}".lstrip("/"),
-        model,
-        device,
-        lambda line: console.print(line, markup=False),
-    )
-
-
-@app.command()
 def serve(
     run: RunPath,
     overrides: Overrides = None,
@@ -320,14 +305,16 @@ def plan(
         str, typer.Option(help="learner=2,rollout=6:p5.48xlarge,reward=1: nodes of each role, and their kind")
     ] = "",
     run: Annotated[list[str] | None, typer.Option(help="take the costs of this run (repeatable: better fits)")] = None,
-    costs: Annotated[Path, typer.Option(help="else of this file")] = MEASURED_COSTS,
+    costs: Annotated[
+        Path, typer.Option(help="else of this file; default: measured on two CPU cores", show_default=False)
+    ] = MEASURED_COSTS,
     speed: Annotated[float, typer.Option(min=1e-6, help="how many times as fast the planned machine computes")] = 1.0,
     gpus: Annotated[int, typer.Option(min=0, help="show how it grows to this many GPUs")] = 0,
     prices: Annotated[Path | None, typer.Option(help="kinds of nodes and prices, like planning/prices.yaml")] = None,
 ) -> None:
     """Compute what a cluster would do: step time, who waits, bytes moved, cost an hour (docs/scaling.md)."""
     from hatch_ray.model.size import count_parameters
-    from hatch_ray.planning.costs import Costs
+    from hatch_ray.planning.costs import read_costs
     from hatch_ray.planning.words import print_plan, run_costs
     from hatch_ray.storage import for_report, local_run
 
@@ -337,7 +324,7 @@ def plan(
         folders = [local_run(each, for_report) for each in run]
         measured = run_costs(folders, first, count_parameters(first.model.base))
     else:
-        measured = Costs.read(costs)
+        measured = read_costs(costs)
     parameters = count_parameters(loaded.model.base)
     print_plan(loaded, parameters, measured, nodes, gpus, speed, prices, console)
 
@@ -346,11 +333,13 @@ def plan(
 def demo(
     overrides: Overrides = None,
     run_dir: Annotated[str, typer.Option(help="where the run is written")] = "runs/demo",
-    config: Annotated[Path, typer.Option(help="the config to run")] = Path("configs/tiny.yaml"),
+    config: Annotated[Path, typer.Option(help="the config to run; default: tiny.yaml", show_default=False)] = (
+        CONFIGS / "tiny.yaml"
+    ),
 ) -> None:
     """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
     loaded = _load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}", *(overrides or [])])
-    from actors.demo import run_demo
+    from actors.commands.demo import run_demo
 
     run_demo(loaded, console)
 
@@ -359,34 +348,29 @@ def demo(
 def ablate(
     config: ConfigFile,
     overrides: Overrides = None,
+    variants: Annotated[
+        Path, typer.Option(help="what is compared; default: the paper's ablations", show_default=False)
+    ] = CONFIGS / "ablations" / "hatch.yaml",
     seeds: Annotated[int, typer.Option(min=1, help="training runs of each variant")] = 3,
-    grids: Annotated[str, typer.Option(help="figure 4: patches a side of PaStA's grid, by commas")] = "2,3,4,5,6",
     only: Annotated[
-        str,
-        typer.Option(help="variants beside the full recipe, by commas: no_pasta, language, ...; default: all"),
+        str, typer.Option(help="variants beside the first, by commas: no_pasta, language, ...; default: all")
     ] = "",
     out: Annotated[str, typer.Option(help="folder of all runs and the results; resumed")] = "runs/ablation",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be trained and shared")] = False,
 ) -> None:
-    """The paper's Tables 2 and 3 and figures 3 and 4: train the variants, each shared stage once, and compare."""
+    """Train variants of a config, each shared stage once, and compare them (docs/ablations.md)."""
     folder = _folder_only("--out", out)
-    from actors.ablate import Ablation, describe_ablation, run_ablation
+    from actors.commands.ablate import Ablation
+    from hatch_ray.ablation.variants import read_variants
 
     names = [name.strip() for name in only.split(",") if name.strip()]
-    plan = Ablation(_load(config, overrides), folder, seeds, _numbers(grids), names)
-    (describe_ablation if dry_run else run_ablation)(plan, console)
-
-
-def _numbers(text: str) -> list[int]:
-    """ "2,3" -> [2, 3]. Raises ValueError for anything else."""
-    if not all(part.strip().isdecimal() for part in text.split(",")):
-        raise ValueError(f"--grids {text!r} is not a list of whole numbers such as 2,3,4")
-    return [int(part) for part in text.split(",")]
+    plan = Ablation(_load(config, overrides), read_variants(variants).only(names), folder, seeds)
+    (plan.describe if dry_run else plan.train)(console)
 
 
 @app.command()
 def doctor() -> None:
-    """Check Python, CPU, memory, torch, vLLM, Ray and GPU, with a mend for each failure."""
+    """Check Python, CPU, memory, torch, vLLM, Ray and GPU, with a fix for each failure."""
     from hatch_ray.doctor import main as check
 
     raise typer.Exit(check())
@@ -407,15 +391,17 @@ def data_build(
     overrides: Overrides = None,
 ) -> None:
     """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
-    from actors.progress import progress_bar
-    from hatch_ray.data.build import build_splits
+    from actors.runtime.progress import progress_bar
+    from hatch_ray.data.build import write_splits
+    from hatch_ray.systems import system_of
 
-    loaded = _load(config, overrides)
+    system = system_of(_load(config, overrides))
     with progress_bar(console, "building data") as bar:
-        summaries = build_splits(loaded.data, loaded.seed, out, lambda split: bar)
+        summaries = write_splits(lambda split, folder: system.build("data", split, folder, bar), out)
     for split, summary in summaries.items():
-        tasks = ", ".join(f"{count} {task}" for task, count in summary["by_task"].items())
-        console.print(f"{out / split}: {summary['samples']} samples of {summary['scenes']} scenes ({tasks})")
+        tasks = ", ".join(f"{count} {task}" for task, count in summary.get("by_task", {}).items())
+        scenes = f" of {summary['scenes']} scenes ({tasks})" if tasks else ""
+        console.print(f"{out / split}: {summary['samples']} samples{scenes}")
         console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
 
 
@@ -446,56 +432,22 @@ def data_show(
     console.print(f"page: {show_dataset(dataset, out, count, seed)}")
 
 
-@data_app.command("export-spar")
-def data_export_spar(
-    dataset: Annotated[Path, typer.Argument(help="folder written by `hatch data build`", metavar="DATASET")],
-    out: Annotated[Path, typer.Argument(help="folder to write; it must not exist", metavar="OUT")],
-    source: Annotated[str, typer.Option(help="SPAR source to write it as")] = "scannet",
-) -> None:
-    """Write a dataset in the layout of SPAR-7M-RGBD, for `data.kind=spar data.root=OUT`."""
-    from hatch_ray.data.spar.export import export_spar
-
-    counts = export_spar(dataset, out, source)
-    console.print(f"{out}: {sum(counts.values())} rows")
-    for name, count in counts.items():
-        console.print(f"  {count} {name}")
-
-
-@data_app.command("check-spar")
-def data_check_spar(
-    root: Annotated[Path, typer.Argument(help="folder of SPAR-7M-RGBD", metavar="ROOT")],
-    limit: Annotated[int, typer.Option(min=1, help="rows to compare, drawn at random")] = 2000,
-    index: Annotated[Path | None, typer.Option(help="folder of the row index; default: beside the sources")] = None,
-) -> None:
-    """Print which rotation convention the released view_change_infer answers follow, from rows with poses."""
-    from hatch_ray.data.spar.check import check_conventions, print_check
-
-    print_check(check_conventions(root, index, limit), console.print)
-
-
-@tiny_app.command("pretrain")
-def tiny_pretrain(
-    out: Annotated[Path, typer.Option("--out", help="folder to write")],
-    seed: Annotated[int, typer.Option(help="seed of rooms, weights and order")] = 0,
-    minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 75.0,
-) -> None:
-    """Pretrain hatch-tiny from random weights on rooms of its own."""
-    from hatch_ray.model.pretrain import PretrainOptions, pretrain
-
-    console.print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
-
-
-def main() -> None:
-    """Entry point: user mistakes (ValueError) and the system's refusals (OSError) become one line and exit code 2."""
+def run_command(command: Callable[[], object]) -> None:
+    """Run a command line; a user's mistake (ValueError) or the system's refusal (OSError) is one line, exit code 2."""
     prepare_environment()
     try:
-        app()
+        command()
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("HATCH_DEBUG"):
             raise
         text = in_words(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {text}", style="red", markup=False)
         sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of `hatch`."""
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -27,18 +27,16 @@ from hatch_ray.config_sections import (
     GrpoConfig,
     LearnerConfig,
     ModelConfig,
-    PastaConfig,
+    Precision,
     RecoveryConfig,
     RewardActorsConfig,
-    RewardConfig,
     RolloutConfig,
     Section,
     ServeConfig,
-    SftConfig,
-    Stage,
     StorageConfig,
 )
-from hatch_ray.run_folder import STAGES, bucket_address, write_atomic
+from hatch_ray.run_folder import bucket_address, write_atomic
+from hatch_ray.systems import load_system
 
 
 class ConfigError(ValueError):
@@ -53,20 +51,20 @@ def _place(path: object) -> object:
 
 
 class Config(Section):
+    """What every system's config has; `systems.base.System.Config` adds its own sections (HATCH: `HatchConfig`)."""
+
+    system: str = "hatch"
+    """What is taught: hatch, or a system of your own as module:CLASS (docs/your-own-system.md)."""
     run_dir: Annotated[Path | str, BeforeValidator(_place)] = Path("runs/default")
     """The run folder; an existing one is resumed. Or its home in a bucket, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER
     (docs/cluster.md#shared-storage)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of data, order, sampling and weights."""
-    stages: list[Stage] = ["pasta", "qa_sft", "cold_start", "grpo"]  # noqa: RUF012 - pydantic copies it
-    """Stages to run, in order."""
+    stages: list[str] = []  # noqa: RUF012 - pydantic copies it
+    """Stages to run, in order; all of the system's where they are not named."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    pasta: PastaConfig = PastaConfig()
-    qa_sft: SftConfig = SftConfig()
-    cold_start: SftConfig = SftConfig(fraction=0.1)
     grpo: GrpoConfig = GrpoConfig()
-    reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward_actors: RewardActorsConfig = RewardActorsConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -82,14 +80,27 @@ class Config(Section):
     tensorboard: bool = True
     """Write a stage's scalars to RUN/tensorboard when it is done."""
 
+    @property
+    def precision(self) -> Precision:
+        """The coarsest that learner or engines compute with: how closely they can agree."""
+        kinds = (self.learner.master, self.learner.compute, self.rollout.dtype)
+        return "bfloat16" if "bfloat16" in kinds else "float32"
+
+    def settings(self, stage: str) -> Any:
+        """The section of a stage (`config_sections.Trained`)."""
+        return getattr(self, stage)
+
     @model_validator(mode="after")
-    def _check(self) -> Config:
+    def _check(self) -> Self:
+        names = [stage.name for stage in load_system(self.system).stages]
         if not self.stages:
-            raise ValueError(f"stages is empty; name at least one of {', '.join(STAGES)}")
+            raise ValueError(f"stages is empty; name at least one of {', '.join(names)}")
+        if unknown := [stage for stage in self.stages if stage not in names]:
+            raise ValueError(f"stages names {unknown[0]!r}; the system {self.system} has {', '.join(names)}")
         if len(set(self.stages)) != len(self.stages):
             raise ValueError("stages names a stage twice")
-        if self.stages != [stage for stage in STAGES if stage in self.stages]:
-            raise ValueError(f"stages must keep the order {', '.join(STAGES)}")
+        if self.stages != [stage for stage in names if stage in self.stages]:
+            raise ValueError(f"stages must keep the order {', '.join(names)}")
         if self.grpo.prompts_per_step % self.learner.workers:
             raise ValueError(
                 f"grpo.prompts_per_step={self.grpo.prompts_per_step} must be a multiple of "
@@ -128,7 +139,15 @@ class Config(Section):
             )
 
 
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def config_class(system: str) -> type[Config]:
+    """The config of a system, with its own sections. Raises ConfigError when there is no such system."""
+    try:
+        return load_system(system).Config
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted key of the schema."""
     keys: list[str] = []
     for name, field in section.model_fields.items():
@@ -156,9 +175,8 @@ def _kinds(annotation: Any) -> set[Any]:
     return {origin or annotation}
 
 
-def _field_kinds(key: str) -> set[Any]:
+def _field_kinds(key: str, section: Any) -> set[Any]:
     """The types of the field with this dotted key; empty for a section or a key that is not known."""
-    section: Any = Config
     *parents, last = key.split(".")
     for part in parents:
         field = section.model_fields.get(part)
@@ -169,17 +187,17 @@ def _field_kinds(key: str) -> set[Any]:
     return _kinds(field.annotation) if field else set()
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str, section: type[Config] | None = None) -> tuple[str, Any]:
     """ "grpo.beta=0.02" -> ("grpo.beta", "0.02"): text, which the schema reads as what the field is.
 
     Lists and mappings are read as YAML ("[a, b]", "{rollout: 1}"); what they hold is text again. A field that is text
-    takes all that stands behind the =.
+    takes all that stands behind the =. section: the config's class, HATCH's where None.
     """
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
         raise ConfigError(f"override {text!r} is not KEY=VALUE (for example grpo.beta=0.02)")
-    kinds = _field_kinds(key)
+    kinds = _field_kinds(key, section or config_class("hatch"))
     if kinds & {str, Path} and value[:1] not in ("'", '"'):
         return key, value
     try:
@@ -237,30 +255,40 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections")
-    for override in overrides or []:
-        set_dotted(tree, *parse_override(override))
+    overrides = overrides or []
+    chosen = [text.partition("=")[2] for text in overrides if text.partition("=")[0].strip() == "system"]
+    section = config_class((chosen or [str(tree.get("system", "hatch"))])[-1])
+    for override in overrides:
+        set_dotted(tree, *parse_override(override, section))
     return make_config(tree, where=str(path))
 
 
 def make_config(tree: dict[str, Any], where: str = "config") -> Config:
-    """Validate a nested dictionary."""
+    """Validate a nested dictionary with the class of its system."""
+    section = config_class(str(tree.get("system", "hatch")))
+    names = [stage.name for stage in load_system(str(tree.get("system", "hatch"))).stages]
     try:
-        return Config.model_validate(_without_nothing(tree, Config))
+        return section.model_validate(_without_nothing({"stages": names} | tree, section))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_mistake(error)}") from None
+        raise ConfigError(f"{where}: {_first_mistake(error, section)}") from None
 
 
-REPLACED = {"grpo.micro_batch": "grpo.token_budget"}
+REPLACED = {
+    "grpo.micro_batch": "grpo.token_budget",
+    "model.dtype": "learner.master, learner.compute and rollout.dtype",
+}
 """Keys of earlier versions, and what to set now."""
+PRECISION = ("learner.master", "learner.compute", "rollout.dtype")
+"""Keys that change results, although their sections say only what runs where."""
 
 
-def _first_mistake(error: ValidationError) -> str:
+def _first_mistake(error: ValidationError, section: type[Config]) -> str:
     mistake = error.errors()[0]
     key = ".".join(str(part) for part in mistake["loc"])
     if key in REPLACED:
         return f"{key} was replaced by {REPLACED[key]} (docs/configuration.md)"
     if mistake["type"] == "extra_forbidden":
-        known = known_keys()
+        known = known_keys(section)
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         by_name = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
         hint = near[0] if near else (by_name[0] if by_name else "")

@@ -13,23 +13,26 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from hatch_ray.geometry.convention import Convention
 
-Stage = Literal["pasta", "qa_sft", "cold_start", "grpo"]
+Precision = Literal["float32", "bfloat16"]
 WeightsCarrier = Literal["object_store", "nixl"]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
-def _whole_above_one(gpus: float) -> float:
-    if gpus > 1 and gpus != int(gpus):
-        raise ValueError("a share of a GPU is below 1, and several GPUs are a whole number")
+def _one_at_most(gpus: float) -> float:
+    if gpus > 1:
+        uses = "an engine, a worker or a replica uses one GPU at most"
+        what_to_do = "for several GPUs raise rollout.actors, learner.workers or serve.replicas, and leave this at 1"
+        raise PydanticCustomError("gpus", f"{uses}; {what_to_do}")  # a ValueError would be told without its key
     return gpus
 
 
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
 
 
 class Section(BaseModel):
@@ -46,8 +49,6 @@ class ModelConfig(Section):
     reasoning: Literal["actions", "language"] = "actions"
     """What the cold start and GRPO teach a model to write before its answer: the camera motion as JSON actions, or in
     plain words, which no reward can verify (the paper's Table 3)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights and activations of learner and vLLM. float32 on CPU."""
     max_images: Positive = 4
     """More views than this in one prompt are refused."""
     max_pixels: Positive = 512 * 28 * 28
@@ -150,9 +151,9 @@ class Trained(Section):
     """What every training stage has."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the stage's samples."""
+    """Passes over the stage's samples, where max_steps is 0."""
     max_steps: Annotated[int, Field(ge=0)] = 0
-    """Stop after this many optimizer steps; 0 means by epochs."""
+    """Optimizer steps of the stage, in place of epochs: fewer than one pass or several. 0: by epochs."""
     batch_size: Positive = 1
     """Samples (PaStA: pairs) in one optimizer step, over all workers."""
     lr: Rate = 1e-5
@@ -227,7 +228,7 @@ class GrpoConfig(Trained):
     """Tokens in one forward and backward pass of a worker: as many whole groups as fit (prompt once, completions)."""
     bad_steps: Positive = 3
     """Steps in a row with a loss or gradient that is not finite that end the run. Such a step is skipped (weights and
-    optimizer stay as they were) and its batch kept in RUN/bad_batches for `hatch replay`; so many steps are kept."""
+    optimizer stay as they were) and its batch kept in RUN/bad_batches for `tools.replay`; so many steps are kept."""
     shared_prefix: bool = True
     """Compute a group's prompt and images once. False: again for every completion, the reference to compare with."""
 
@@ -251,10 +252,12 @@ class Placed(Section):
 class RolloutConfig(Placed):
     actors: Positive = 1
     """vLLM engines."""
+    dtype: Precision = "float32"
+    """Weights and activations of the engines, the service's too. bfloat16 on GPUs."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each engine (Ray's count; in synchronous mode engines and learner take turns, so shares may be < 1)."""
     gpus: Gpus = 0
-    """GPUs of each engine; a share below 1 lets several processes have one GPU."""
+    """GPUs of each engine: 1, a share of one (several processes have it then), or none."""
     prompts_per_call: Annotated[int, Field(ge=0)] = 0
     """Prompts that an engine is given at once. 0: an equal part of the step for each engine, which is fastest. A fixed
     number makes batches that do not depend on how many engines there are."""
@@ -296,10 +299,19 @@ class RewardActorsConfig(Placed):
 class LearnerConfig(Placed):
     workers: Positive = 1
     """Ray Train workers."""
+    master: Precision = "float32"
+    """Weights, gradients and AdamW's moments of what learns, and the models that a stage leaves. bfloat16 halves them
+    and loses most of a small step to rounding (docs/method.md#precision). LoRA's adapters are always float32."""
+    compute: Precision = "float32"
+    """Matrix products of the training stages, and weights that do not learn (the reference; with LoRA the base model).
+    bfloat16 on GPUs."""
+    recompute: bool | None = None
+    """Compute each layer's activations again in the backward pass: much less memory, about a third more time. None: on
+    GPUs."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each worker (Ray's count)."""
     gpus: Gpus = 0
-    """GPUs of each worker."""
+    """GPUs of each worker: 1, a share of one, or none."""
     together: Literal["PACK", "STRICT_PACK"] = "PACK"
     """Ray places the workers on as few nodes as it can, or (STRICT_PACK) all on one node or not at all."""
 
@@ -368,8 +380,8 @@ class ServeConfig(Section):
     """Requests in flight per replica above which another one is started."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each replica."""
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of each replica."""
+    gpus: Gpus = 0
+    """GPUs of each replica: 1, a share of one, or none."""
     max_new_tokens: Positive = 1024
     """Longest completion."""
     max_running: Positive = 64

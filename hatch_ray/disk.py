@@ -79,13 +79,26 @@ def _tell(path: Path, error: BaseException) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename folder `new` to `target`; an old target is moved aside first and then removed."""
+    """Rename folder `new` to `target`; an old target is moved aside first and then removed (see `clear_leftovers`)."""
+    aside = target.with_name(f".{target.name}.old")
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
-        old = target.with_name(f".{target.name}.old.{os.getpid()}")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(new, target)
-        shutil.rmtree(old)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new, target)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(target, aside)
+    os.replace(new, target)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def clear_leftovers(run: Path) -> None:
+    """Of a run that nobody drives: what processes left in its folders that were killed while they wrote.
+
+    A folder that `replace_folder` had moved aside goes back where no new one has taken its place. Other such folders
+    (.NAME.old), and temporary ones (.NAME.PID), are removed.
+    """
+    for left in [path for path in (*run.glob("*/.*"), *run.glob("*/checkpoints/.*")) if path.is_dir()]:
+        name, _, end = left.name[1:].rpartition(".")
+        if end == "old" and not left.with_name(name).exists():
+            os.replace(left, left.with_name(name))
+        elif end == "old" or end.isdecimal():
+            shutil.rmtree(left)

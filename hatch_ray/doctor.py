@@ -1,4 +1,4 @@
-"""`hatch doctor`: look at this machine and say what is missing, with one mend for each failure.
+"""`hatch doctor`: look at this machine and say what is missing, with one fix for each failure.
 
 Every check is a function that returns a `Check`; `run_checks` calls them in order and none stops the others. torch,
 vLLM and Ray are tried in processes of their own with a deadline, so that a broken one is a line in the table instead of
@@ -39,12 +39,12 @@ LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table. `mend` is one command or sentence; empty where nothing is to be done."""
+    """One line of the table. `fix` is one command or sentence; empty where nothing is to be done."""
 
     name: str
     ok: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def in_own_process(code: str, deadline_s: float = IMPORT_DEADLINE_S) -> tuple[bool, str]:
@@ -78,8 +78,8 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     """vLLM's CPU build needs AVX2 at least; AVX-512 and bf16 make it faster."""
     cores = len(os.sched_getaffinity(0))
     if platform.machine() != "x86_64":
-        mend = "" if not has_cpu_engine() else "the lock files are made for x86-64: use such a machine"
-        return Check("CPU", not mend, f"{cores} cores, {platform.machine()}", mend)
+        fix = "" if not has_cpu_engine() else "the lock files are made for x86-64: use such a machine"
+        return Check("CPU", not fix, f"{cores} cores, {platform.machine()}", fix)
     flags: set[str] = set()
     for line in cpuinfo.read_text(encoding="utf-8").splitlines():
         if line.startswith("flags"):
@@ -106,8 +106,8 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path(
 def check_memory() -> Check:
     """Memory for the learner, the engines and the object store."""
     free = available_memory()
-    mend = "" if free >= MEMORY_GIB else "close other programs, or use a machine with 16 GiB"
-    return Check("Memory", not mend, f"{free:.1f} GiB available (the demo takes up to {MEMORY_GIB})", mend)
+    fix = "" if free >= MEMORY_GIB else "close other programs, or use a machine with 16 GiB"
+    return Check("Memory", not fix, f"{free:.1f} GiB available (the demo takes up to {MEMORY_GIB})", fix)
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
@@ -117,12 +117,12 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:
             "Shared memory", False, f"{folder} is missing", f"mount it: mount -t tmpfs -o size=4g tmpfs {folder}"
         )
     free = shutil.disk_usage(folder).free / GIB
-    mend = (
+    fix = (
         ""
         if free >= SHARED_MEMORY_GIB
         else "containers: start with --shm-size=4g; else mount -o remount,size=4g /dev/shm"
     )
-    return Check("Shared memory", not mend, f"{free:.1f} GiB free in {folder}", mend)
+    return Check("Shared memory", not fix, f"{free:.1f} GiB free in {folder}", fix)
 
 
 def check_disk() -> Check:
@@ -130,8 +130,8 @@ def check_disk() -> Check:
     places = {Path.cwd(), Path(tempfile.gettempdir())}
     free = {place: shutil.disk_usage(place).free / GIB for place in sorted(places)}
     short = [str(place) for place, gib in free.items() if gib < DISK_GIB]
-    mend = f"free {DISK_GIB} GiB at {', '.join(short)}" if short else ""
-    return Check("Disk", not short, ", ".join(f"{gib:.0f} GiB free at {place}" for place, gib in free.items()), mend)
+    fix = f"free {DISK_GIB} GiB at {', '.join(short)}" if short else ""
+    return Check("Disk", not short, ", ".join(f"{gib:.0f} GiB free at {place}" for place, gib in free.items()), fix)
 
 
 def check_libnuma() -> Check:
@@ -156,10 +156,10 @@ def check_torch() -> Check:
     if ok:
         return Check("torch, torchvision", True, detail)
     if "torchvision::nms" in detail:
-        mend = "python -m hatch_ray.torchvision_mend (a CUDA-built torchvision beside a CPU torch)"
+        fix = "python -m hatch_ray.torchvision_mend (a CUDA-built torchvision beside a CPU torch)"
     else:
-        mend = REINSTALL
-    return Check("torch, torchvision", False, detail, mend)
+        fix = REINSTALL
+    return Check("torch, torchvision", False, detail, fix)
 
 
 def check_audio() -> Check:
@@ -167,8 +167,8 @@ def check_audio() -> Check:
     present = [name for name in ("torchaudio", "torchcodec") if installed(name)]
     broken = [name for name in present if not in_own_process(f"import {name}")[0]]
     if broken:
-        mend = f"pip uninstall --yes {' '.join(broken)} (nothing here needs them)"
-        return Check("torchaudio, torchcodec", False, f"{' and '.join(broken)} cannot be imported", mend)
+        fix = f"pip uninstall --yes {' '.join(broken)} (nothing here needs them)"
+        return Check("torchaudio, torchcodec", False, f"{' and '.join(broken)} cannot be imported", fix)
     detail = f"{' and '.join(present)} can be imported" if present else "absent, as they should be"
     return Check("torchaudio, torchcodec", True, detail)
 
@@ -196,8 +196,8 @@ def check_ray() -> Check:
         "print(ray.__version__)"
     )
     ok, detail = in_own_process(code)
-    mend = "" if ok else "unset RAY_ADDRESS, mend /dev/shm; else read /tmp/ray/session_latest/logs/*.err"
-    return Check("Ray", ok, f"{detail}, starts and runs a task" if ok else detail, mend)
+    fix = "" if ok else "unset RAY_ADDRESS, fix /dev/shm; else read /tmp/ray/session_latest/logs/*.err"
+    return Check("Ray", ok, f"{detail}, starts and runs a task" if ok else detail, fix)
 
 
 def locked_versions(lock: Path) -> dict[str, str]:
@@ -243,19 +243,19 @@ def check_gpu() -> Check:
         names = answer.stdout.strip().splitlines() if answer.returncode == 0 else []
     if not names:
         ok = has_cpu_engine()
-        mend = "" if ok else "vllm's GPU build is installed: mend the NVIDIA driver, or make clean install BACKEND=cpu"
-        return Check("GPU", ok, "none; that is fine for the demo", mend)
+        fix = "" if ok else "vllm's GPU build is installed: fix the NVIDIA driver, or make clean install BACKEND=cpu"
+        return Check("GPU", ok, "none; that is fine for the demo", fix)
     if has_cpu_engine():
         return Check(
             "GPU", True, f"{'; '.join(names)}: unused, the CPU build is installed (make clean install BACKEND=gpu)"
         )
     ok, detail = in_own_process("import torch; assert torch.cuda.is_available(); print(torch.cuda.device_count())")
-    mend = (
+    fix = (
         ""
         if ok
         else "torch sees no GPU: the driver must support CUDA 13 (nvidia-smi shows it); look at CUDA_VISIBLE_DEVICES"
     )
-    return Check("GPU", ok, "; ".join(names) if ok else detail, mend)
+    return Check("GPU", ok, "; ".join(names) if ok else detail, fix)
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (
@@ -280,7 +280,7 @@ def run_checks() -> list[Check]:
 
 
 def main(console: Console | None = None) -> int:
-    """Print the table, then each failure's mend; return 1 if anything failed, else 0."""
+    """Print the table, then each failure's fix; return 1 if anything failed, else 0."""
     prepare_environment()
     console = console or Console(highlight=False, soft_wrap=True)
     results: list[Check] = []
@@ -295,6 +295,6 @@ def main(console: Console | None = None) -> int:
     console.print(table)
     failed = [result for result in results if not result.ok]
     for result in failed:
-        console.print(f"mend {result.name}: {result.mend}", style="yellow", markup=False)
+        console.print(f"fix {result.name}: {result.fix}", style="yellow", markup=False)
     console.print(f"{len(failed)} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed")
     return 1 if failed else 0

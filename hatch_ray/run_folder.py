@@ -9,12 +9,13 @@ RUN/data/{train,heldout}/    datasets built for this run (data.root points elsew
 RUN/<stage>/model/           the stage's result, a Hugging Face folder
 RUN/<stage>/checkpoints/     the stage's resumable states
 RUN/samples/<stage>.jsonl    completions with every reward term
-RUN/ledger.jsonl             every prompt group of GRPO: trained once, or set aside
+RUN/ledger.jsonl             every prompt group of GRPO, what it earned: trained once, or set aside
+RUN/experience.jsonl         what the driver knows of each GRPO step: rewards, lengths, seconds
 RUN/recoveries.jsonl         every process that was lost, and what it cost
 RUN/status.json              what a live run says of itself, every second (`hatch status`)
 RUN/control/                 what is asked of a live run (`hatch scale`)
 RUN/spans.jsonl              when each part of the latest GRPO steps was at work (`hatch trace`)
-RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`hatch replay`)
+RUN/bad_batches/             batches of GRPO with a loss or gradient that was not finite (`tools.replay`)
 RUN/eval/<name>.json         tables; RUN/eval/<name>.jsonl their rows
 RUN/.stop                    there while a run that SIGTERM asked to stop saves
 RUN/timing.json              of `hatch demo`: where its seconds went
@@ -35,8 +36,6 @@ from pathlib import Path
 from typing import Any
 
 from hatch_ray.disk import when_there_is_room
-
-STAGES = ("pasta", "qa_sft", "cold_start", "grpo")
 
 
 def is_bucket(place: str | Path) -> bool:
@@ -77,17 +76,18 @@ def write_atomic(path: Path, text: str) -> None:
     when_there_is_room(path, write)
 
 
-def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_jsonl(path: Path, rows: list[dict[str, Any]], durable: bool = False) -> None:
     """Append rows, all or none of them. A last line that a killed process left unfinished is dropped first.
 
-    Waits while the disk is full (`hatch_ray.disk`). A file has one process that appends to it.
+    durable: they are on the disk when this returns, whatever happens to the machine. Waits while the disk is full
+    (`hatch_ray.disk`). A file has one process that appends to it.
     """
     data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b", buffering=0) as file:
-            _mend_last_line(file)
+            _fix_last_line(file)
             former = file.seek(0, os.SEEK_END)
             try:
                 rest = memoryview(data)
@@ -96,11 +96,13 @@ def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
             except BaseException:
                 file.truncate(former)
                 raise
+            if durable:
+                os.fsync(file.fileno())
 
     when_there_is_room(path, write)
 
 
-def _mend_last_line(file: Any) -> None:
+def _fix_last_line(file: Any) -> None:
     """End a file's last line where only its line break is missing; cut it off where more is."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
@@ -124,6 +126,26 @@ def _is_row(line: bytes) -> bool:
         return False
 
 
+def drop_steps(path: Path, step: int) -> None:
+    """Cut off a file's rows from the first one of this step on: a resumed run takes those steps again. The rows of an
+    earlier step come before those of a later one; they are read one at a time. Raises ValueError for a broken line.
+    """
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        place = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") and not _is_row(line):
+                break
+            try:
+                if json.loads(line)["step"] >= step:
+                    break
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{path}, line {number} is no row with a step ({error}); fix or delete it") from None
+            place += len(line)
+        file.truncate(place)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All rows of a JSONL file; an absent file has none.
 
@@ -141,7 +163,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); mend or delete the line") from None
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); fix or delete the line") from None
     return rows
 
 
@@ -178,8 +200,9 @@ class RunFolder:
         """The last finished stage's Hugging Face folder."""
         return self.path / "model"
 
-    def data(self, split: str) -> Path:
-        return self.path / "data" / split
+    def data(self, split: str, section: str = "data") -> Path:
+        """The dataset that was built for a section of the config."""
+        return self.path / "data" / split if section == "data" else self.path / "data" / section / split
 
     def stage_model(self, stage: str) -> Path:
         return self.path / stage / "model"
@@ -193,6 +216,10 @@ class RunFolder:
     @property
     def ledger(self) -> Path:
         return self.path / "ledger.jsonl"
+
+    @property
+    def experience(self) -> Path:
+        return self.path / "experience.jsonl"
 
     @property
     def recoveries(self) -> Path:

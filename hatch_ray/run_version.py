@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from hatch_ray import __version__
-from hatch_ray.config import REPLACED, Config, ConfigError
+from hatch_ray.config import PRECISION, REPLACED, Config, ConfigError, make_config
 from hatch_ray.run_folder import RunFolder, write_atomic
 
 FORMAT = 1
@@ -37,11 +37,18 @@ def compare_with_run(config: Config, run: RunFolder, free: Collection[str]) -> s
     try:
         tree = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{run.config_path} is not readable ({' '.join(str(error).split())}); mend it") from None
+        raise ConfigError(f"{run.config_path} is not readable ({' '.join(str(error).split())}); fix it") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{run.config_path} does not hold a mapping of sections; mend it, or choose another run_dir")
-    then, default, now = flat(tree), flat(Config().model_dump(mode="json")), flat(config.model_dump(mode="json"))
-    changed = [k for k in now if k.split(".")[0] not in free and then.get(k, default[k]) != now[k]]
+        raise ConfigError(f"{run.config_path} does not hold a mapping of sections; fix it, or choose another run_dir")
+    defaults = make_config({"system": config.system})
+    then, default, now = (flat(each) for each in (tree, *(c.model_dump(mode="json") for c in (defaults, config))))
+    if "model.dtype" in then:
+        raise ConfigError(
+            f"{made}, where model.dtype={then['model.dtype']} was replaced by {REPLACED['model.dtype']}: set these in "
+            f"{run.config_path} in its place, and in your config, or choose another run_dir"
+        )
+    fixed = [k for k in now if k.split(".")[0] not in free or k in PRECISION]
+    changed = [k for k in fixed if then.get(k, default[k]) != now[k]]
     if changed:
         differ = ", ".join(f"{key}: {then.get(key, default[key])!r} then, {now[key]!r} now" for key in changed)
         by = "" if version == f"hatch-ray {__version__}" else f" and by {version} (this is hatch-ray {__version__})"

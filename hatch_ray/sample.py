@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 AnswerForm = Literal["letter", "number", "box", "camera_motion", "view_change", "text"]
-"""What the answer looks like. SPAR's `select` rows are "letter"; its `fill` rows are one of the others, by task."""
+"""What HATCH's answers look like. SPAR's `select` rows are "letter"; its `fill` rows are one of the others, by task."""
+ANSWER_FORMS: tuple[AnswerForm, ...] = get_args(AnswerForm)
 
 MarkColor = Literal["red", "green", "blue", "yellow"]
 
@@ -95,8 +96,8 @@ class PairPlan:
 class Sample:
     """A question over several views of one place, with everything that a verifier needs to judge the reply.
 
-    task         a name of the registry in `hatch_ray.data.questions` (SPAR's task names).
-    answer_form  what the reply's answer must look like; it also selects the answer reward.
+    task         the kind of question; HATCH's are those of `hatch_ray.data.questions` (SPAR's task names).
+    answer_form  what the reply's answer must look like, one of the system's `answer_forms`; HATCH's are `AnswerForm`.
     marks        drawn on the model's copy only; PaStA and depth use the unmarked image.
     plans        gold actions for every pair i < j; empty for a single view.
     """
@@ -104,13 +105,18 @@ class Sample:
     id: str
     scene: str
     task: str
-    answer_form: AnswerForm
+    answer_form: str
     question: str
     answer: str
     views: tuple[View, ...]
     marks: tuple[Mark, ...] = ()
     plans: tuple[PairPlan, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def asked(cls, question: str, n_views: int, answer_form: str) -> Sample:
+        """A question that somebody asks, as a system's prompt takes it: no gold answer, no files behind its views."""
+        return cls("asked", "", "", answer_form, question, "", (View(Path()),) * n_views)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:

@@ -1,19 +1,17 @@
-"""A run whose home is a bucket (run_dir=s3://... or gs://...): pushed from the folder it is worked on in, and pulled.
+"""A run whose home is a bucket (run_dir=s3://... or gs://...): worked on in a folder, pushed from there, and pulled.
 
-A run appends to files, renames folders and makes a link, which a bucket cannot; so it is worked on in a folder, and
-what changed there is pushed. The order of a push makes what the bucket holds at any moment a run that can be resumed:
+A run appends to files, renames folders and makes a link, which a bucket cannot. The order of a push makes what the
+bucket holds at any moment a run that can be resumed:
 
-1. progress.json is read, and which checkpoints and models there are is listed;
-2. metrics and all other files, so that no checkpoint is there without the rows of its steps (a stage that goes on from
-   an older one drops rows beyond it);
-3. models, then checkpoints, the newest first, each one's manifest last: one without a manifest is passed over;
-4. progress.json as it was read: it names no stage as done whose model is not there;
-5. what was dropped here is dropped there.
+1. progress.json is read, then checkpoints are listed, then all other files;
+2. a checkpoint of the bucket that is newer than all here is withdrawn: the run went back and drops that one's rows;
+3. all other files, so that no checkpoint is there without the rows of its steps;
+4. checkpoints, the newest first, each one's manifest last: one without a manifest is passed over;
+5. progress.json as it was read: it names no stage as done whose model is not there; then status.json;
+6. what was dropped here is dropped there, an older checkpoint once a newer one is whole there.
 
 HOME/.mirror.json    who pushes: {"writer", "host", "folder", "every"}. Another writer's is not pushed over.
 FOLDER/.mirror.json  {"writer": of this folder, "files": name -> [bytes, mtime_ns] as pushed or pulled}
-
-RUN/model, a link, is made again after a pull. Credentials and endpoint are pyarrow's own matter: from the environment.
 """
 
 from __future__ import annotations
@@ -21,399 +19,297 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
+import re
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
-from hatch_ray.bucket import Bucket, Stat, StorageError, each
 from hatch_ray.config_sections import StorageConfig
-from hatch_ray.control import driver_is_gone, not_live, read_status
 from hatch_ray.disk import when_there_is_room
 from hatch_ray.manifest import MANIFEST
-from hatch_ray.run_folder import STAGES, RunFolder, bucket_address, is_bucket, write_atomic
+from hatch_ray.run_folder import RunFolder, bucket_address, is_bucket, write_atomic
 
-MARK = ".mirror.json"
-LAST = ("progress.json", "status.json")
+MARK, PROGRESS, STATUS = ".mirror.json", "progress.json", "status.json"
 RESULTS = ("eval/", "benchmarks/", "report.html", "trace.json")
 """What commands write into a finished run: of two machines' the bucket has the one that was pushed last."""
-DROPPED = ("bad_batches/", "tensorboard/")
-LOOK_SECONDS = 2.0
+STAYS_OUT = re.compile(r"(.*/)?(\.|bad-step-)|(control|stacks|model)/|[^/]+/trainer/|.*\.pull$").match
+DROPPED = re.compile(r"[^/]+/checkpoints/step-\d+/|bad_batches/[^/]+/|tensorboard/.+").match
+"""What a run drops again, each as a whole."""
+WHOLE = re.compile(rf"[^/]+/checkpoints/step-\d+/{re.escape(MANIFEST)}$").match
+OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=60"}
+"""pyarrow's: a small file is one request; Cloud Storage is tried again for so long (S3 a few times) before it fails."""
+THREADS, BLOCK, LOOK_SECONDS, NEVER = 8, 8 * 2**20, 2.0, [-1, -1]
 log = logging.getLogger("hatch_ray")
 
-Wants = Callable[[str], bool]
+Wants = Callable[[str], object]
+"""Whether a command needs a file of this name."""
+everything: Wants = re.compile("").match
+for_status: Wants = re.compile(r"(config\.yaml|(version|progress|status)\.json)$").match
+for_report: Wants = re.compile(r"(?!bad_batches/|data/train/|[^/]+/(checkpoints|model)/)").match
+for_evaluation: Wants = re.compile(r"(?!bad_batches/|[^/]+/checkpoints/)").match
+for_service: Wants = re.compile(r"(config\.yaml|(version|progress|status)\.json)$|[^/]+/model/").match
+
+
+class StorageError(ValueError):
+    """The bucket cannot be reached or written, or holds what must not be written over."""
 
 
 class TakenOverError(StorageError):
     """Another machine pushes to the bucket."""
 
 
-def everything(_: str) -> bool:
-    """For training."""
-    return True
-
-
-def for_status(name: str) -> bool:
-    """For `hatch status`."""
-    return name in ("config.yaml", "version.json", *LAST)
-
-
-def for_report(name: str) -> bool:
-    """For a report, a trace or the costs of a plan: no weights and no training images."""
-    return not (_state(name) or name.startswith(("bad_batches/", "data/train/")))
-
-
-def for_evaluation(name: str) -> bool:
-    """For `hatch eval`: models and data."""
-    return not ("/checkpoints/" in name or name.startswith("bad_batches/"))
-
-
-def for_service(name: str) -> bool:
-    """For `hatch serve` and `hatch ask`: models."""
-    return for_status(name) or "/model/" in name
-
-
-def for_replay(name: str) -> bool:
-    """For `hatch replay`: kept batches, and the models they began with."""
-    return for_service(name) or name.startswith("bad_batches/")
-
-
 def local_run(place: str | Path, wants: Wants, root: str | Path = "") -> Path:
     """The folder of a run, wherever its home is: a bucket's is pulled as far as `wants` says, and not at all where this
     machine sees the folder that it is worked on in. root: the storage.work_dir to pull into.
     """
-    return Home.of_reader(str(place), root).pull(wants) if is_bucket(place) else Path(place)
+    if not is_bucket(place):
+        return Path(place)
+    home = Home(str(place), root)
+    return home.worked_on() or home.pull(wants)
 
 
 def driven_folder(place: str | Path, command: str) -> Path:
-    """The folder that a run is worked on in. Raises StorageError where this machine does not see it.
-
-    command: the one that needs it, for the words.
-    """
-    if not is_bucket(place):
-        return Path(place)
-    home = Home.of_reader(str(place))
-    if not home.is_pushed_from:
-        raise StorageError(
-            f"{place} is not worked on here; give the command on its driver's machine, for example by "
-            f"ray job submit ... -- hatch {command} {place} ..."
-        )
-    return home.folder
+    """The folder that a run is worked on in. Raises StorageError for the command where this machine does not see it."""
+    folder = Home(str(place)).worked_on() if is_bucket(place) else Path(place)
+    if folder is None:
+        where = f"on its driver's machine, for example by ray job submit ... -- hatch {command} {place} ..."
+        raise StorageError(f"{place} is not worked on here; give the command {where}")
+    return folder
 
 
 class Home:
-    """A bucket's folder and the local one beside it."""
+    """A bucket's folder and the local one, below `root` (storage.work_dir) unless it is given.
 
-    def __init__(self, address: str, folder: Path) -> None:
-        self.address, self.folder = bucket_address(address), folder
-        self.bucket = Bucket(self.address)
-        record = _read_json(folder / MARK) or {"writer": uuid.uuid4().hex, "files": {}}
-        self.writer: str = record["writer"]
-        self._record: dict[str, Stat] = record["files"]
-        self._every = 0.0
-        self._silent_beat: int | None = None
+    every: seconds between pushes, by which others tell whether this one lives. What goes wrong on the bucket's side is
+    a StorageError of one line.
+    """
 
-    @classmethod
-    def of(cls, address: str, root: str | Path = "") -> Home:
-        """With its folder below storage.work_dir."""
-        base = Path(root or StorageConfig().work_dir).expanduser().resolve()
-        return cls(address, base / bucket_address(address).partition("://")[2])
+    def __init__(self, address: str, root: str | Path = "", folder: Path | None = None, every: float = 0.0) -> None:
+        from pyarrow import fs  # heavy, and needed for buckets alone
 
-    @classmethod
-    def of_reader(cls, address: str, root: str | Path = "") -> Home:
-        """With the folder that the run is worked on in, where this machine sees it."""
-        home = cls.of(address, root)
-        mark = home._mark()
-        if mark is not None and mark["writer"] != home.writer:
-            writers = Path(mark["folder"])
-            if (_read_json(writers / MARK) or {}).get("writer") == mark["writer"]:
-                return cls(address, writers)
-        return home
+        self._fs, self.address, self.every = fs, bucket_address(address), every
+        scheme, _, path = self.address.partition("://")
+        self.folder = folder or Path(root or StorageConfig().work_dir).expanduser().resolve() / path
+        emulated = scheme == "gs" and "CLOUD_STORAGE_EMULATOR_ENDPOINT" in os.environ  # which asks for no keys
+        with self._talk():
+            files, _ = fs.FileSystem.from_uri(f"{scheme}://{'anonymous@' * emulated}{path}?{OPTIONS[scheme]}")
+        self.bucket = fs.SubTreeFileSystem(path, files)
+        self.local = fs.SubTreeFileSystem(str(self.folder), fs.LocalFileSystem())
+        record = _json(self.folder / MARK) or {"writer": os.urandom(16).hex(), "files": {}}
+        self._writer: str = record["writer"]
+        self._record: dict[str, list[int]] = record["files"]
+        self._seen: tuple[bytes | None, ...] = ()
 
-    @property
-    def is_pushed_from(self) -> bool:
-        """Whether this folder is the one that the bucket's content comes from."""
+    def worked_on(self) -> Path | None:
+        """The folder that the bucket's content comes from, where this machine sees it."""
         mark = self._mark()
-        return mark is not None and mark["writer"] == self.writer
-
-    # --- pull ------------------------------------------------------------------------------------------------------
+        folder = Path(mark.get("folder", "."))
+        return folder if mark and _json(folder / MARK).get("writer") == mark["writer"] else None
 
     def pull(self, wants: Wants) -> Path:
         """Fetch what the folder lacks or has older; the folder. The one that is pushed from is as it should be.
 
         Raises StorageError when both have work that the other lacks.
         """
-        mark, progress = self._mark(), self.bucket.read("progress.json")
-        there = self._list()
-        if mark is not None and mark["writer"] == self.writer:
-            for name in there:  # what a killed push has left: dropped by the next one
-                if _may_be_dropped(name) and not (self.folder / name).exists():
-                    self._record.setdefault(name, [-1, -1])
+        mark, here = self._mark(), self._list(self.local)
+        small = {name: self.read(name) for name in (PROGRESS, STATUS)}  # before the models that progress.json names
+        there = {name: stat for name, stat in self._list(self.bucket).items() if wants(name) and name not in small}
+        if mark.get("writer") == self._writer or "config.yaml" not in there:
             return self.folder
-        if "config.yaml" not in there:
-            return self.folder
-        fetch = self._to_fetch({name: stat for name, stat in there.items() if wants(name)}, mark)
-        each(lambda name: self._get(name, there[name]), fetch)
-        if progress is not None and wants("progress.json"):
-            write_atomic(self.folder / "progress.json", progress.decode())
-            self._note("progress.json")
-            self._link_model(json.loads(progress))
+        self._record |= {name: stat for name, stat in there.items() if here.get(name) == stat}
+        fetch = [name for name in there if name not in here or here[name] == self._record.get(name) != there[name]]
+        for name in there.keys() - set(fetch):
+            if here[name] != there[name] and not name.startswith(RESULTS):
+                raise StorageError(
+                    f"{self.address} was continued on {mark.get('host', 'another machine')}, and {self.folder} has "
+                    f"work that is not there ({name}). To continue from the bucket move {self.folder} away; to keep "
+                    "what it has, use it as run_dir"
+                )
+        each(lambda name: self.get(name, there[name][1]), fetch)
+        for name, content in small.items():
+            if content is not None:
+                write_atomic(self.folder / name, content.decode())
+                self._record[name] = _stat(self.folder / name)
+        run = RunFolder(self.folder)
+        done = [stage for stage, state in run.progress().items() if state["done"]]
+        if done and run.stage_model(done[-1]).is_dir():
+            run.link_model(done[-1])
         self._save()
         return self.folder
 
-    def _to_fetch(self, there: dict[str, Stat], mark: dict[str, Any] | None) -> list[str]:
-        here, fetch = self._list_here(), []
-        for name, stat in there.items():
-            if here.get(name) == stat:
-                self._record[name] = stat
-            elif name not in here or self._record.get(name) == here[name] or name in LAST:
-                fetch.append(name)
-            elif not name.startswith(RESULTS):
-                who = "another machine" if mark is None else f"{mark['host']} ({mark['folder']})"
-                raise StorageError(
-                    f"{self.address} was gone on with by {who}, and {self.folder} has work that is not there ({name}). "
-                    f"To go on from the bucket move {self.folder} away; to keep what it has, go on in it as run_dir"
-                )
-        return [name for name in fetch if name != "progress.json"]
-
-    def _link_model(self, progress: dict[str, dict[str, Any]]) -> None:
-        done = [stage for stage in STAGES if progress.get(stage, {}).get("done")]
-        if done and (self.folder / done[-1] / "model").is_dir():
-            RunFolder(self.folder).link_model(done[-1])
-
-    def _get(self, name: str, stat: Stat) -> None:
-        path = self.folder / name
-        temporary = path.with_name(f".{path.name}.pull")
-
-        def fetch() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                self.bucket.get(name, stat[0], file)
-
-        when_there_is_room(path, fetch)
-        os.utime(temporary, ns=(stat[1], stat[1]))  # a pull that is killed finds by this what it has fetched
-        os.replace(temporary, path)
-        self._note(name)
-
-    # --- push ------------------------------------------------------------------------------------------------------
-
     def pull_to_train(self) -> None:
-        """Pull everything. Raises StorageError while the run is live in another folder, or `pull`'s."""
-        mark = self._mark()
-        if mark is not None and mark["writer"] != self.writer:
-            self._refuse_live(mark)
+        """Pull everything. Raises StorageError as `pull`, and while the status of a run in another folder changes."""
+        mark, status = self._mark(), self.read(STATUS)
+        if mark.get("writer", self._writer) != self._writer and json.loads(status or b"{}").get("state") == "running":
+            where, end = f"{mark['host']} ({mark['folder']})", time.monotonic() + 3 * mark["every"] + 5
+            log.warning("%s: waiting for a sign of life of its run on %s", self.address, where)
+            while time.monotonic() < end:
+                if self.read(STATUS) != status:
+                    raise StorageError(
+                        f"{self.address} is being trained on {where}; stop it, or choose another run_dir"
+                    )
+                time.sleep(LOOK_SECONDS)
+        self._seen = self.read(MARK), self.read(STATUS)
         self.pull(everything)
 
-    def take(self, every: float) -> None:
-        """`pull_to_train`; from then on this folder is the one that is pushed from.
-
-        every: seconds between pushes, by which others tell whether this one lives.
+    def take(self) -> None:
+        """From now on this folder is the one that is pushed from. Raises TakenOverError where another one is, unless it
+        pushed nothing since `pull_to_train`.
         """
-        self._every = every
-        self.pull_to_train()
-        self._claim()
-
-    def _refuse_live(self, mark: dict[str, Any]) -> None:
-        """Another folder's run lives while its status changes."""
-        status = self._status()
-        if status is None or status["state"] != "running" or driver_is_gone(status):
-            return
-        if status["host"] != socket.gethostname():
-            patience = 0.0 if self._silent_beat == status["beat"] else 3 * mark["every"] + 5
-            if patience:
-                log.warning(
-                    "%s says that it is being trained on %s: waiting up to %.0f s for a sign of life",
-                    self.address, status["host"], patience,
-                )  # fmt: skip
-            end = time.monotonic() + patience
-            while (self._status() or status)["beat"] == status["beat"]:
-                if time.monotonic() >= end:
-                    self._silent_beat = status["beat"]
-                    return
-                time.sleep(LOOK_SECONDS)
-        raise StorageError(
-            f"{self.address} is being trained by process {status['pid']} on {status['host']} ({mark['folder']}); stop "
-            "that one first, or choose another run_dir"
-        )
-
-    def _status(self) -> dict[str, Any] | None:
-        text = self.bucket.read("status.json")
-        return None if text is None else json.loads(text)
-
-    def _claim(self) -> None:
-        mark = {"writer": self.writer, "host": socket.gethostname(), "folder": str(self.folder), "every": self._every}
-        self.bucket.write(MARK, json.dumps(mark).encode())
-
-    def _check(self) -> None:
-        """Raise TakenOverError where another folder has become the one that is pushed from."""
         mark = self._mark()
-        if mark is None:
+        if not mark:
             self._record.clear()  # a new home, or one that was emptied
-            self._claim()
-        elif mark["writer"] != self.writer:
+        elif mark["writer"] == self._writer:
+            return
+        elif self._seen != (self.read(MARK), self.read(STATUS)):
             raise TakenOverError(
                 f"{self.address} is now pushed to by {mark['host']} ({mark['folder']}); nothing more is pushed from "
                 f"{self.folder}, which keeps this run's work. Two runs cannot share a run_dir"
             )
+        mark = {"writer": self._writer, "host": os.uname().nodename, "folder": str(self.folder), "every": self.every}
+        self.write(MARK, json.dumps(mark).encode())
 
-    def push(self) -> int:
-        """Push what changed, in the order above; how many files that were. Files that vanish meanwhile are left out."""
-        if not (self.folder / "config.yaml").is_file():
-            return 0
-        progress = self._whole("progress.json")
-        self._check()
+    def push(self) -> None:
+        """Push what changed, in the order above. Files that vanish meanwhile are left out."""
+        if not (self.folder / STATUS).is_file():
+            return  # the training has not begun: a first start that fails leaves nothing behind
+        self.take()
+        progress = self.folder / PROGRESS
+        stat, content = (_stat(progress), progress.read_bytes()) if progress.is_file() else (None, b"")
+        states = {name: stat for name, stat in self._list(self.local).items() if "/checkpoints/" in name}
+        here = {name: stat for name, stat in self._list(self.local).items() if "/checkpoints/" not in name} | states
+        changed = [name for name in here if here[name] != self._record.get(name) and name not in (PROGRESS, STATUS)]
+        self._record = dict.fromkeys(changed, NEVER) | self._record
+        self._save()  # who writes, and what may be there, before it is
         try:
-            self._save()  # who writes, before anything is there by this name
-            here = self._list_here()
-            changed = [name for name, stat in here.items() if self._record.get(name) != stat and name not in LAST]
-            pushed = each(self._put, [name for name in changed if not _state(name)])
-            for state in sorted({_state(name) for name in changed} - {""}, key=_turn):
-                pushed += self._put_state(state, [name for name in changed if _state(name) == state])
-            if progress is not None and self._record.get("progress.json") != progress[1]:
-                self._check()
-                self._write("progress.json", *progress)
-                pushed += 1
-            if self._record.get("status.json") != here.get("status.json"):
-                pushed += self._put("status.json")
-            self._drop()
+            for name in filter(WHOLE, self._gone()):
+                state = (self.folder / name).parent
+                if _step(state) > max(map(_step, state.parent.glob("step-*")), default=-1):
+                    self.delete(name)
+            each(self.put, (name for name in changed if name not in states))
+            for last in sorted(filter(WHOLE, changed), reverse=True):
+                files = [name for name in changed if name.startswith(last.removesuffix(MANIFEST)) and name != last]
+                if all(each(self.put, files)):
+                    self.take()
+                    self.put(last)
+            if stat is not None and stat != self._record.get(PROGRESS):
+                self.take()
+                self.write(PROGRESS, content)
+                self._record[PROGRESS] = stat
+            if here[STATUS] != self._record.get(STATUS):
+                self.put(STATUS)
+            gone = self._gone()  # before what is whole there: a checkpoint that is dropped meanwhile is neither
+            whole = [name for name in filter(WHOLE, self._record) if self._record[name] != NEVER]
+            stages = {name.split("/")[0] for name in whole if (self.folder / name).exists()}
+            for name in sorted(gone, key=lambda name: not WHOLE(name)):
+                if "/checkpoints/" not in name or name.split("/")[0] in stages:
+                    self.delete(name)
         finally:
             self._save()
-        return pushed
 
-    def put_back(self, *names: str) -> int:
-        """Push the results of a command that begin with these names; how many."""
-        here = self._list_here()
-        pushed = each(
-            self._put, [name for name in here if name.startswith(names) and here[name] != self._record.get(name)]
-        )
-        if not_live(run := RunFolder(self.folder), read_status(run)):  # else its driver keeps the record
+    def put_back(self, *names: str) -> None:
+        """Push the results of a command that begin with these names."""
+        here = self._list(self.local)
+        each(self.put, (name for name in here if name.startswith(names) and here[name] != self._record.get(name)))
+        if self._mark().get("writer") != self._writer:  # else its driver keeps the record
             self._save()
-        return pushed
 
-    def _put_state(self, state: str, changed: list[str]) -> int:
-        """A model, or a checkpoint whose manifest comes last, and only when all that it lists is there."""
-        last = state + MANIFEST
-        if last not in changed:
-            return each(self._put, changed)
-        if last in self._record:  # the same step, taken again
-            self._delete(last)
-        manifest = self._whole(last)
-        pushed = each(self._put, [name for name in changed if name != last])
-        if manifest is None:
-            return pushed
-        listed = json.loads(manifest[0])["files"]
-        if any(self._record.get(state + name, [-1])[0] != entry["bytes"] for name, entry in listed.items()):
-            return pushed
-        self._check()
-        self._write(last, *manifest)
-        return pushed + 1
+    def _gone(self) -> list[str]:
+        """What was dropped here and not yet there."""
+        return [name for name in self._record if (what := DROPPED(name)) and not (self.folder / what[0]).exists()]
 
-    def _drop(self) -> None:
-        """Delete what is gone here; a stage's checkpoints only once a newer one is whole there."""
-        gone = [name for name in self._record if _may_be_dropped(name) and not (self.folder / name).exists()]
-        for name in sorted(gone, key=lambda name: not name.endswith(MANIFEST)):
-            stage = name.partition("/checkpoints/")[0] + "/checkpoints/"
-            whole = any(
-                other.startswith(stage) and other.endswith("/" + MANIFEST) and (self.folder / other).exists()
-                for other in self._record
-            )
-            if whole or "/checkpoints/" not in name:
-                self._delete(name)
-
-    def _put(self, name: str) -> bool:
-        """One file as it is now; whether it was there."""
-        try:
-            file = (self.folder / name).open("rb")
-        except FileNotFoundError:
-            return False
-        with file:
-            found = os.fstat(file.fileno())
-            self.bucket.put(name, file)
-        self._record[name] = [found.st_size, found.st_mtime_ns]
-        return True
-
-    def _whole(self, name: str) -> tuple[bytes, Stat] | None:
-        """A small file and what it was when it was read."""
-        try:
-            with (self.folder / name).open("rb") as file:
-                found = os.fstat(file.fileno())
-                return file.read(), [found.st_size, found.st_mtime_ns]
-        except FileNotFoundError:
-            return None
-
-    # --- the two sides ---------------------------------------------------------------------------------------------
-
-    def _list(self) -> dict[str, Stat]:
-        return {name: stat for name, stat in self.bucket.list().items() if not _stays_out(name)}
-
-    def _list_here(self) -> dict[str, Stat]:
-        found = {}
-        for folder, _, files in os.walk(self.folder):
-            for file in files:
-                name = os.path.relpath(os.path.join(folder, file), self.folder)
-                if not _stays_out(name) and (stat := _stat(self.folder / name)) is not None:
-                    found[name] = stat
-        return found
-
-    def _mark(self) -> dict[str, Any] | None:
-        text = self.bucket.read(MARK)
-        return None if text is None else json.loads(text)
-
-    def _write(self, name: str, content: bytes, stat: Stat) -> None:
-        self.bucket.write(name, content)
-        self._record[name] = stat
-
-    def _delete(self, name: str) -> None:
-        self.bucket.delete(name)
-        self._record.pop(name, None)
-
-    def _note(self, name: str) -> None:
-        stat = _stat(self.folder / name)
-        assert stat is not None, "it was just written"
-        self._record[name] = stat
+    def _mark(self) -> dict[str, Any]:
+        mark: dict[str, Any] = json.loads(self.read(MARK) or b"{}")
+        return mark
 
     def _save(self) -> None:
         if self.folder.is_dir():
-            write_atomic(self.folder / MARK, json.dumps({"writer": self.writer, "files": self._record}))
+            write_atomic(self.folder / MARK, json.dumps({"writer": self._writer, "files": self._record}))
 
+    def _list(self, files: Any) -> dict[str, list[int]]:
+        with self._talk():
+            found = files.get_file_info(self._fs.FileSelector("", recursive=True, allow_not_found=True))
+        return {info.path: [info.size, info.mtime_ns] for info in found if info.is_file and not STAYS_OUT(info.path)}
 
-def _stays_out(name: str) -> bool:
-    """Temporary files, what is asked of a live run, a trainer's scratch, stacks, states that were set aside."""
-    parts = name.split("/")
-    scratch = len(parts) > 1 and parts[1] == "trainer"
-    aside = any(part.startswith((".", "bad-step-")) for part in parts)
-    return scratch or aside or parts[0] in ("control", "stacks")
-
-
-def _state(name: str) -> str:
-    """The checkpoint or the stage's model that a file belongs to, with a slash at its end; else empty."""
-    parts = name.split("/")
-    if len(parts) > 2 and parts[1] == "model":
-        return "/".join(parts[:2]) + "/"
-    return "/".join(parts[:3]) + "/" if len(parts) > 3 and parts[1] == "checkpoints" else ""
-
-
-def _turn(state: str) -> tuple[bool, int]:
-    """Models, then checkpoints from the newest to the oldest."""
-    name = state.split("/")[-2]
-    return name != "model", -int(name.removeprefix("step-")) if name != "model" else 0
-
-
-def _may_be_dropped(name: str) -> bool:
-    return "/checkpoints/" in name or name.startswith(DROPPED)
-
-
-def _stat(path: Path) -> Stat | None:
-    """None for what is no file, or a link."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
+    def read(self, name: str) -> bytes | None:
+        """A small file of the bucket as a whole, None where there is none."""
+        with self._talk(), suppress(FileNotFoundError):
+            while True:  # it may be written again between the request for its size and the one for it
+                with self.bucket.open_input_file(name) as file:
+                    content = bytes(file.read_at(file.size(), 0))
+                if self.bucket.get_file_info(name).size == len(content):
+                    return content
         return None
-    return [found.st_size, found.st_mtime_ns] if S_ISREG(found.st_mode) else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """A small file of the bucket."""
+        with self._talk(), self.bucket.open_output_stream(name) as file:
+            file.write(content)
+
+    def get(self, name: str, time_ns: int) -> None:
+        """Fetch one file, unless it was dropped meanwhile. Its time tells the next pull, if this one is killed."""
+        path, temporary = self.folder / name, f"{name}.pull"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._talk(), suppress(FileNotFoundError):
+            copy = partial(self._fs.copy_files, name, temporary, self.bucket, self.local, chunk_size=BLOCK)
+            when_there_is_room(path, copy)
+            os.utime(self.folder / temporary, ns=(time_ns, time_ns))
+            os.replace(self.folder / temporary, path)
+            self._record[name] = _stat(path)
+
+    def put(self, name: str) -> bool:
+        """Push one file as it is now; False where it is gone."""
+        path = self.folder / name
+        try:
+            stat = _stat(path)
+            with self._talk():
+                self._fs.copy_files(name, name, self.local, self.bucket, chunk_size=BLOCK)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            return False
+        self._record[name] = stat
+        return True
+
+    def delete(self, name: str) -> None:
+        """Delete a file of the bucket, unless it is gone already."""
+        with self._talk(), suppress(FileNotFoundError):
+            self.bucket.delete_file(name)
+        self._record.pop(name, None)
+
+    @contextmanager
+    def _talk(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            text = " ".join(str(error).split())[:400]
+            raise StorageError(f"{self.address}: {text} (keys and endpoint: docs/cluster.md#shared-storage)") from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def each(act: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
+    """`act` on each name, several at a time. The first failure ends it."""
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="bucket") as pool:
+        return list(pool.map(act, names))
+
+
+def _stat(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _step(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Empty where there is none, or none that may be read."""
+    with suppress(FileNotFoundError, PermissionError):
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return found
+    return {}

@@ -14,7 +14,7 @@ MENDS = {
 
 
 def in_words(error: Exception) -> str:
-    """What happened, to which file, and the mend where it is known; one line."""
+    """What happened, to which file, and the fix where it is known; one line."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.errno is not None:
         text = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)

@@ -40,7 +40,7 @@ def define_missing_operators(torchvision_folder: Path) -> bool:
             torch.ops.load_library(library)
             return False  # a CPU (or ROCm) build: its own operators are there now
         except OSError:
-            pass  # linked to CUDA libraries that this machine lacks: the very case to mend
+            pass  # linked to CUDA libraries that this machine lacks: the very case to fix
     for operator in ("nms", "qnms"):
         torch.library.define(f"torchvision::{operator}", SCHEMA)
     return True
@@ -70,9 +70,9 @@ def watch_for_torchvision() -> None:
 
 
 def needed() -> bool:
-    """Whether this environment's torchvision cannot be imported beside its torch without the mend.
+    """Whether this environment's torchvision cannot be imported beside its torch without the fix.
 
-    Asked of a fresh interpreter without `.pth` files (`-S`), so that an installed mend does not hide the answer.
+    Asked of a fresh interpreter without `.pth` files (`-S`), so that an installed fix does not hide the answer.
     """
     code = (
         "import sys; sys.path += sys.argv[1:]\n"
@@ -85,7 +85,7 @@ def needed() -> bool:
     answer = subprocess.run([sys.executable, "-S", "-c", code, *folders], capture_output=True, text=True, check=False)
     if answer.returncode not in (0, 3):
         last = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
-        raise RuntimeError(f"torch and torchvision cannot be imported, for a reason the mend does not know: {last}")
+        raise RuntimeError(f"torch and torchvision cannot be imported, for a reason the fix does not know: {last}")
     return answer.returncode == 3
 
 
@@ -97,20 +97,20 @@ def install(site_packages: Path) -> None:
 
 
 def remove(site_packages: Path) -> None:
-    """Take the mend out of `site_packages`, if it is there."""
+    """Take the fix out of `site_packages`, if it is there."""
     for suffix in (".py", ".pth"):
         (site_packages / f"{INSTALLED_NAME}{suffix}").unlink(missing_ok=True)
 
 
 def main() -> None:
-    """Install the mend where it is needed, remove it where it is not, and say which."""
+    """Install the fix where it is needed, remove it where it is not, and say which."""
     site_packages = Path(sysconfig.get_path("purelib"))
     if needed():
         install(site_packages)
-        print("torchvision: built for CUDA, torch for CPU; mended (hatch_ray/torchvision_mend.py)")
+        print("torchvision: built for CUDA, torch for CPU; fixed (hatch_ray/torchvision_mend.py)")
     else:
         remove(site_packages)
-        print("torchvision: agrees with torch, nothing to mend")
+        print("torchvision: agrees with torch, nothing to fix")
 
 
 if __name__ == "__main__":

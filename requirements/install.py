@@ -2,7 +2,7 @@
 
 `make` calls this; it needs nothing but a working Python 3.11 or 3.12 and a package registry. It makes `.venv`, installs
 uv there (ten times faster than pip on two hundred packages), makes the environment equal to the lock file, installs
-this project in editable form and, on CPU, mends the registry's CUDA-built torchvision if that is the one that came
+this project in editable form and, on CPU, fixes the registry's CUDA-built torchvision if that is the one that came
 (`hatch_ray/torchvision_mend.py`).
 
 Where packages come from is whatever this machine's pip is told (`pip config list`, `PIP_*`): uv does not read pip's

@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serve.errors import openai_error
 from serve.images import DATA_URI
 from serve.reason import Delta, written_for
 from serve.reply import Clock, Written
-from serve.schema import MAX_IMAGE_CHARS, MAX_QUESTION_CHARS, MAX_SAMPLES, UNION_TAGS, ReasonRequest, Refusal
+from serve.schema import GREY, MAX_IMAGE_CHARS, MAX_QUESTION_CHARS, MAX_SAMPLES, ReasonRequest, Refusal
 from serve.settings import Settings
 
 MODEL = "hatch"
@@ -28,7 +28,7 @@ DONE = "data: [DONE]\n\n"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class TextPart(_Part):
@@ -56,13 +56,14 @@ class ImagePart(_Part):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _as_parts(value: object) -> object:
+    """A text alone may be sent as it is."""
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
 class Message(_Part):
     role: Literal["user", "system", "developer", "assistant", "tool"]
-    content: Annotated[
-        Annotated[str, Field(max_length=MAX_QUESTION_CHARS), Tag(UNION_TAGS[0])]
-        | Annotated[list[Part], Field(max_length=64), Tag(UNION_TAGS[1])],
-        Discriminator(lambda value: UNION_TAGS[not isinstance(value, str)]),
-    ]
+    content: Annotated[list[Part], Field(max_length=64), BeforeValidator(_as_parts)]
     name: str | None = None
 
 
@@ -70,10 +71,19 @@ class StreamOptions(_Part):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+EXAMPLE: dict[str, Any] = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{GREY}"}},
+        {"type": "text", "text": "How far is the red chair?"},
+    ]}],
+}  # fmt: skip
+
+
+class ChatRequest(_Part):
     """The part of OpenAI's request that means something here; anything else is refused by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     model: str
     """hatch, or the served model's version."""
@@ -101,10 +111,6 @@ class ChatRequest(BaseModel):
         if not isinstance(fields, dict):
             return fields
         return {name: value for name, value in fields.items() if value is not None or name in cls.model_fields}
-
-    @property
-    def choices(self) -> int:
-        return self.n or 1
 
 
 class ChatMessage(BaseModel):
@@ -165,13 +171,13 @@ def reason_request(chat: ChatRequest, settings: Settings) -> ReasonRequest:
     if len(limits) > 1:
         what = "max_tokens and max_completion_tokens differ"
         raise Refusal("wrong_value", what, "max_tokens", "send max_completion_tokens alone")
-    content = chat.messages[0].content
-    parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
-    images = [
-        _data(part.image_url.url, f"messages.0.content.{index}")
-        for index, part in enumerate(parts)
-        if isinstance(part, ImagePart)
-    ]
+    parts = chat.messages[0].content
+    for index, part in enumerate(parts):
+        if isinstance(part, ImagePart) and not DATA_URI.match(part.image_url.url):
+            what = f"the image is {part.image_url.url[:40]!r}, not a data: URL"
+            what_to_do = "send data:image/png;base64,...; the service fetches no URL"
+            raise Refusal("no_data_url", what, f"messages.0.content.{index}", what_to_do)
+    images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     if not images:
         what = "the message has no image"
         raise Refusal("no_images", what, "messages.0.content", "add an image_url part with a data: URL")
@@ -182,23 +188,14 @@ def reason_request(chat: ChatRequest, settings: Settings) -> ReasonRequest:
     return ReasonRequest.model_construct(
         images=images,
         question=question,
-        answer_form="text",
         options=[],
         temperature=chat.temperature or 0.0,
         seed=chat.seed,
-        samples=chat.choices,
+        samples=chat.n or 1,
         max_tokens=chat.max_completion_tokens or chat.max_tokens,
         stream=bool(chat.stream),
         constrained=False,
     )
-
-
-def _data(url: str, where: str) -> str:
-    if not DATA_URI.match(url):
-        what = f"the image is {url[:40]!r}, not a data: URL"
-        mend = "send data:image/png;base64,...; the service fetches no URL"
-        raise Refusal("no_data_url", what, where, mend)
-    return url
 
 
 @contextmanager
@@ -207,9 +204,7 @@ def _chat_words(chat: ChatRequest) -> Iterator[None]:
     try:
         yield
     except Refusal as refusal:
-        content = chat.messages[0].content
-        parts = [] if isinstance(content, str) else content
-        images = [index for index, part in enumerate(parts) if isinstance(part, ImagePart)]
+        images = [index for index, part in enumerate(chat.messages[0].content) if isinstance(part, ImagePart)]
         first = refusal.body["where"].partition(",")[0]
         name, _, number = first.partition(".")
         if name == "images" and number.isdigit() and int(number) < len(images):
@@ -221,32 +216,13 @@ def _chat_words(chat: ChatRequest) -> Iterator[None]:
         raise
 
 
-async def complete(engine: Any, settings: Settings, chat: ChatRequest, clock: Clock) -> ChatCompletion:
-    """The whole completion. Raises Refusal."""
-    request = reason_request(chat, settings)
-    with _chat_words(chat):
-        async with aclosing(written_for(engine, settings, request, clock)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Written):
-                    return ChatCompletion(
-                        id=_name(),
-                        created=int(time.time()),
-                        model=settings.version,
-                        choices=[
-                            Choice(index=index, message=ChatMessage(content=text), finish_reason=_end(end))
-                            for index, (text, end) in enumerate(zip(piece.texts, piece.ends, strict=True))
-                        ],
-                        usage=_usage(piece),
-                    )
-    raise AssertionError("written_for ends with what was written")
-
-
-async def chunks(
+async def complete(
     engine: Any, settings: Settings, chat: ChatRequest, clock: Clock
-) -> AsyncGenerator[dict[str, Any] | str, None]:
-    """OpenAI's chunks, for `serve.stream.stream` with `chat_event`; the last item is the closing mark."""
+) -> AsyncGenerator[ChatCompletion | dict[str, Any] | str, None]:
+    """The completion; of a stream OpenAI's chunks as they come, and the closing mark. Raises Refusal."""
     request = reason_request(chat, settings)
-    frame = {"id": _name(), "object": "chat.completion.chunk", "created": int(time.time()), "model": settings.version}
+    name, now = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    frame = {"id": name, "object": "chat.completion.chunk", "created": now, "model": settings.version}
     begun: set[int] = set()
 
     def chunk(index: int, delta: dict[str, str], end: str | None = None) -> dict[str, Any]:
@@ -260,12 +236,20 @@ async def chunks(
             async for piece in pieces:
                 if isinstance(piece, Delta):
                     yield chunk(piece.sample, {"content": piece.text})
-                    continue
-                for index, end in enumerate(piece.ends):
-                    yield chunk(index, {}, _end(end))
-                if chat.stream_options and chat.stream_options.include_usage:
-                    yield frame | {"choices": [], "usage": _usage(piece).model_dump()}
-    yield DONE
+                elif not chat.stream:
+                    choices = [
+                        Choice(index=index, message=ChatMessage(content=text), finish_reason=_end(end))
+                        for index, (text, end) in enumerate(zip(piece.texts, piece.ends, strict=True))
+                    ]
+                    yield ChatCompletion(
+                        id=name, created=now, model=settings.version, choices=choices, usage=_usage(piece)
+                    )
+                else:
+                    for index, end in enumerate(piece.ends):
+                        yield chunk(index, {}, _end(end))
+                    if chat.stream_options and chat.stream_options.include_usage:
+                        yield frame | {"choices": [], "usage": _usage(piece).model_dump()}
+                    yield DONE
 
 
 def chat_event(item: dict[str, Any] | str | Refusal) -> str:
@@ -274,10 +258,6 @@ def chat_event(item: dict[str, Any] | str | Refusal) -> str:
         return item
     body = openai_error(item)[1] if isinstance(item, Refusal) else item
     return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
-
-
-def _name() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
 
 
 def _end(end: str) -> Literal["stop", "length"]:

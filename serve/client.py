@@ -11,9 +11,9 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx
@@ -47,7 +47,7 @@ class Text:
     sample: int
 
 
-class Reasoner:
+class Reasoner(AbstractContextManager["Reasoner"]):
     """Asks one service. Usable from several threads; close it, or use it as a context manager.
 
     url: the service's base, such as http://127.0.0.1:8000. key: its API key, where it wants one. retries: how often a
@@ -63,10 +63,7 @@ class Reasoner:
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
         self._sleep: Callable[[float], None] = time.sleep
 
-    def __enter__(self) -> Reasoner:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -75,20 +72,20 @@ class Reasoner:
 
     def health(self) -> dict[str, Any]:
         """What /healthz says: status, model_version, template, max_images."""
-        return self._sent("GET", "/healthz").json()
+        return self._answered("GET", "/healthz").json()
 
     def ask(self, images: Sequence[Picture], question: str, **fields: Any) -> ReasonReply:
         """The reply. fields: as in `POST /reason` (answer_form, options, temperature, seed, samples, ...).
 
         Raises ReasonError when the service refuses or cannot be reached, FileNotFoundError for an absent image.
         """
-        response = self._sent("POST", "/reason", _body(images, question, fields | {"stream": False}))
+        response = self._answered("POST", "/reason", _body(images, question, fields | {"stream": False}))
         return ReasonReply.model_validate_json(response.content)
 
     def stream(self, images: Sequence[Picture], question: str, **fields: Any) -> Iterator[Text | ReasonReply]:
         """Text as it grows, then the reply. Leaving the loop ends the generation. Raises as `ask` does."""
-        request = self._request("POST", "/reason", _body(images, question, fields | {"stream": True}))
-        response = self._answered(request, stream=True)
+        body = _body(images, question, fields | {"stream": True})
+        response = self._answered("POST", "/reason", body, stream=True)
         try:
             for name, data in _events(response.iter_lines()):
                 if name == "text":
@@ -104,14 +101,11 @@ class Reasoner:
             response.close()
         raise ReasonError("cut_off", "the stream ended without a reply", self.url, "ask again")
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Request:
-        return self._http.build_request(method, path, json=body)
-
-    def _sent(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        return self._answered(self._request(method, path, body))
-
-    def _answered(self, request: httpx.Request, stream: bool = False) -> httpx.Response:
+    def _answered(
+        self, method: str, path: str, body: dict[str, Any] | None = None, stream: bool = False
+    ) -> httpx.Response:
         """The response, a good one; busy services and lost connections are tried again."""
+        request = self._http.build_request(method, path, json=body)
         for retry in range(self.retries + 1):
             last = retry == self.retries
             try:
@@ -167,8 +161,8 @@ def _error_of(response: httpx.Response) -> ReasonError:
         return ReasonError(**response.json(), status=response.status_code)
     except (ValueError, TypeError):
         what = f"status {response.status_code} without a reason that can be read"
-        where, mend = str(response.request.url), "check that this address is a hatch-ray service"
-        return ReasonError("not_understood", what, where, mend, response.status_code)
+        what_to_do = "check that this address is a hatch-ray service"
+        return ReasonError("not_understood", what, str(response.request.url), what_to_do, response.status_code)
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -33,7 +33,7 @@ class ReasonEngine:
         from serve.weights import RequestTimes, shapes
 
         self.settings = settings
-        self.processor = load_processor(settings.model, settings.max_pixels)
+        self.processor = load_processor(settings.model, settings.config.model.max_pixels)
         arguments = engine_arguments(settings.model, settings.config, gpu=settings.config.serve.gpus > 0)
         arguments["worker_extension_cls"] = "serve.worker.FolderLoader"
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[RequestTimes])
@@ -77,31 +77,21 @@ class ReasonEngine:
             async for output in outputs:
                 yield output
 
-    async def complete(self, prompt: str, images: Sequence[Image.Image], sampling: Any) -> Any:
-        """The finished RequestOutput alone, which costs less than every step of it. Its `metrics` have the times."""
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling.output_kind = RequestOutputKind.FINAL_ONLY
-        last = None
-        async with aclosing(self.generate(prompt, images, sampling)) as outputs:
-            async for output in outputs:
-                last = output
-        return last
-
-    def text(self, completion: Any) -> str:
+    def text(self, tokens: Sequence[int]) -> str:
         """The words of one finished completion, as a rollout gives them: all tokens but the end token."""
-        tokens = list(completion.token_ids)
         ended = tokens and tokens[-1] in self.eos_ids
         return str(self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False))
 
     async def probe(self) -> bool:
         """Whether the engine writes a token."""
+        written = False
         try:
             async with asyncio.timeout(PROBE_SECONDS), self._changing:
-                output = await self.complete("ready?", [], self.sampling(temperature=0.0, max_tokens=1))
+                async for output in self.generate("ready?", [], self.sampling(temperature=0.0, max_tokens=1)):
+                    written = bool(output.outputs[0].token_ids)
         except Exception:  # noqa: BLE001 - whatever it fails with, the engine is not ready
             return False
-        return bool(output.outputs[0].token_ids)
+        return written
 
     async def load(self, settings: Settings) -> None:
         """Serve the model of `settings`, of the same architecture. No generation may be unfinished.

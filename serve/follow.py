@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from hatch_ray.manifest import problem
-from hatch_ray.run_folder import STAGES, RunFolder
+from hatch_ray.run_folder import RunFolder
+from hatch_ray.systems import system_of
 from serve.settings import Settings
 
 log = logging.getLogger("hatch_ray.serve")
 
 
-def newest_model(run: RunFolder) -> Path | None:
-    """The newest whole model folder of a run, None when it has none.
+def newest_model(run: RunFolder, stages: Sequence[str]) -> Path | None:
+    """The newest whole model folder of a run, None when it has none. stages: of its system, in order.
 
     That is the model in the newest good state of a stage after the one that RUN/model points at (GRPO's states have
     one), else RUN/model.
     """
     done = run.model.resolve() if (run.model / "config.json").is_file() else None
     stage = run.model.readlink().parent.name if run.model.is_symlink() else ""
-    later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
+    later = stages[stages.index(stage) + 1 :] if stage in stages else ()
     for stage in reversed(later):
         for state in sorted(run.checkpoints(stage).glob("step-*"), key=lambda path: int(path.name[5:]), reverse=True):
             if (state / "model" / "config.json").is_file() and problem(state) is None:
@@ -37,12 +38,13 @@ class Follower:
 
     def __init__(self, settings: Settings) -> None:
         self.run = RunFolder(settings.run)
+        self.stages = [stage.name for stage in system_of(settings.config).stages]
         self.seconds = settings.config.serve.follow_seconds
         self._seen: tuple[Path, int, int] | None = None
 
     def first(self, settings: Settings) -> Settings:
         """The settings with the newest model, for a replica that starts."""
-        folder = newest_model(self.run)
+        folder = newest_model(self.run, self.stages)
         if folder is None:
             return settings
         self._seen = _identity(folder)
@@ -60,7 +62,7 @@ class Follower:
         A model that does not fit is logged, and the former one stays.
         """
         try:
-            folder = await asyncio.to_thread(newest_model, self.run)
+            folder = await asyncio.to_thread(newest_model, self.run, self.stages)
             if folder is None or (identity := _identity(folder)) == self._seen:
                 return
             settings = await asyncio.to_thread(served.with_model, folder)

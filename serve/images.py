@@ -31,15 +31,15 @@ REFUSED = {
 
 
 def decode_image(text: str, index: int) -> Image.Image:
-    """One image of a request as upright RGB. Raises Refusal that names the image and the mend."""
+    """One image of a request as upright RGB. Raises Refusal that names the image and what to do."""
     where = f"images.{index}"
     try:
         return load_upright(_bytes(text, where), "", FORMATS)
     except ImageRefused as refusal:
-        what, mend = REFUSED[refusal.reason]
+        what, what_to_do = REFUSED[refusal.reason]
         if refusal.reason == "bad_image_size":
             what = str(refusal).partition(";")[0].replace("image  is", "the image is")
-        raise Refusal(refusal.reason, what, where, mend) from None
+        raise Refusal(refusal.reason, what, where, what_to_do) from None
 
 
 def _bytes(text: str, where: str) -> bytes:

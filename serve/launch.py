@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import threading
 import time
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 import ray
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
+from ray.serve.config import HTTPOptions
 
 from hatch_ray.cluster_address import LOCAL, cluster_address
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.environment import variables
 from hatch_ray.model.folder_check import check_model_folder
 from hatch_ray.run_folder import RunFolder
-from serve.app import ReasonService
-from serve.guard import EdgeLimits
-from serve.limits import MIB
+from serve.deployment import QUIET, bound, deployment_options, proxy_variables
 from serve.settings import Settings
 
 APP_NAME = "hatch"
 START_DEADLINE_S = 600.0
-EDGE = "serve.guard.middlewares"
-CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 EDGE_MARGIN_S = 5.0
 """Seconds that Ray Serve waits longer than a replica's own deadline."""
 STOP_MARGIN_S = 30.0
 """Seconds beyond the requests' deadline in which a replica must have ended."""
-DRAIN_S = 5
-"""Seconds in which HAProxy sees that a replica stops."""
-SPARE_PLACES = 64
-"""Requests beyond those that run and wait which a replica takes in, to refuse them, or to tell its health."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -68,7 +58,7 @@ def start_service(
     prefix = "" if name == APP_NAME else f"/{name}"
     if not prefix:
         _check_port(serving.host, port)
-    _check_key(serving.api_key_env)
+    deployment_options(config)  # what is wrong with them is said before a cluster starts
     settings = Settings.of(config, run)
     if not ray.is_initialized():
         address = cluster_address()
@@ -77,7 +67,7 @@ def start_service(
         _ray_of_ours = "started" if address == LOCAL else "joined"
     try:
         _check_resources(config)
-        _deploy(config, settings, port, name)
+        _deploy(settings, port, name)
         url = f"http://{'127.0.0.1' if serving.host == '0.0.0.0' else serving.host}:{port}{prefix}"
         _wait_until_healthy(url, name)
     except BaseException:
@@ -109,11 +99,6 @@ def stop_service(name: str = APP_NAME) -> None:
     _ray_of_ours = ""
 
 
-def _check_key(variable: str) -> None:
-    if variable and not os.environ.get(variable):
-        raise ConfigError(f"serve.api_key_env names {variable}, which is not set; export it with the key, or clear it")
-
-
 def _check_port(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -134,47 +119,17 @@ def _check_resources(config: Config) -> None:
             )
 
 
-def _deploy(config: Config, settings: Settings, port: int, name: str) -> None:
-    serving = config.serve
+def _deploy(settings: Settings, port: int, name: str) -> None:
+    serving = settings.config.serve
     logger.setLevel(logging.WARNING)
-    logs = {"log_level": "ERROR", "enable_access_log": False}
-    edge = EdgeLimits(serving.max_body_mb * MIB, serving.body_seconds).variable() | {CALLBACK: EDGE}
-    if serving.haproxy:
-        edge |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S)}
+    timeout = serving.deadline_seconds + EDGE_MARGIN_S
     ray_serve.start(
-        http_options=HTTPOptions(
-            host=serving.host, port=port, request_timeout_s=serving.deadline_seconds + EDGE_MARGIN_S
-        ),
-        logging_config=logs,
-        controller_options={"runtime_env": {"env_vars": edge}},
+        http_options=HTTPOptions(host=serving.host, port=port, request_timeout_s=timeout),
+        logging_config=QUIET,
+        controller_options={"runtime_env": {"env_vars": proxy_variables(settings.config)}},
     )
-    key = {serving.api_key_env: os.environ[serving.api_key_env]} if serving.api_key_env else {}
-    places = serving.max_running + serving.max_waiting
-    scaling: dict[str, Any] = {"num_replicas": serving.replicas}
-    if serving.max_replicas > serving.replicas:
-        autoscaling = AutoscalingConfig(
-            min_replicas=serving.replicas,
-            max_replicas=serving.max_replicas,
-            target_ongoing_requests=serving.target_ongoing_requests,
-        )
-        scaling = {"autoscaling_config": autoscaling}
-    application = ReasonService.options(  # type: ignore[attr-defined]
-        **scaling,
-        # Serve's own limits lie above ours, so that a replica itself says that it is full, and still answers /healthz.
-        max_ongoing_requests=places + SPARE_PLACES,
-        max_queued_requests=places,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        graceful_shutdown_timeout_s=serving.deadline_seconds,
-        graceful_shutdown_wait_loop_s=0.5,
-        ray_actor_options={
-            "num_cpus": serving.cpus,
-            "num_gpus": serving.gpus,
-            "runtime_env": {"env_vars": variables() | edge | key},
-        },
-        logging_config=logs,
-    ).bind(settings)
     prefix = "/" if name == APP_NAME else f"/{name}"
-    target = ray_serve.RunTarget(target=application, name=name, route_prefix=prefix)
+    target = ray_serve.RunTarget(target=bound(settings), name=name, route_prefix=prefix)
     _grace_s[name] = serving.deadline_seconds
     ray_serve.run_many([target], wait_for_applications_running=False)
 

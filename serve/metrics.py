@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import Metric
+
+from serve.schema import ReasonReply
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -17,69 +18,50 @@ disable_created_metrics()  # a second series beside each, that says when it bega
 
 
 class Metrics:
-    """The figures of one replica, which is named in each."""
+    """The figures of one replica, which is named in each when they are read."""
 
     def __init__(self, replica: str) -> None:
-        self.registry = CollectorRegistry()
         self.replica = replica
-
-        def named(*labels: str) -> dict[str, Any]:
-            return {"labelnames": ("replica", *labels), "registry": self.registry}
-
-        self._requests = Counter("hatch_requests", "HTTP requests answered", **named("path", "status"))
-        self._abandoned = Counter("hatch_requests_abandoned", "Requests whose client went away", **named())
-        self._refused = Counter("hatch_refused", "Requests refused, by the code of the error", **named("code"))
-        self._seconds = Histogram(
-            "hatch_phase_seconds", "Seconds of a request by phase", buckets=SECONDS, **named("phase")
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter("hatch_requests", "HTTP requests answered", ["path", "status"], registry=own)
+        self.abandoned = Counter("hatch_requests_abandoned", "Requests whose client went away", registry=own)
+        self.refused = Counter("hatch_refused", "Requests refused, by the code of the error", ["code"], registry=own)
+        self.running = Gauge("hatch_requests_running", "Requests that hold a place", registry=own)
+        self.waiting = Gauge("hatch_requests_waiting", "Requests that wait for a place", registry=own)
+        self.unfinished = Gauge("hatch_engine_unfinished", "Generations that the engine has not ended", registry=own)
+        self.seconds = Histogram(
+            "hatch_phase_seconds", "Seconds of a request by phase", ["phase"], buckets=SECONDS, registry=own
         )
-        self._tokens = Counter("hatch_tokens", "Tokens of prompts (images included) and replies", **named("kind"))
-        self._metres = Histogram("hatch_consistency_metres", "Worst triple of a reply", buckets=METRES, **named())
-        self._degrees = Histogram("hatch_consistency_degrees", "Worst triple of a reply", buckets=DEGREES, **named())
-        self._gauges = {
-            "running": Gauge("hatch_requests_running", "Requests that hold a place", **named()),
-            "waiting": Gauge("hatch_requests_waiting", "Requests that wait for a place", **named()),
-            "unfinished": Gauge("hatch_engine_unfinished", "Generations that the engine has not ended", **named()),
-        }
-        self._model = Gauge("hatch_model", "1 for the model that is served", **named("version"))
-        self._taken_over = Counter("hatch_models_taken_over", "Models loaded while serving", **named())
-
-    def request(self, path: str, status: int) -> None:
-        self._requests.labels(self.replica, path, str(status)).inc()
-
-    def abandoned(self) -> None:
-        self._abandoned.labels(self.replica).inc()
-
-    def refused(self, code: str) -> None:
-        self._refused.labels(self.replica, code).inc()
+        self.tokens = Counter("hatch_tokens", "Tokens of prompts (images included) and replies", ["kind"], registry=own)
+        self.metres = Histogram("hatch_consistency_metres", "Worst triple of a reply", buckets=METRES, registry=own)
+        self.degrees = Histogram("hatch_consistency_degrees", "Worst triple of a reply", buckets=DEGREES, registry=own)
+        self.model = Gauge("hatch_model", "1 for the model that is served", ["version"], registry=own)
+        self.taken_over = Counter("hatch_models_taken_over", "Models loaded while serving", registry=own)
 
     def phases(self, clock: Mapping[str, float]) -> None:
         """clock: seconds by phase."""
         for phase, seconds in clock.items():
-            self._seconds.labels(self.replica, phase).observe(seconds)
+            self.seconds.labels(phase).observe(seconds)
 
-    def tokens(self, prompt: int, reply: int) -> None:
-        self._tokens.labels(self.replica, "prompt").inc(prompt)
-        self._tokens.labels(self.replica, "reply").inc(reply)
+    def answered(self, reply: ReasonReply) -> None:
+        """Count what a reply took, and how consistent it is."""
+        self.tokens.labels("prompt").inc(reply.tokens.prompt)
+        self.tokens.labels("reply").inc(reply.tokens.reply)
+        if reply.consistency is not None:
+            self.metres.observe(reply.consistency.metres)
+            self.degrees.observe(reply.consistency.degrees)
 
-    def consistency(self, metres: float, degrees: float) -> None:
-        self._metres.labels(self.replica).observe(metres)
-        self._degrees.labels(self.replica).observe(degrees)
-
-    def watch(self, name: str, read: Callable[[], float]) -> None:
-        """Let a gauge ("running", "waiting" or "unfinished") read its value when it is asked for."""
-        self._gauges[name].labels(self.replica).set_function(read)
-
-    def model(self, version: str) -> None:
+    def serves(self, version: str) -> None:
         """Name the version that is served from now on."""
-        self._model.clear()
-        self._model.labels(self.replica, version).set(1)
-
-    def taken_over(self) -> None:
-        self._taken_over.labels(self.replica).inc()
+        self.model.clear()
+        self.model.labels(version).set(1)
 
     def families(self) -> list[Metric]:
         """The figures of this replica, as they can be sent to another process."""
-        return list(self.registry.collect())
+        found = list(self.registry.collect())
+        for family in found:
+            family.samples = [one._replace(labels={"replica": self.replica, **one.labels}) for one in family.samples]
+        return found
 
 
 class _Merged:

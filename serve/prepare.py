@@ -12,8 +12,9 @@ from PIL import Image
 from hatch_ray.data.images import shrink
 from hatch_ray.data.questions.choices import listed
 from hatch_ray.model.prompt_tokens import image_tokens_by_size
-from hatch_ray.protocol.prompt import Mode, Template, build_prompt, check_text
-from hatch_ray.sample import AnswerForm
+from hatch_ray.protocol.prompt import check_text
+from hatch_ray.sample import Sample
+from hatch_ray.systems.base import System
 from serve.images import decode_image
 from serve.schema import GREEDY_BELOW, ReasonRequest, Refusal
 from serve.settings import Settings
@@ -31,52 +32,47 @@ def image_length(processor: Any, images: Sequence[Image.Image]) -> int:
 
 def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple[str, list[Image.Image]]:
     """The rendered prompt and the images as the model sees them; Refusal for everything that cannot be asked."""
-    if len(request.images) > settings.max_images:
-        raise Refusal(
-            "too_many_images",
-            f"{len(request.images)} images, this model takes at most {settings.max_images}",
-            "images",
-            "send fewer images, or serve a model that was trained with more (model.max_images)",
-        )
-    _check_sampling(request, settings)
-    question = asked_question(request)
+    model = settings.config.model
+    if len(request.images) > model.max_images:
+        what = f"{len(request.images)} images, this model takes at most {model.max_images}"
+        what_to_do = "send fewer images, or serve a model that was trained with more (model.max_images)"
+        raise Refusal("too_many_images", what, "images", what_to_do)
+    _check_sampling(request, settings.config.serve.max_new_tokens)
+    question = asked_question(request, settings.system.answer_forms)
     images = [decode_image(text, index) for index, text in enumerate(request.images)]
-    images = [shrink(image, settings.max_pixels) for image in images]
-    asked = (len(images), request.form, settings.mode, settings.template)
+    images = [shrink(image, model.max_pixels) for image in images]
+    asked = (settings.system, settings.stage, len(images), form_of(request, settings.system.answer_forms))
     prompt = _render(processor, question, *asked)
     token_ids = processor.tokenizer(prompt).input_ids
     if special_tokens(processor, token_ids) != _own_tokens(processor, *asked):
         what = "the question changes the chat template's own tokens"
         raise Refusal("reserved_token", what, "question", "remove what looks like a token of the chat template")
     length = len(token_ids) - len(images) + image_length(processor, images)
-    if length >= settings.max_length:
-        raise Refusal(
-            "prompt_too_long",
-            f"the prompt has {length} tokens, images included; the context has {settings.max_length}",
-            "question, images",
-            "shorten the question, or send fewer or smaller images",
-        )
+    if length >= model.max_length:
+        what = f"the prompt has {length} tokens, images included; the context has {model.max_length}"
+        what_to_do = "shorten the question, or send fewer or smaller images"
+        raise Refusal("prompt_too_long", what, "question, images", what_to_do)
     return prompt, images
 
 
-def _check_sampling(request: ReasonRequest, settings: Settings) -> None:
+def _check_sampling(request: ReasonRequest, most_tokens: int) -> None:
     if request.samples > 1 and request.temperature < GREEDY_BELOW:
         what = f"{request.samples} samples at temperature {request.temperature:g} would all be the same"
         raise Refusal("needs_temperature", what, "temperature", "set a temperature such as 0.7, or samples to 1")
-    if request.max_tokens is not None and request.max_tokens > settings.max_new_tokens:
-        what = f"max_tokens is {request.max_tokens}, this service writes at most {settings.max_new_tokens}"
+    if request.max_tokens is not None and request.max_tokens > most_tokens:
+        what = f"max_tokens is {request.max_tokens}, this service writes at most {most_tokens}"
         raise Refusal("too_many_tokens", what, "max_tokens", "ask for fewer, or serve with a higher max_new_tokens")
 
 
-def asked_question(request: ReasonRequest) -> str:
+def asked_question(request: ReasonRequest, forms: Sequence[str]) -> str:
     """The question with its options, as a select question of training has them. Raises Refusal."""
     if not request.question.strip():
         raise Refusal("empty_question", "the question is empty", "question", "write a question")
     _check_words(request.question, "question", "\n\r\t")
     if not request.options:
         return request.question
-    if request.form != "letter":
-        what = f"with options the answer is a letter, not a {request.form}"
+    if (form := form_of(request, forms)) != "letter":
+        what = f"with options the answer is a letter, not a {form}"
         raise Refusal("options_need_letter", what, "answer_form", "set answer_form to letter, or leave it out")
     if len(request.options) == 1:
         raise Refusal("one_option", "there is one option only", "options", "give two options at least, or none")
@@ -98,16 +94,28 @@ def _check_words(text: str, where: str, allowed: str) -> None:
         raise Refusal("reserved_token", str(error), where, "remove the token") from None
 
 
-def _render(processor: Any, question: str, n_views: int, form: AnswerForm, mode: Mode, template: Template) -> str:
-    messages = build_prompt(question, n_views, form, mode, template)
+def form_of(request: ReasonRequest, forms: Sequence[str]) -> str:
+    """The form that the prompt asks for, one of the system's. Raises Refusal for another one."""
+    form = request.answer_form
+    if form is None or form == "free":
+        usual = "letter" if request.options else "text"
+        return usual if usual in forms else forms[0]
+    if form not in forms:
+        what = f"this model has no answer form {form!r}"
+        raise Refusal("unknown_answer_form", what, "answer_form", f"use one of {', '.join(forms)}")
+    return form
+
+
+def _render(processor: Any, question: str, system: System, stage: str, n_views: int, form: str) -> str:
+    messages = system.prompt(Sample.asked(question, n_views, form), stage)
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 @lru_cache(maxsize=256)
-def _own_tokens(processor: Any, n_views: int, form: AnswerForm, mode: Mode, template: Template) -> list[int]:
+def _own_tokens(processor: Any, system: System, stage: str, n_views: int, form: str) -> list[int]:
     """The special tokens of a prompt with a plain question: roles and images are the template's alone."""
     return special_tokens(
-        processor, processor.tokenizer(_render(processor, "?", n_views, form, mode, template)).input_ids
+        processor, processor.tokenizer(_render(processor, "?", system, stage, n_views, form)).input_ids
     )
 
 

@@ -7,13 +7,11 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
 
-from hatch_ray.protocol.grammar import reply_grammar
-from serve.prepare import image_length, prepare, prompt_length
+from serve.prepare import form_of, image_length, prepare, prompt_length
 from serve.reply import Clock, Written, read, seconds_of
 from serve.schema import ReasonReply, ReasonRequest, Refusal
 from serve.settings import Settings
@@ -36,10 +34,10 @@ def sampling_of(engine: Any, request: ReasonRequest, settings: Settings, prompt:
     """
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    max_tokens = request.max_tokens or settings.max_new_tokens
+    max_tokens = request.max_tokens or settings.config.serve.max_new_tokens
     grammar = None
     if request.constrained:
-        room = min(max_tokens, settings.max_length - prompt_length(engine.processor, prompt, images))
+        room = min(max_tokens, settings.config.model.max_length - prompt_length(engine.processor, prompt, images))
         grammar = StructuredOutputsParams(grammar=_grammar(engine.processor.tokenizer, request, settings, room))
     return engine.sampling(
         n=request.samples,
@@ -53,69 +51,57 @@ def sampling_of(engine: Any, request: ReasonRequest, settings: Settings, prompt:
 
 def _grammar(tokenizer: Any, request: ReasonRequest, settings: Settings, room: int) -> str:
     try:
-        return reply_grammar(
+        system = settings.system
+        return system.grammar(
             len(request.images),
-            request.form,
-            settings.mode,
+            form_of(request, system.answer_forms),
+            settings.stage,
             len(request.options),
-            fits=lambda text: len(tokenizer(text).input_ids) <= room,
+            lambda text: len(tokenizer(text).input_ids) <= room,
         )
     except ValueError as error:
         what_to_do = "raise max_tokens, send fewer images, or leave constrained out"
         raise Refusal("reply_does_not_fit", f"{error} ({room} tokens)", "max_tokens", what_to_do) from None
 
 
-async def write(
-    engine: Any, prompt: str, images: Images, sampling: Any, clock: Clock
-) -> AsyncGenerator[Delta | Written, None]:
-    """A Delta for each piece of text, where `sampling` asks for deltas, then one Written.
-
-    Raises Refusal (503) when the engine dies. Leaving early ends the generation.
-    """
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-    tokens: list[list[int]] = [[] for _ in range(sampling.n)]
-    written = Written([""] * sampling.n, [0] * sampling.n, [""] * sampling.n)
-    start = time.perf_counter()
-    try:
-        async with aclosing(engine.generate(prompt, images, sampling)) as outputs:
-            async for output in outputs:
-                written.prompt_tokens = len(output.prompt_token_ids or ())
-                if output.metrics is not None and output.metrics.first_token_latency > 0:
-                    clock["first_token"] = output.metrics.first_token_latency
-                for piece in output.outputs:
-                    tokens[piece.index] += piece.token_ids
-                    written.ends[piece.index] = piece.finish_reason or ""
-                    if piece.text and sampling.output_kind is RequestOutputKind.DELTA:
-                        clock.setdefault("first_token", time.perf_counter() - start)
-                        yield Delta(piece.index, piece.text)
-    except (EngineDeadError, EngineGenerateError):
-        what = "the model's engine has stopped and is being started anew"
-        raise Refusal("engine_stopped", what, "server", "try again in a minute", status=503) from None
-    written.texts = [engine.text(SimpleNamespace(token_ids=ids)) for ids in tokens]
-    written.lengths = [len(ids) for ids in tokens]
-    clock["generate"] = time.perf_counter() - start
-    yield written
-
-
 async def written_for(
     engine: Any, settings: Settings, request: ReasonRequest, clock: Clock
 ) -> AsyncGenerator[Delta | Written, None]:
-    """`write` for a request, its prompt and parameters made in a thread ("decode")."""
-    start = time.perf_counter()
+    """A Delta for each piece of text, where the request asks for a stream, then one Written.
+
+    The prompt and its parameters are made in a thread ("decode"). Raises Refusal for what cannot be asked, and (503)
+    when the engine dies. Leaving early ends the generation.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     def ready() -> tuple[str, list[Image.Image], Any]:
         prompt, images = prepare(request, settings, engine.processor)
         return prompt, images, sampling_of(engine, request, settings, prompt, images)
 
+    start = time.perf_counter()
     prompt, images, sampling = await asyncio.to_thread(ready)
-    clock["decode"] = time.perf_counter() - start
-    async with aclosing(write(engine, prompt, images, sampling, clock)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Written):
-                piece.image_tokens = image_length(engine.processor, images)
-            yield piece
+    begun = time.perf_counter()
+    clock["decode"] = begun - start
+    tokens: list[list[int]] = [[] for _ in range(request.samples)]
+    ends, prompt_tokens = [""] * request.samples, 0
+    try:
+        async with aclosing(engine.generate(prompt, images, sampling)) as outputs:
+            async for output in outputs:
+                prompt_tokens = len(output.prompt_token_ids or ())
+                if output.metrics is not None and output.metrics.first_token_latency > 0:
+                    clock["first_token"] = output.metrics.first_token_latency
+                for piece in output.outputs:
+                    tokens[piece.index] += piece.token_ids
+                    ends[piece.index] = piece.finish_reason or ""
+                    if piece.text and request.stream:
+                        clock.setdefault("first_token", time.perf_counter() - begun)
+                        yield Delta(piece.index, piece.text)
+    except (EngineDeadError, EngineGenerateError):
+        what = "the model's engine has stopped and is being started anew"
+        raise Refusal("engine_stopped", what, "server", "try again in a minute", status=503) from None
+    texts = [engine.text(ids) for ids in tokens]
+    clock["generate"] = time.perf_counter() - begun
+    yield Written(texts, [len(ids) for ids in tokens], ends, prompt_tokens, image_length(engine.processor, images))
 
 
 async def respond(
@@ -137,12 +123,3 @@ async def respond(
             clock["total"] = clock.get("queue", 0.0) + time.perf_counter() - start
             reply.seconds = seconds_of(clock)
             yield reply
-
-
-async def answer(engine: Any, settings: Settings, request: ReasonRequest, clock: Clock) -> ReasonReply:
-    """The whole reply. Raises Refusal for what cannot be asked and when the engine dies."""
-    async with aclosing(respond(engine, settings, request, clock)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, ReasonReply):
-                return piece
-    raise AssertionError("respond ends with a reply")

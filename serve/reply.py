@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,9 +10,10 @@ from scipy.spatial.transform import Rotation
 
 from hatch_ray.geometry.actions import Motion, motion
 from hatch_ray.geometry.consistency import triples
-from hatch_ray.protocol.prompt import Mode, reply_mode
-from hatch_ray.protocol.response import Response, parse_response
+from hatch_ray.protocol.response import Response
 from hatch_ray.report.words import atoms_in_words
+from hatch_ray.sample import Atom
+from serve.prepare import form_of
 from serve.schema import (
     Consistency,
     Plan,
@@ -55,9 +57,10 @@ class _Read:
 
 def read(written: Written, request: ReasonRequest, settings: Settings) -> ReasonReply:
     """The reply of one sample, or the one that several samples elect; `seconds` are left at 0."""
-    n_views, form = len(request.images), request.form
-    owed = reply_mode(settings.mode, n_views) == "actions" and n_views > 2
-    samples = [_read_one(text, n_views, settings.mode) for text in written.texts]
+    n_views, system = len(request.images), settings.system
+    form, planned = form_of(request, system.answer_forms), system.writes_plans(settings.stage)
+    owed = planned and n_views > 2
+    samples = [_read_one(system.read(text, n_views, settings.stage), text) for text in written.texts]
     values = [typed_value(sample.response.answer, form, len(request.options)) for sample in samples]
     ballots = [
         Ballot(sample.response.answer, value, weight_of(sample.consistency, owed))
@@ -65,22 +68,16 @@ def read(written: Written, request: ReasonRequest, settings: Settings) -> Reason
     ]
     votes, winner = None, 0
     if request.samples > 1:
-        election = elect(ballots, form)
-        winner = election.winner
+        replies = [
+            VotedReply(
+                answer=ballot.answer, text=sample.text, weight=round(ballot.weight, 6), consistency=sample.consistency
+            )
+            for sample, ballot in zip(samples, ballots, strict=True)
+        ]
+        vote = elect(ballots, form)
+        winner = vote.winner
         votes = Votes(
-            samples=len(samples),
-            counts=election.counts,
-            agreement=election.agreement,
-            spread=election.spread,
-            replies=[
-                VotedReply(
-                    answer=sample.response.answer,
-                    text=sample.text,
-                    weight=round(ballot.weight, 6),
-                    consistency=sample.consistency,
-                )
-                for sample, ballot in zip(samples, ballots, strict=True)
-            ],
+            samples=len(samples), counts=vote.counts, agreement=vote.agreement, spread=vote.spread, replies=replies
         )
     chosen, (value, problem) = samples[winner], values[winner]
     # Without an answer the parser has named the problem already.
@@ -88,18 +85,10 @@ def read(written: Written, request: ReasonRequest, settings: Settings) -> Reason
     return ReasonReply(
         answer=chosen.response.answer,
         value=value,
-        actions=[
-            Plan(
-                source=source,
-                to=target,
-                action=[{name: size} for name, size in atoms],
-                words=", then ".join(atoms_in_words(atoms)),
-            )
-            for (source, target), atoms in sorted(chosen.response.plans.items())
-        ],
+        actions=[_plan(pair, atoms) for pair, atoms in sorted(chosen.response.plans.items())],
         poses=[_pose(pair, chosen.motions[pair]) for pair in sorted(chosen.motions)],
         consistency=chosen.consistency,
-        consistency_why=None if chosen.consistency else _why_none(n_views, settings.mode),
+        consistency_why=None if chosen.consistency else _why_none(n_views, planned),
         text=chosen.text,
         format_ok=chosen.response.format_ok,
         problems=problems,
@@ -110,8 +99,7 @@ def read(written: Written, request: ReasonRequest, settings: Settings) -> Reason
     )
 
 
-def _read_one(text: str, n_views: int, mode: Mode) -> _Read:
-    response = parse_response(text, n_views, mode)
+def _read_one(response: Response, text: str) -> _Read:
     motions = {pair: motion(atoms, None) for pair, atoms in response.plans.items()}
     return _Read(text, response, motions, consistency_of(motions))
 
@@ -131,12 +119,17 @@ def consistency_of(motions: dict[tuple[int, int], Motion]) -> Consistency | None
     )
 
 
-def _why_none(n_views: int, mode: Mode) -> str:
+def _why_none(n_views: int, planned: bool) -> str:
     if n_views < 3:
         return "it takes three images"
-    if reply_mode(mode, n_views) != "actions":
+    if not planned:
         return "this model writes no actions"
     return "no three images have all three of their plans written and readable"
+
+
+def _plan(pair: tuple[int, int], atoms: Sequence[Atom]) -> Plan:
+    action = [{name: size} for name, size in atoms]
+    return Plan(source=pair[0], to=pair[1], action=action, words=", then ".join(atoms_in_words(atoms)))
 
 
 def _pose(pair: tuple[int, int], step: Motion) -> Pose:

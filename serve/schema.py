@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hatch_ray.sample import AnswerForm
+from hatch_ray.sample import ANSWER_FORMS
 
 MAX_IMAGES = 16
 MAX_SAMPLES = 16
@@ -15,6 +14,7 @@ MAX_IMAGE_CHARS = 28 * 2**20
 """Base64 characters of one image: a file of 21 MiB."""
 MAX_QUESTION_CHARS = 8000
 MAX_OPTION_CHARS = 1000
+MAX_FORM_CHARS = 40
 MAX_OPTIONS = 26
 GREEDY_BELOW = 1e-5
 """vLLM takes a temperature below this for 0."""
@@ -23,6 +23,9 @@ CONVENTION = (
     "matrix is the pose of camera `to` in the frame of camera `from`: x_from = matrix @ x_to, metres; "
     "axes x right, y down, z forward; composed in the camera's own frame (gravity is not known)"
 )
+
+GREY = "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAFElEQVR42mNowAMYRiVHJUclYQAA14+IELSdtnwAAAAASUVORK5CYII="
+"""A PNG of 28 x 28 pixels, the smallest that is taken: examples can be sent as they are."""
 
 Value = str | float | list[float] | dict[str, float]
 """A typed answer: letter or text, number, box [x1, y1, x2, y2], or the named numbers of a motion or view change."""
@@ -43,6 +46,12 @@ class Refusal(ValueError):
 class ErrorBody(BaseModel):
     """Every error has this form."""
 
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={"example": {"code": "animated_image", "what": "the image has 12 frames",
+                                       "where": "images.1", "what_to_do": "send each frame as one image"}},
+    )  # fmt: skip
+
     code: str
     """A stable name, for programs."""
     what: str
@@ -51,10 +60,19 @@ class ErrorBody(BaseModel):
     what_to_do: str
 
 
+EXAMPLES: list[Any] = [
+    {"images": [GREY, GREY], "question": "How far is the red chair, in metres?", "answer_form": "number"},
+    {"images": [GREY, GREY, GREY], "question": "Where is the sofa?", "options": ["on the left", "behind"],
+     "temperature": 0.7, "samples": 5, "seed": 1},
+]  # fmt: skip
+
+
 class ReasonRequest(BaseModel):
     """A question over images of one place, in order."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, use_attribute_docstrings=True, json_schema_extra={"examples": EXAMPLES}
+    )
 
     images: Annotated[
         list[Annotated[str, Field(max_length=MAX_IMAGE_CHARS)]], Field(min_length=1, max_length=MAX_IMAGES)
@@ -62,9 +80,10 @@ class ReasonRequest(BaseModel):
     """Base64 of PNG, JPEG, WebP or still GIF files; a data URI prefix is allowed."""
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS)]
     """Text without chat-template tokens and control characters."""
-    answer_form: Literal[AnswerForm, "free"] | None = None
-    """What the answer must look like; it is part of the prompt, as in training. Left out: letter where there are
-    options, else text; free is another word for text."""
+    answer_form: Annotated[str, Field(max_length=MAX_FORM_CHARS, examples=list(ANSWER_FORMS))] | None = None
+    """What the answer must look like, one of letter, number, box, camera_motion, view_change and text (a system of your
+    own has others); it is part of the prompt, as in training. Left out, or free: letter where there are options, else
+    text."""
     options: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=MAX_OPTION_CHARS)]],
         Field(max_length=MAX_OPTIONS),
@@ -82,13 +101,6 @@ class ReasonRequest(BaseModel):
     """Send the text as it grows, as server-sent events."""
     constrained: bool = False
     """Let the model write nothing but the form of a reply, so that actions always parse."""
-
-    @property
-    def form(self) -> AnswerForm:
-        """The form that the prompt asks for."""
-        if self.answer_form is None or self.answer_form == "free":
-            return "letter" if self.options else "text"
-        return self.answer_form
 
 
 class Plan(BaseModel):
@@ -229,42 +241,3 @@ class Health(BaseModel):
     model_version: str
     template: str
     max_images: int
-
-
-UNION_TAGS = ("plain text", "list of parts")
-"""Names of a content's two forms, which stand in pydantic's places and in no request."""
-
-
-def _place(location: tuple[str | int, ...]) -> str:
-    """The dotted place in the request as it was sent: without the names of forms and of a part's type."""
-    parts = [part for part in location if part not in ("body", *UNION_TAGS)]
-    sent = [part for before, part in zip([None, *parts], parts, strict=False)
-            if not (isinstance(before, int) and part in ("text", "image_url"))]  # fmt: skip
-    return ".".join(map(str, sent)) or "body"
-
-
-PYDANTIC_CODES = {
-    "missing": ("missing_field", "add the field"),
-    "extra_forbidden": ("unknown_field", "remove it"),
-    "json_invalid": ("not_json", "send a JSON object as the body"),
-    "literal_error": ("wrong_value", "use one of the listed values"),
-    "string_too_long": ("too_long", "send less"),
-    "too_long": ("too_many", "send fewer"),
-}
-
-
-def refusal_of(mistake: dict[str, Any], fields: Iterable[str]) -> Refusal:
-    """The first pydantic error of a request as a refusal. fields: those that the route's body may have."""
-    where = _place(mistake["loc"])
-    if mistake["type"] == "extra_forbidden" and "." not in where:
-        mend = f"remove it; the fields are {', '.join(fields)}"
-        return Refusal("unknown_field", f"there is no field {where}", where, mend)
-    if where == "images" and mistake["type"] == "too_short":
-        return Refusal("no_images", "the list of images is empty", where, "send at least one image as base64")
-    if where == "images" and mistake["type"] == "too_long":
-        return Refusal("too_many_images", f"more than {MAX_IMAGES} images", where, "send fewer images")
-    if where == "answer_form":
-        return Refusal("unknown_answer_form", mistake["msg"], where, "use one of the listed values")
-    default = ("wrong_value", "correct the value; see docs/serving.md")
-    code, what_to_do = PYDANTIC_CODES.get(mistake["type"], default)
-    return Refusal(code, mistake["msg"], where, what_to_do)

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from hatch_ray.config import Config
-from hatch_ray.protocol.prompt import Mode, Template, stage_mode
 from hatch_ray.run_folder import RunFolder
+from hatch_ray.systems import system_of
+from hatch_ray.systems.base import System
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a replica needs of a run; small and picklable."""
+    """What a replica needs of a run; small and picklable. stage: the one that made the model, and how it is asked."""
 
     model: str
     version: str
-    mode: Mode
-    template: Template
-    max_images: int
-    max_pixels: int
-    max_length: int
-    max_new_tokens: int
+    stage: str
     run: str
     config: Config
 
     @classmethod
-    def of(cls, config: Config, run: RunFolder) -> Settings:
-        folder = run.model.resolve()
-        return cls(
-            model=str(folder),
-            version=model_version(folder),
-            mode=stage_mode(stage_of(folder), config.model.reasoning),
-            template=config.model.template,
-            max_images=config.model.max_images,
-            max_pixels=config.model.max_pixels,
-            max_length=config.model.max_length,
-            max_new_tokens=config.serve.max_new_tokens,
-            run=str(run.path),
-            config=config,
-        )
+    def of(cls, config: Config, run: RunFolder, folder: Path | None = None) -> Settings:
+        """Of a run's model, or of another model folder of the run."""
+        folder = folder or run.model.resolve()
+        return cls(str(folder), model_version(folder), stage_of(folder), str(run.path), config)
+
+    @cached_property
+    def system(self) -> System:
+        """The run's system."""
+        system: System = system_of(self.config)
+        return system
 
     def with_model(self, folder: Path) -> Settings:
         """These settings with another model of the run."""
-        mode = stage_mode(stage_of(folder), self.config.model.reasoning)
-        return replace(self, model=str(folder), version=model_version(folder), mode=mode)
+        return Settings.of(self.config, RunFolder(self.run), folder)
 
 
 def stage_of(folder: Path) -> str:

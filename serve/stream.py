@@ -38,6 +38,15 @@ def reason_event(item: Delta | ReasonReply | Refusal) -> str:
     return event("error", item.body)
 
 
+async def last(items: AsyncGenerator[Any, None]) -> Any:
+    """The last of the items, of which there is one at least. Raises what they raise."""
+    found = None
+    async with aclosing(items):
+        async for item in items:
+            found = item
+    return found
+
+
 async def stream(
     items: AsyncGenerator[Any, None], render: Callable[[Any], str], every_s: float = KEEP_ALIVE_S
 ) -> StreamingResponse:
@@ -69,19 +78,18 @@ async def _in_one_task(items: AsyncGenerator[Any, None], every_s: float) -> Asyn
     news: asyncio.Queue[Any] = asyncio.Queue()
 
     async def run() -> None:
-        last: Any = END
         try:
             async with aclosing(items):
                 async for item in items:
                     news.put_nowait(item)
         except Refusal as refusal:
-            last = refusal
+            news.put_nowait(refusal)
         except Exception as error:
             logger.exception("a streamed request failed")
             what = f"the service failed ({type(error).__name__})"
-            last = Refusal("internal_error", what, "server", "try again; if it stays, report it", status=500)
+            news.put_nowait(Refusal("internal_error", what, "server", "try again; if it stays, report it", status=500))
         finally:
-            news.put_nowait(last)
+            news.put_nowait(END)
 
     task = asyncio.create_task(run())
     try:
@@ -89,13 +97,10 @@ async def _in_one_task(items: AsyncGenerator[Any, None], every_s: float) -> Asyn
             try:
                 item = await asyncio.wait_for(news.get(), every_s)
             except TimeoutError:
-                yield None
-                continue
+                item = None
             if item is END:
                 return
             yield item
-            if isinstance(item, Refusal):
-                return
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hatch_ray.protocol.values import LETTER, numbers_in, parse_box, parse_view_change
-from hatch_ray.sample import AnswerForm
 from serve.schema import Value
 
 VIEW_CHANGE_NAMES = {
@@ -15,7 +14,7 @@ VIEW_CHANGE_NAMES = {
 }
 
 
-def typed_value(answer: str | None, form: AnswerForm, options: int = 0) -> tuple[Value | None, str]:
+def typed_value(answer: str | None, form: str, options: int = 0) -> tuple[Value | None, str]:
     """(value, "") or (None, name of the problem).
 
     options: how many choices there were; a letter beyond them is none. 0: any letter.
@@ -42,8 +41,7 @@ def typed_value(answer: str | None, form: AnswerForm, options: int = 0) -> tuple
             if signed is None:
                 return None, "bad_view_change"
             return {name: signed[key] + 0.0 for name, key in VIEW_CHANGE_NAMES.items()}, ""
-        case "text":
-            return answer, ""
+    return answer, ""  # text, and the forms of other systems
 
 
 def _letter(answer: str, options: int) -> tuple[str | None, str]:

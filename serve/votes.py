@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hatch_ray.rewards.answer import mean_relative_accuracy, plain_text, score_answer
-from hatch_ray.sample import AnswerForm
 from serve.schema import Consistency, Value
 
 SCALE_M, SCALE_DEG = 1.0, 30.0
@@ -41,6 +40,10 @@ class Election:
     spread: float | None
 
 
+NUMBERS = ("number", "box", "camera_motion", "view_change")
+"""Answer forms whose values can be near each other; of the others a value is right or wrong."""
+
+
 def weight_of(consistency: Consistency | None, owed: bool) -> float:
     """1 / (1 + metres / SCALE_M + degrees / SCALE_DEG); 1 where no triple was owed.
 
@@ -51,7 +54,7 @@ def weight_of(consistency: Consistency | None, owed: bool) -> float:
     return 1 / (1 + consistency.metres / SCALE_M + consistency.degrees / SCALE_DEG)
 
 
-def elect(ballots: Sequence[Ballot], form: AnswerForm) -> Election:
+def elect(ballots: Sequence[Ballot], form: str) -> Election:
     """The vote over at least one reply.
 
     Letters and texts: the value with the largest sum of weights. Numbers: the lower weighted median. Boxes, camera
@@ -66,7 +69,7 @@ def elect(ballots: Sequence[Ballot], form: AnswerForm) -> Election:
         groups.setdefault(_name(ballots[index].value, form), []).append(index)
     counts = {name: math.fsum(ballots[index].weight for index in group) for name, group in groups.items()}
     spread = None
-    if form in ("letter", "text"):
+    if form not in NUMBERS:
         # Equal sums: the alphabet decides, not who came first.
         chosen = min(groups, key=lambda name: (-counts[name], name))
     elif form == "number":
@@ -97,7 +100,7 @@ def _heaviest(ballots: Sequence[Ballot], among: Sequence[int] | range) -> int:
     return max(among, key=lambda index: (ballots[index].weight, -index))
 
 
-def _name(value: Value | None, form: AnswerForm) -> str:
+def _name(value: Value | None, form: str) -> str:
     """Equal for equal values (-0 is 0); what `counts` shows."""
     if isinstance(value, str):
         return plain_text(value) if form == "text" else value
@@ -108,20 +111,20 @@ def _name(value: Value | None, form: AnswerForm) -> str:
     return f"{value:z.6g}"
 
 
-def _agreement(ballots: Sequence[Ballot], winner: int, form: AnswerForm) -> float:
+def _agreement(ballots: Sequence[Ballot], winner: int, form: str) -> float:
     """Weighted mean score of all replies against the winner; one without a value scores 0."""
     whole = math.fsum(ballot.weight for ballot in ballots)
     parts = [ballot.weight * _likeness(ballot, ballots[winner], form) for ballot in ballots if ballot.value is not None]
     return round(min(1.0, math.fsum(parts) / whole), 6)
 
 
-def _likeness(one: Ballot, gold: Ballot, form: AnswerForm) -> float:
+def _likeness(one: Ballot, gold: Ballot, form: str) -> float:
     """The training reward of `one` if `gold` were the right answer, 0 to 1; 1 for equal values."""
     if _name(one.value, form) == _name(gold.value, form):
         return 1.0
     if isinstance(one.value, float) and isinstance(gold.value, float):
         return mean_relative_accuracy(one.value, gold.value)
-    if form in ("letter", "text"):
+    if form not in NUMBERS:
         return 0.0
     assert gold.answer is not None
     return score_answer(one.answer, gold.answer, form)[0]

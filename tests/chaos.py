@@ -37,10 +37,10 @@ from rich.table import Table  # noqa: E402
 from tests.support.runs import ROOMS, SHORT, differences, kill, metrics, rows_of, start, wait_for_step  # noqa: E402
 from tests.support.taught import TASKS, teach  # noqa: E402
 
-FAULTS = ("rollout engine", "reward judge", "learner worker", "driver", "node")
+FAULTS = ("rollout engine", "reward actor", "learner worker", "driver", "node")
 TITLES = {
     "rollout engine": "ray::RolloutEngine",
-    "reward judge": "ray::RewardJudge",
+    "reward actor": "ray::Verifier",
     "learner worker": "ray::RayTrainWorker",
 }
 STEPS = 14
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--seeds", default=str(secrets.randbelow(10**6)), help="by commas; default: one at random")
     parser.add_argument("--out", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
-    from hatch_ray.model.tiny import make_tiny
+    from tools.tiny import make_tiny
 
     console = Console()
     out = options.out or SCRATCH / "runs"

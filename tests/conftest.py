@@ -50,7 +50,7 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete Qwen2.5-VL folder of random weights (seed 0); do not write into it."""
-    from hatch_ray.model.tiny import make_tiny
+    from tools.tiny import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("model") / "tiny", 0)
 
@@ -90,7 +90,7 @@ def engine_pool(ray_cluster: Any) -> Iterator[Callable[..., Any]]:
     """`engine_pool(model, config)`: one started EnginePool for each set of arguments, with the model's own weights
     whenever it is asked for. For tests that leave its processes alone.
     """
-    from actors.engines import EnginePool
+    from actors.rollout.engines import EnginePool
     from hatch_ray.config import Config
 
     started: dict[tuple[str, str], EnginePool] = {}

@@ -1,4 +1,4 @@
-"""What the ablations show: answers by SPAR-Bench-MV's columns, differences from the full recipe, curves, agreement.
+"""What the ablations show: answers by SPAR-Bench-MV's columns, paired differences, curves, agreement with a paper.
 
 Every variant and seed answered the same held-out samples. A figure is the mean answer reward in percent over samples
 and seeds, every sample alike, as in the paper's tables; its 95 % interval draws scenes and seeds (`Bootstrap`).
@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.ablation.variants import COLUMNS, FULL, NO_PASTA, PAPER, TABLE_2, TABLE_3, Variant, grid_name
+from hatch_ray.ablation.variants import Variants
 from hatch_ray.benchmarks.columns import SPAR_MV
-from hatch_ray.config import Config
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, term
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
@@ -22,28 +21,8 @@ from hatch_ray.run_folder import RunFolder, read_jsonl
 Runs = Mapping[str, Sequence[RunFolder]]
 """Variant's name -> its run of every seed, in the seeds' order."""
 
-CURVES = {"action": "reward_action", "answer": "reward_answer"}
-
-
-def _rows(runs: Sequence[RunFolder], name: str, order: Sequence[str]) -> list[Row]:
-    """One evaluation of every seed, each in this order of sample ids."""
-    rows: list[Row] = []
-    for run in runs:
-        by_id = {row["id"]: row for row in read_rows(run, name)}
-        if set(by_id) != set(order):
-            raise ValueError(
-                f"{run.evaluation(name)} does not answer the samples that the other runs answer; remove it, and give "
-                "the command again"
-            )
-        rows += [by_id[sample] for sample in order]
-    return rows
-
-
-def _column_masks(tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Column -> (rows,) bool; columns without a row are left out."""
-    groups = {column.name: set(column.groups) for column in SPAR_MV.columns}
-    masks = {name: np.array([task in groups[name] for task in tasks]) for name in COLUMNS}
-    return {name: mask for name, mask in masks.items() if mask.any()}
+CURVES = ("action", "answer")
+"""Rewards that are drawn step by step."""
 
 
 def verdict(paper: float, ours: Interval) -> str:
@@ -55,114 +34,113 @@ def verdict(paper: float, ours: Interval) -> str:
     return "agrees" if ours["value"] * paper > 0 else "contradicts"
 
 
-class _Measure:
+def column_masks(tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """Column -> (rows,) bool: SPAR-Bench-MV's that have a row; where none of its tasks occurs, "Avg" of all rows."""
+    masks = {column.name: np.isin(tasks, column.groups) for column in SPAR_MV.columns}
+    return {name: mask for name, mask in masks.items() if mask.any()} or {"Avg": np.ones(len(tasks), bool)}
+
+
+class Measure:
     """Means and paired differences over one set of (seed, sample) rows."""
 
     def __init__(self, runs: Runs, bootstrap: int, seed: int) -> None:
         self.runs = runs
-        self.order = sorted(row["id"] for row in read_rows(runs[FULL][0], FINAL))
-        rows = self.rows(FULL, FINAL)
-        seeds = np.repeat(np.arange(len(runs[FULL])), len(self.order))
+        first = next(iter(runs))
+        self.order = sorted(row["id"] for row in read_rows(runs[first][0], FINAL))
+        rows = self.rows(first)
+        self.seeds = np.repeat(np.arange(len(runs[first])), len(self.order))
         scenes, ids = [row["scene"] for row in rows], [row["id"] for row in rows]
-        self.draws = Bootstrap(scenes, bootstrap, seed, seeds.tolist(), ids)
-        self.seeds = seeds
-        self.columns = _column_masks([row["task"] for row in rows])
-        self.every = self.columns["Avg"]
+        self.draws = Bootstrap(scenes, bootstrap, seed, self.seeds.tolist(), ids)
+        self.columns = column_masks([row["task"] for row in rows])
 
-    def rows(self, variant: str, evaluation: str) -> list[Row]:
-        return _rows(self.runs[variant], evaluation, self.order)
+    def rows(self, variant: str, evaluation: str = FINAL) -> list[Row]:
+        """One evaluation of every seed, each in the order of the samples' ids. ValueError where samples differ."""
+        rows: list[Row] = []
+        for run in self.runs[variant]:
+            by_id = {row["id"]: row for row in read_rows(run, evaluation)}
+            if set(by_id) != set(self.order):
+                raise ValueError(
+                    f"{run.evaluation(evaluation)} does not answer the samples that the other runs answer; remove it, "
+                    "and give the command again"
+                )
+            rows += [by_id[sample] for sample in self.order]
+        return rows
 
     def answers(self, variant: str, evaluation: str = FINAL) -> np.ndarray:
         """(rows,) answer reward, percent."""
         return 100 * term(self.rows(variant, evaluation), "answer")
 
-    def by_column(self, values: np.ndarray) -> dict[str, Interval | None]:
-        return {name: self.draws.mean(np.where(mask, values, np.nan)) for name, mask in self.columns.items()}
+    def by_column(self, values: np.ndarray) -> dict[str, Interval]:
+        """The mean of every column."""
+        found = {name: self.draws.mean(np.where(mask, values, np.nan)) for name, mask in self.columns.items()}
+        return {name: interval for name, interval in found.items() if interval is not None}
 
-    def variant(self, name: str) -> dict[str, Any]:
-        answers, rows = self.answers(name), self.rows(name, FINAL)
-        found: dict[str, Any] = {
+    def variant(self, name: str, against: str) -> dict[str, Any]:
+        """A variant's figures, and their difference from another's. *_fall: what swapped images cost."""
+        answers, rows, swapped = self.answers(name), self.rows(name), self.rows(name, FINAL + SWAPPED)
+        by_seed = [answers[self.columns["Avg"] & (self.seeds == seed)].mean() for seed in np.unique(self.seeds)]
+        return {
             "columns": self.by_column(answers),
-            "by_seed": [round(float(answers[self.every & (self.seeds == s)].mean()), 4) for s in np.unique(self.seeds)],
+            "by_seed": [round(float(value), 4) for value in by_seed],
             "format": self.draws.mean(term(rows, "format")),
             "action": self.draws.mean(term(rows, "action")),
-            "answer_fall": self.by_column(answers - self.answers(name, FINAL + SWAPPED))["Avg"],
-            "action_fall": self.draws.mean(term(rows, "action") - term(self.rows(name, FINAL + SWAPPED), "action")),
+            "answer_fall": self.by_column(answers - 100 * term(swapped, "answer"))["Avg"],
+            "action_fall": self.draws.mean(term(rows, "action") - term(swapped, "action")),
+            "against": against,
+            "difference": self.by_column(answers - self.answers(against)) if name != against else {},
         }
-        if name != FULL:
-            found["difference"] = self.by_column(answers - self.answers(FULL))
-        return found
+
+    def curves(self, name: str, variants: Sequence[str]) -> dict[str, Any]:
+        """A reward while GRPO trains: its mean over the seeds at every step, and over all steps the first variant's
+        less each other's, by seed. None: a step in which it was not due. A variant without it is left out.
+        """
+        tables = {}
+        for variant in variants:
+            logs = [read_jsonl(run.metrics_path) for run in self.runs[variant]]
+            values = [[row.get(f"reward_{name}", np.nan) for row in log if row["stage"] == "grpo"] for log in logs]
+            table = np.array(values, dtype=np.float64)
+            if np.isfinite(table).any(axis=1).all():
+                tables[variant] = np.ma.masked_invalid(table)
+        steps = {variant: table.mean(axis=0).round(6).tolist() for variant, table in tables.items()}
+        means = {variant: table.mean(axis=1) for variant, table in tables.items()}
+        first = next(iter(means.values()), None)
+        change = {variant: (first - mean).round(6).tolist() for variant, mean in means.items() if mean is not first}
+        return {"steps": steps, "change": change}
 
 
-def _agreement(variants: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every difference from the full recipe that the paper prints too."""
-    found = []
-    for name in dict.fromkeys(TABLE_2 + TABLE_3):
-        if name not in variants:
-            continue
-        for column, ours in variants[name].get("difference", {}).items():
-            index = COLUMNS.index(column)
-            paper = round(PAPER[name][index] - PAPER[FULL][index], 1)
-            found.append({
-                "variant": name, "column": column, "paper": paper, "ours": ours, "verdict": verdict(paper, ours),
-            })  # fmt: skip
-    return found
-
-
-def _grpo_rewards(runs: Runs, name: str, metric: str) -> np.ndarray:
-    """(seeds, steps) of one reward while GRPO trains; NaN in a step where it was not due."""
-    tables = [[row for row in read_jsonl(run.metrics_path) if row["stage"] == "grpo"] for run in runs[name]]
-    return np.array([[row.get(metric, np.nan) for row in table] for table in tables], dtype=np.float64)
-
-
-def _curves(runs: Runs) -> dict[str, dict[str, list[float | None]]]:
-    """Figure 3: mean over the seeds of GRPO's action and answer reward at every step, with and without PaStA."""
-    curves: dict[str, dict[str, list[float | None]]] = {}
-    for name in (FULL, NO_PASTA):
-        if name not in runs:
-            continue
-        curves[name] = {}
-        for key, metric in CURVES.items():
-            values = np.ma.masked_invalid(_grpo_rewards(runs, name, metric)).mean(axis=0)
-            curves[name][key] = [None if value is None else round(value, 6) for value in values.tolist()]
-    return curves
-
-
-def _curve_change(runs: Runs) -> dict[str, list[float]]:
-    """Mean over all steps of (with PaStA - without), one figure a seed."""
-    change: dict[str, list[float]] = {}
-    if NO_PASTA not in runs:
-        return change
-    for key, metric in CURVES.items():
-        with_pasta, without = (np.nanmean(_grpo_rewards(runs, name, metric), axis=1) for name in (FULL, NO_PASTA))
-        change[key] = np.round(with_pasta - without, 6).tolist()
-    return change
-
-
-def summarise(
-    config: Config, variants: Sequence[Variant], runs: Runs, seeds: Sequence[int], grids: Sequence[int]
-) -> dict[str, Any]:
-    """All figures of the ablation as plain values (OUT/ablation.json). The runs must be trained and evaluated.
-
-    What needs a variant that was not trained is left out.
-    """
-    measure = _Measure(runs, config.eval.bootstrap, config.seed)
-    found = {variant.name: {"label": variant.label} | measure.variant(variant.name) for variant in variants}
-    grid_runs = {grid: grid_name(grid, config) for grid in sorted(set(grids))}
-    below = measure.answers(NO_PASTA) if NO_PASTA in runs else None
+def summarise(variants: Variants, runs: Runs, seeds: Sequence[int], bootstrap: int, seed: int) -> dict[str, Any]:
+    """All figures of the ablation as plain values (OUT/ablation.json). The runs must be trained and evaluated."""
+    measure = Measure(runs, bootstrap, seed)
+    found: dict[str, dict[str, Any]] = {}
+    for variant in variants.variants:
+        other = variants.against(variant)
+        own = found[variant.name] = variant.model_dump() | measure.variant(variant.name, other)
+        differences = {
+            column: round(own["paper"][column] - value, 1)
+            for column, value in found[other]["paper"].items()
+            if column in own["difference"] and column in own["paper"]
+        }
+        own["paper_difference"] = differences
+        own["verdicts"] = {column: verdict(paper, own["difference"][column]) for column, paper in differences.items()}
     return {
         "seeds": list(seeds),
         "samples": len(measure.order),
         "scenes": measure.draws.scenes,
         "resampled": measure.draws.unit,
-        "bootstrap": config.eval.bootstrap,
+        "bootstrap": bootstrap,
+        "columns": list(measure.columns),
         "variants": found,
-        "agreement": _agreement(found),
-        "grids": [
-            {"grid": grid, "variant": name, "over_no_pasta": measure.draws.mean(measure.answers(name) - below)}
-            for grid, name in grid_runs.items()
-            if below is not None
-        ],
-        "curves": _curves(runs),
-        "curve_change": _curve_change(runs),
+        "tables": _tables(found),
+        "curves": {name: measure.curves(name, variants.curves) for name in CURVES if variants.curves},
+        "notes": variants.notes,
     }
+
+
+def _tables(found: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Title -> the variants of each table, after what they are compared with."""
+    tables: dict[str, list[str]] = {}
+    for name, variant in found.items():
+        if variant["against"] != name:
+            rows = tables.setdefault(variant["table"], [])
+            rows += [each for each in (variant["against"], name) if each not in rows]
+    return tables

@@ -5,11 +5,37 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
+from hatch_ray.config import PRECISION, Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 
 RETRIEVAL = ("patch_retrieval", "patch_matches")
 """What PaStA measures while it trains."""
+
+
+def stage_key(config: Config, stage: str) -> str:
+    """All that the result of a stage depends on: equal keys, equal results. Where the run lies is no part of it."""
+    tree = config.model_dump(mode="json")
+    before = tree["stages"][: tree["stages"].index(stage) + 1]
+    depends = {name: tree[name] for name in ("model", "data", "seed", *before)}
+    depends |= {key: getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) for key in PRECISION}
+    if stage in ("pasta", "qa_sft"):
+        depends["model"].pop("reasoning")  # they learn no reasoning
+    if stage == "grpo":
+        depends["reward"] = tree["reward"]
+    return json.dumps(depends, sort_keys=True)
+
+
+def stage_owners(configs: Sequence[Config]) -> dict[tuple[Path | str, str], Config]:
+    """(run folder, stage) -> the first of the configs whose run trains that very stage."""
+    first: dict[str, Config] = {}
+    return {
+        (config.run_dir, stage): first.setdefault(stage_key(config, stage), config)
+        for config in configs
+        for stage in config.stages
+    }
 
 
 def link_stage(run: RunFolder, stage: str, owner: RunFolder) -> None:

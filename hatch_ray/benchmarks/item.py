@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from hatch_ray.sample import AnswerForm
-
 FIRST_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -36,7 +34,7 @@ class Item:
     id: str
     task: str
     group: str
-    form: AnswerForm
+    form: str
     question: str
     gold: str
     cluster: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -65,22 +66,24 @@ def build_dataset(
         return writer.summary
 
 
-def build_splits(
-    data: DataConfig, seed: int, out: str | Path, progress: Callable[[Split], Progress] | None = None
-) -> dict[Split, dict[str, Any]]:
-    """Both datasets, `out`/train and `out`/heldout, or nothing. progress: the callback for each split.
+def build_splits(data: DataConfig, seed: int, out: str | Path) -> dict[Split, dict[str, Any]]:
+    """`write_splits` of `build_dataset`."""
+    return write_splits(lambda split, folder: build_dataset(data, seed, split, folder), out)
 
-    Raises ValueError as `build_dataset`.
+
+def write_splits(build: Callable[[Split, Path], Any], out: str | Path) -> dict[Split, dict[str, Any]]:
+    """Both datasets, `out`/train and `out`/heldout, or nothing; their summaries. build(split, folder) writes one.
+
+    Raises ValueError where `out` exists, and what `build` raises.
     """
     out = Path(out).expanduser().absolute()
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder or remove it")
     folder = out.with_name(f".{out.name}.building-{os.getpid()}")
     try:
-        summaries = {
-            split: build_dataset(data, seed, split, folder / split, progress(split) if progress else None)
-            for split in SPLITS
-        }
+        for split in SPLITS:
+            build(split, folder / split)
+        summaries = {split: json.loads((folder / split / "summary.json").read_text()) for split in SPLITS}
         os.replace(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

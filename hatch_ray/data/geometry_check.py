@@ -102,11 +102,11 @@ def refuse_misread(verdicts: Sequence[SceneVerdict], root: object) -> None:
         return
     first, found = bad[0], bad[0].verdict
     share = "too few pixels meet to compare" if found.share is None else f"only {found.share:.2f} of the pixels agree"
-    mend = "check axes, direction of the poses, units and intrinsics"
+    fix = "check axes, direction of the poses, units and intrinsics"
     if found.fits is not None:
-        mend = f"{found.fits_share:.2f} would with {_reading(found.fits)}"
+        fix = f"{found.fits_share:.2f} would with {_reading(found.fits)}"
     more = f" (and {len(bad) - 1} more of {len(verdicts)} scenes looked at)" if len(bad) > 1 else ""
     raise ValueError(
         f"{root}: poses, depth and intrinsics of {first.name}{more} do not fit each other: {share} in depth with a "
-        f"near view; {mend}; data.check_geometry=false goes on as it is"
+        f"near view; {fix}; data.check_geometry=false goes on as it is"
     )

@@ -60,7 +60,7 @@ def load_stored(source: Path | bytes, name: str, formats: tuple[str, ...] = FORM
     """RGB pixels as they are stored, fully decoded, and the EXIF orientation (1: upright). The one reader of colour.
 
     source: a file, or the bytes of one; name: what messages call it. CMYK, grey and palette images are converted,
-    transparency is dropped. Raises ImageRefused (a ValueError) with the name, the reason and the mend when it is
+    transparency is dropped. Raises ImageRefused (a ValueError) with the name, the reason and the fix when it is
     absent, empty, truncated or not an image, has too many pixels, several frames, or a shape that the model cannot
     see, or holds depth.
     """

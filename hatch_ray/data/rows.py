@@ -16,7 +16,7 @@ from hatch_ray.geometry.actions import check_atoms
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.protocol.values import gold_fault
-from hatch_ray.sample import AnswerForm, MarkColor
+from hatch_ray.sample import ANSWER_FORMS, MarkColor
 
 FAULTS_NAMED = 10
 SHOWN = 60
@@ -105,7 +105,7 @@ class SampleRow(_Part):
     id: Text
     scene: Text
     task: Text
-    answer_form: AnswerForm
+    answer_form: Text
     question: Text
     answer: str
     views: Annotated[list[ViewRow], Field(min_length=1)]
@@ -116,7 +116,7 @@ class SampleRow(_Part):
     @model_validator(mode="after")
     def _check(self) -> SampleRow:
         check_text(self.question)
-        fault = gold_fault(self.answer, self.answer_form)
+        fault = gold_fault(self.answer, self.answer_form) if self.answer_form in ANSWER_FORMS else None
         if fault is not None:
             said = fault.replace("_", " ")
             raise ValueError(f"answer {self.answer[:SHOWN]!r} {said} (answer_form {self.answer_form})")
@@ -158,7 +158,7 @@ def checked_rows(index: Path) -> list[dict[str, Any]]:
     if faults:
         more = f"; and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
         raise ValueError(
-            f"{index} has rows that are not samples: {'; '.join(faults[:FAULTS_NAMED])}{more}; mend them, or build the "
+            f"{index} has rows that are not samples: {'; '.join(faults[:FAULTS_NAMED])}{more}; fix them, or build the "
             "dataset again"
         )
     return rows

@@ -91,6 +91,12 @@ class DatasetWriter:
             save_depth(self.folder / "depth" / name, frame.depth)
         return view
 
+    def add_photo(self, scene: str, index: int, rgb: np.ndarray) -> View:
+        """Write a photo, (H, W, 3) uint8, of which nothing else is known."""
+        path = Path("images") / scene / f"{index:06d}.png"
+        save_image(self.folder / path, rgb)
+        return View(path)
+
     def add_scene(self, scene: str, up: np.ndarray | None, objects: Iterable[SceneObject]) -> None:
         """Remember what plans from above need."""
         self.scenes[scene] = {
@@ -104,24 +110,6 @@ class DatasetWriter:
 
     def __len__(self) -> int:
         return len(self._rows)
-
-
-def write_dataset(path: str | Path, samples: Iterable[Sample]) -> None:
-    """Copy samples with absolute paths into a dataset folder of their own (for subsets and tests)."""
-    with DatasetWriter(path) as writer:
-        for sample in samples:
-            views = []
-            for view in sample.views:
-                places: dict[str, Path | None] = {"image_path": view.image_path, "depth_path": view.depth_path}
-                for key, source in places.items():
-                    if source is not None:
-                        target = Path("images" if key == "image_path" else "depth") / source.parent.name / source.name
-                        (writer.folder / target).parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(source, writer.folder / target)
-                        places[key] = target
-                views.append(View(**(vars(view) | places)))
-            writer.add(Sample(**(vars(sample) | {"views": tuple(views)})))
-        writer.summary = {"samples": len(writer)}
 
 
 def read_dataset(path: str | Path) -> list[Sample]:

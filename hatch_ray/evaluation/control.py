@@ -1,19 +1,13 @@
-"""The blind control: does the model use its images? Ask every question with another question's images, and compare."""
+"""The blind control: does the model use its images? Every question is asked with another question's images, too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from hatch_ray.evaluation.heldout import Row, term
-from hatch_ray.evaluation.intervals import Bootstrap, all_hold, verdict
 from hatch_ray.sample import Sample
-
-MARGIN_SHARE = 0.5
-"""A model's actions look when its images are worth at least this share of its margin over the best constant plan."""
 
 
 def swap_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -42,33 +36,3 @@ def swap_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
         giver = samples[int(random.choice(givers))]
         swapped.append(replace(sample, views=giver.views, meta=sample.meta | {"swapped_from": giver.id}))
     return swapped
-
-
-def blind_control(
-    seen: Sequence[Row], swapped: Sequence[Row], constant: Sequence[Row], bootstrap: int = 2000, seed: int = 0
-) -> dict[str, Any]:
-    """Read the control: `seen` are the model's rows with the right images, `swapped` with others', on one sample set.
-
-    Two claims, each judged by its 95 % interval (`intervals.verdict`). `actions_look`: the margin over the best
-    constant plan (chosen on these very samples) is positive, and the action reward falls by at least half of it;
-    `action_surplus` is how much more than that it falls. None where no actions were due. `answers_look`: the answer
-    reward falls.
-    """
-    order = {row["id"]: index for index, row in enumerate(seen)}
-    if not (set(order) == {row["id"] for row in swapped} == {row["id"] for row in constant}):
-        raise ValueError("the three evaluations answer different samples; evaluate all on the same held-out set")
-    swapped = sorted(swapped, key=lambda row: order[row["id"]])
-    constant = sorted(constant, key=lambda row: order[row["id"]])
-    draws = Bootstrap([row["scene"] for row in seen], bootstrap, seed)
-    action, blind, fixed = (term(rows, "action") for rows in (seen, swapped, constant))
-    answer_fall = draws.mean(term(seen, "answer") - term(swapped, "answer"))
-    fall, margin = draws.mean(action - blind), draws.mean(action - fixed)
-    surplus = draws.mean((action - blind) - MARGIN_SHARE * (action - fixed))
-    assert answer_fall is not None
-    result: dict[str, Any] = {"answer_fall": answer_fall, "action_fall": fall, "action_margin": margin}
-    result |= {"action_surplus": surplus, "answers_look": verdict(answer_fall)}
-    if fall is None or margin is None or surplus is None:
-        return result | {"fall_share": None, "actions_look": None}
-    result["fall_share"] = round(fall["value"] / margin["value"], 4) if margin["value"] > 0 else None
-    result["actions_look"] = all_hold(verdict(margin), verdict(surplus, above=False))
-    return result

@@ -7,34 +7,31 @@ RUN/eval/comparison.json holds them; the terminal table and the report only show
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
-import numpy as np
-
-from hatch_ray.evaluation.control import blind_control
-from hatch_ray.evaluation.heldout import SWAPPED, compare, read_rows, read_summary
-from hatch_ray.evaluation.intervals import Bootstrap, Interval, Verdict, verdict
-from hatch_ray.run_folder import STAGES, RunFolder, write_atomic
+from hatch_ray.evaluation.heldout import SWAPPED, compare, read_rows, read_table
+from hatch_ray.evaluation.intervals import Interval, Verdict, verdict
+from hatch_ray.run_folder import RunFolder, write_atomic
+from hatch_ray.systems.base import System
 
 FINAL = "final"
-MODELS = ("base", *STAGES, FINAL)
-"""Names of evaluations of a model, in the order in which the recipe makes them."""
-CONTROLS = (FINAL + SWAPPED, "constant", "still")
+GRPO = "grpo"
 
-LABELS = {
-    "base": "base",
-    "pasta": "after PaStA",
-    "qa_sft": "QA SFT, direct",
-    "cold_start": "after cold start",
-    "grpo": "after GRPO",
-    FINAL: "final",
-    FINAL + SWAPPED: "final, swapped",
-    "constant": "best constant",
-    "still": "do not move",
-}
 
-VALID_FORMAT = 0.95
+class Claim(TypedDict):
+    """A sentence, the figures to it in words, the interval that judges it, and the verdict; None: not measured."""
+
+    claim: str
+    measured: str
+    interval: Interval | None
+    holds: Verdict | None
+
+
+def claim(
+    text: str, measured: str = "not measured", interval: Interval | None = None, holds: Verdict | None = None
+) -> Claim:
+    return Claim(claim=text, measured=measured, interval=interval, holds=holds)
 
 
 def interval_text(interval: Mapping[str, Any] | None, digits: int = 3) -> str:
@@ -44,116 +41,101 @@ def interval_text(interval: Mapping[str, Any] | None, digits: int = 3) -> str:
     return f"{interval['value']:.{digits}f} ({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"
 
 
-def patch_retrieval(run: RunFolder) -> dict[str, Any] | None:
-    """RUN/eval/patch_retrieval.json (PaStA's accuracy before and after), or None when it was not measured."""
-    path = run.evaluation("patch_retrieval")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def retrieval_text(found: Mapping[str, Any]) -> str:
+    """Of patch_retrieval.json, before and after PaStA: "0.571 (0.550 to 0.594) -> 0.616 (0.596 to 0.640)"."""
+    return " -> ".join(interval_text({"value": found[when]["mean"], **found[when]}) for when in ("before", "after"))
 
 
-def retrieval_gain(found: dict[str, Any], bootstrap: int, seed: int) -> Interval | None:
-    """By how much PaStA raised the share of patches that are matched: paired, pair by pair of views, by scene.
+def models_among(system: System, names: Sequence[str]) -> list[str]:
+    """Those names of evaluations that are of a model, in the order in which the recipe makes them."""
+    return [name for name in ("base", *(stage.name for stage in system.stages), FINAL) if name in names]
 
-    None where RUN/eval/patch_retrieval.json has no figures by pair, as in runs of older versions.
-    """
-    if (pairs := found.get("by_pair")) is None:
+
+def around_grpo(system: System, run: RunFolder, names: Sequence[str]) -> tuple[str, str] | None:
+    """The evaluations of the model that GRPO started from and of the one that it made; None unless both are there."""
+    models = models_among(system, names)
+    after = GRPO if GRPO in models else FINAL
+    if not run.progress().get(GRPO, {}).get("done") or after not in models[1:]:
         return None
-    more = np.array(pairs["after"], dtype=np.float64) - np.array(pairs["before"], dtype=np.float64)
-    return Bootstrap(pairs["scene"], bootstrap, seed).ratio(more, np.array(pairs["judged"], dtype=np.float64))
+    return models[models.index(after) - 1], after
 
 
-def _claim(
-    text: str, measured: str | None = None, interval: Any = None, holds: Verdict | None = None
-) -> dict[str, Any]:
-    return {"claim": text, "measured": measured or "not measured", "interval": interval, "holds": holds}
+def compared(system: System, run: RunFolder, names: Sequence[str]) -> tuple[str | None, str | None]:
+    """The two models that tables and samples show: the one that GRPO started from, or else the first; and the last."""
+    models = models_among(system, names)
+    before, _ = around_grpo(system, run, names) or (models[0] if len(models) > 1 else None, None)
+    return before, models[-1] if models else None
 
 
-def _retrieval_claim(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
-    text = "PaStA raises patch retrieval"
-    found = patch_retrieval(run)
-    if found is None:
-        return _claim(text)
-    measured = " -> ".join(interval_text({"value": found[when]["mean"], **found[when]}) for when in ("before", "after"))
-    gain = retrieval_gain(found, bootstrap, seed)
-    if gain is None:
-        return _claim(text, measured)
-    return _claim(text, f"{interval_text(gain)}; {measured}", gain, verdict(gain))
+class Evaluations:
+    """All evaluations of a run, and what its claims are made of.
 
+    names    those present: of models in the recipe's order, then the controls.
+    rows     judged replies (`heldout.Row`) by evaluation.
+    grpo     what GRPO changed (`heldout.compare`); None unless it ran.
+    overall  differences of "final" against "base".
+    blind    differences of "final" against itself with another question's images.
+    """
 
-def _format_claim(run: RunFolder) -> dict[str, Any]:
-    text = f"Cold start brings valid format to {100 * VALID_FORMAT:g} % or more"
-    summary = read_summary(run, "cold_start")
-    if summary is None:
-        return _claim(text)
-    found = summary["overall"]["format"]
-    return _claim(text, interval_text(found), found, verdict(found, VALID_FORMAT, above=False))
+    def __init__(self, system: System, run: RunFolder, bootstrap: int, seed: int) -> None:
+        self.run, self.bootstrap, self.seed = run, bootstrap, seed
+        made = sorted(path.stem for path in run.evaluation("").parent.glob("*.jsonl"))
+        first = [*models_among(system, made), FINAL + SWAPPED]
+        self.names = [name for name in first if name in made] + [name for name in made if name not in first]
+        self.rows = {name: read_rows(run, name) for name in self.names}
+        self.grpo = self.change(*(around_grpo(system, run, self.names) or ("", "")))
+        self.overall = self.change("base", FINAL)
+        self.blind = self.change(FINAL + SWAPPED, FINAL)
 
+    def change(self, before: str, after: str) -> dict[str, Any] | None:
+        """`heldout.compare` of two evaluations; None where one was not made."""
+        if before not in self.rows or after not in self.rows:
+            return None
+        return compare(self.rows[before], self.rows[after], self.bootstrap, self.seed)
 
-def _grpo_claims(run: RunFolder, change: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A gain may be one of guessing: what the model earns blind stands beside it."""
-    swapped = read_summary(run, FINAL + SWAPPED)
-    claims = []
-    for text, name, above in (
-        ("GRPO raises the mean action reward", "action", True),
-        ("GRPO does not lower the answer reward", "answer", False),
-    ):
-        found = change["overall"][name] if change is not None else None
+    def raised(self, text: str, term: str, *, above: bool = True) -> Claim:
+        """GRPO raises the mean of a term; with above=False: does not lower it.
+
+        A gain may be one of guessing: what the final model earns blind stands beside it.
+        """
+        found = self.grpo["overall"].get(term) if self.grpo else None
         if found is None:
-            claims.append(_claim(text))
-            continue
-        blind = interval_text(swapped["overall"][name]) if swapped is not None else "not measured"
+            return claim(text)
+        swapped = read_table(self.run, FINAL + SWAPPED)
+        blind = interval_text(swapped["overall"].get(term)) if swapped else "not measured"
         measured = f"{interval_text(found)}; final with another question's images: {blind}"
-        claims.append(_claim(text, measured, found, verdict(found, above=above)))
-    return claims
+        return claim(text, measured, found, verdict(found, above=above))
+
+    def looks(self, text: str, term: str) -> Claim:
+        """The final model uses its images: with another question's images the mean of a term falls."""
+        found = self.blind["overall"].get(term) if self.blind else None
+        if found is None:
+            return claim(text)
+        return claim(text, f"they cost {interval_text(found)}", found, verdict(found))
 
 
-def _sight_claims(blind: dict[str, Any] | None) -> list[dict[str, Any]]:
-    actions = "Its actions look: another question's images cost at least half of the margin over the best constant plan"
-    answers = "Its answers look: another question's images cost answer reward"
-    if blind is None:
-        return [_claim(actions), _claim(answers)]
-    fall = blind["answer_fall"]
-    looks = _claim(answers, f"they cost {interval_text(fall)}", fall, blind["answers_look"])
-    if blind["actions_look"] is None:
-        return [_claim(actions), looks]
-    measured = (
-        f"they cost {interval_text(blind['action_fall'])}, margin {interval_text(blind['action_margin'])}; "
-        f"cost less half of the margin: {interval_text(blind['action_surplus'])}"
-    )
-    return [_claim(actions, measured, blind["action_surplus"], blind["actions_look"]), looks]
+def labels(system: System, names: Sequence[str]) -> dict[str, str]:
+    """Evaluations in words."""
+    known = {FINAL + SWAPPED: "final, swapped", "constant": "best constant"}
+    known |= {stage.name: f"after {stage.short}" for stage in system.stages} | dict(system.words.labels)
+    return {name: known.get(name, name.replace("_", " ")) for name in names}
 
 
-def write_findings(run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
+def write_findings(system: System, run: RunFolder, bootstrap: int, seed: int) -> dict[str, Any]:
     """Compare the evaluations that the run has and write RUN/eval/comparison.json; what is missing is null there.
 
-    models   names of the evaluations present, in the recipe's order, then the controls; labels: their names in words.
-    grpo     differences of "final" against "cold_start" (`heldout.compare`); null unless GRPO ran.
-    overall  differences of "final" against "base".
-    blind    `control.blind_control` of "final".
-    claims   [{"claim", "measured", "interval", "holds": "yes" | "no" | "not shown" | null}]; null: not measured.
+    models, labels        names of the evaluations (`Evaluations.names`), and the same in words.
+    grpo, overall, blind  `Evaluations`.
+    claims                [`Claim`] of the system.
     """
-    present = [name for name in MODELS + CONTROLS if run.evaluation(name).exists()]
-    rows = {name: read_rows(run, name) for name in present}
-
-    def change(before: str, after: str) -> dict[str, Any] | None:
-        return compare(rows[before], rows[after], bootstrap, seed) if before in rows and after in rows else None
-
-    grpo = change("cold_start", FINAL) if run.progress().get("grpo", {}).get("done") else None
-    needed = (FINAL, FINAL + SWAPPED, "constant")
-    blind = None
-    if all(name in rows for name in needed):
-        blind = blind_control(rows[FINAL], rows[FINAL + SWAPPED], rows["constant"], bootstrap, seed)
-    found = {
-        "models": present,
-        "labels": LABELS,
-        "grpo": grpo,
-        "overall": change("base", FINAL),
-        "blind": blind,
-        "claims": [
-            _retrieval_claim(run, bootstrap, seed),
-            _format_claim(run),
-            *_grpo_claims(run, grpo),
-            *_sight_claims(blind),
-        ],
+    found = Evaluations(system, run, bootstrap, seed)
+    table = {
+        "models": found.names,
+        "labels": labels(system, found.names),
+        "grpo": found.grpo,
+        "overall": found.overall,
+        "blind": found.blind,
+        "claims": system.claims(found),
     }
-    write_atomic(run.evaluation("comparison"), json.dumps(found, indent=2, allow_nan=False))
-    return found
+    write_atomic(run.evaluation("comparison"), json.dumps(table, indent=2, allow_nan=False))
+    return table

@@ -2,7 +2,7 @@
 
 A "row" is one judged reply as plain JSON values; RUN/eval/<name>.jsonl holds them and RUN/eval/<name>.json their
 summary. `name` is the model that replied: "base", a stage's name, "final", one of these with SWAPPED behind it (the
-blind control), or "constant" and "still" (`evaluation.baselines`).
+blind control), or that of a reply without looking (`System.blind_replies`).
 """
 
 from __future__ import annotations
@@ -14,35 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.config_sections import RewardConfig
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
-from hatch_ray.protocol.prompt import Mode
-from hatch_ray.protocol.response import parse_response
-from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.rewards.score import TOTAL
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
-from hatch_ray.sample import Atom, PairPlan, Sample, View
+from hatch_ray.sample import PairPlan, Sample, View
+from hatch_ray.systems.base import System
 
 Row = dict[str, Any]
 
-MEAN_TERMS = ("format", "action", "answer", "total")
-"""Reward terms, reported as means."""
-MEDIAN_TERMS = ("d_t", "d_r")
-"""Errors of the readable plans in metres and degrees, reported as medians (one wild plan would rule a mean)."""
 SWAPPED = "_swapped"
 
 
-def score_rows(
-    samples: Sequence[Sample], texts: Sequence[str], reward: RewardConfig, mode: Mode = "actions"
-) -> list[Row]:
-    """Judge one reply a sample with the training reward. Raises ValueError when their numbers differ."""
+def score_rows(system: System, stage: str, samples: Sequence[Sample], texts: Sequence[str]) -> list[Row]:
+    """Judge one reply a sample with the training reward, as replies of this stage's model.
+
+    Raises ValueError when their numbers differ.
+    """
     if len(samples) != len(texts):
         raise ValueError(f"{len(texts)} replies for {len(samples)} samples")
-    return [_row(sample, text, reward, mode) for sample, text in zip(samples, texts, strict=True)]
+    return [_row(system, stage, sample, text) for sample, text in zip(samples, texts, strict=True)]
 
 
-def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
-    score = score_reply(text, RewardTarget.from_sample(sample, mode), reward)
-    plans = parse_response(text, len(sample.views), mode).plans
+def _row(system: System, stage: str, sample: Sample, text: str) -> Row:
+    score = system.score(text, system.target(sample, stage)).row(system.weights())
     return {
         "id": sample.id,
         "scene": sample.scene,
@@ -55,10 +49,7 @@ def _row(sample: Sample, text: str, reward: RewardConfig, mode: Mode) -> Row:
         "gold_answer": sample.answer,
         "gold_plans": [_gold_plan(plan) for plan in sample.plans],
         "completion": text,
-        "parsed_answer": score.parsed_answer,
-        "plans": [_plan(source, target, atoms) for (source, target), atoms in sorted(plans.items())],
-        "terms": {name: getattr(score, name) for name in MEAN_TERMS + MEDIAN_TERMS},
-        "reasons": list(score.reasons),
+        **score,
         **({"swapped_from": sample.meta["swapped_from"]} if "swapped_from" in sample.meta else {}),
     }
 
@@ -70,19 +61,21 @@ def _field_of_view(view: View) -> float | None:
     return round(float(np.degrees(2 * np.arctan((view.intrinsics[0, 2] + 0.5) / view.intrinsics[0, 0]))), 1)
 
 
-def _plan(source: int, target: int, atoms: Sequence[Atom]) -> Row:
-    return {"from": source, "to": target, "action": [{name: value} for name, value in atoms]}
-
-
 def _gold_plan(plan: PairPlan) -> Row:
     frame = None if plan.frame is None else {"pitch_deg": plan.frame.pitch_deg, "roll_deg": plan.frame.roll_deg}
-    return _plan(plan.source, plan.target, plan.atoms) | {"frame": frame}
+    action = [{name: value} for name, value in plan.atoms]
+    return {"from": plan.source, "to": plan.target, "action": action, "frame": frame}
 
 
 def term(rows: Sequence[Row], name: str) -> np.ndarray:
-    """One term of every row, (rows,) float; NaN where it does not apply (no actions due, no readable plan)."""
-    values = [row["terms"][name] for row in rows]
+    """A term or measure of every row, (rows,) float; NaN where it does not apply (none due, nothing readable)."""
+    values = [(row["terms"] | row.get("measures", {})).get(name) for row in rows]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def names_of(rows: Sequence[Row], kind: str) -> list[str]:
+    """The names of the rows' "terms" (reported as means) or "measures" (as medians: one wild one would rule a mean)."""
+    return list(dict.fromkeys(name for row in rows for name in row.get(kind, {})))
 
 
 def _by_task(rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -97,8 +90,10 @@ def summarise(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
     everything = np.ones(len(rows), dtype=bool)
 
     def statistics(chosen: np.ndarray) -> dict[str, Interval | None]:
-        means = {name: draws.mean(np.where(chosen, term(rows, name), np.nan)) for name in MEAN_TERMS}
-        medians = {name: draws.median(np.where(chosen, term(rows, name), np.nan)) for name in MEDIAN_TERMS}
+        means = {name: draws.mean(np.where(chosen, term(rows, name), np.nan)) for name in names_of(rows, "terms")}
+        medians = {
+            name: draws.median(np.where(chosen, term(rows, name), np.nan)) for name in names_of(rows, "measures")
+        }
         return means | medians
 
     return {
@@ -112,16 +107,12 @@ def summarise(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    samples: Sequence[Sample],
-    texts: Sequence[str],
-    reward: RewardConfig,
-    bootstrap: int = 2000,
-    seed: int = 0,
-    mode: Mode = "actions",
-) -> dict[str, Any]:
-    """`summarise` of `score_rows`: each reward term overall and by task with 95 % intervals."""
-    return summarise(score_rows(samples, texts, reward, mode), bootstrap, seed)
+def in_order_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """`others` in the order of `rows`. Raises ValueError when the two did not answer the same samples."""
+    if sorted(row["id"] for row in rows) != sorted(row["id"] for row in others):
+        raise ValueError("the two evaluations answer different samples; evaluate both on the same held-out set")
+    partner = {row["id"]: row for row in others}
+    return [partner[row["id"]] for row in rows]
 
 
 def compare(before: Sequence[Row], after: Sequence[Row], bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -129,12 +120,9 @@ def compare(before: Sequence[Row], after: Sequence[Row], bootstrap: int = 2000, 
 
     Raises ValueError when the two did not answer the same samples.
     """
-    if sorted(row["id"] for row in before) != sorted(row["id"] for row in after):
-        raise ValueError("the two evaluations answer different samples; evaluate both on the same held-out set")
-    partner = {row["id"]: row for row in after}
-    after = [partner[row["id"]] for row in before]
+    after = in_order_of(before, after)
     draws = Bootstrap([row["scene"] for row in before], bootstrap, seed)
-    differences = {name: term(after, name) - term(before, name) for name in MEAN_TERMS}
+    differences = {name: term(after, name) - term(before, name) for name in names_of([*before, *after], "terms")}
     return {
         "overall": {name: draws.mean(values) for name, values in differences.items()},
         "tasks": {
@@ -153,12 +141,20 @@ def write_evaluation(run: RunFolder, name: str, rows: Sequence[Row], bootstrap: 
     return summary
 
 
-def read_summary(run: RunFolder, name: str) -> dict[str, Any] | None:
-    """RUN/eval/<name>.json, or None when that evaluation was not made."""
+def read_table(run: RunFolder, name: str) -> Any:
+    """RUN/eval/<name>.json: a summary, or what else lies there; None when it was not made."""
     path = run.evaluation(name)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def read_rows(run: RunFolder, name: str) -> list[Row]:
-    """RUN/eval/<name>.jsonl; empty when that evaluation was not made."""
-    return read_jsonl(run.evaluation(name).with_suffix(".jsonl"))
+    """RUN/eval/<name>.jsonl; empty when that evaluation was not made.
+
+    Rows of older versions hold their measures behind the total, among the terms; they are given their place.
+    """
+    rows = read_jsonl(run.evaluation(name).with_suffix(".jsonl"))
+    for row in rows:
+        if "measures" not in row:
+            names = list(row["terms"])
+            row["measures"] = {name: row["terms"].pop(name) for name in names[names.index(TOTAL) + 1 :]}
+    return rows

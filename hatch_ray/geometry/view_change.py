@@ -1,7 +1,7 @@
 """The change between two views as SPAR's view_change_infer states it: five signed numbers.
 
 SPAR does not publish its rotation convention. Both candidates are here, so that released answers can tell them apart
-(`hatch data check-spar`); they agree where the first camera is level.
+(`python -m tools.spar_check`); they agree where the first camera is level.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Is a GRPO run still learning? Warnings in words from one row of metrics a step. Pure Python.
 
-    health = Health(config.grpo)
+    health = Health(config.grpo, system.rates())
     for row in earlier_rows: health.add(row["step"], row)      # a resumed run: what was said is not said again
     for text in health.add(step, metrics): ...                 # [] while all is well
 
@@ -26,8 +26,8 @@ SHORT = 10
 """Steps in the moving means of shares, which have a bound of their own."""
 REWARD_FALL = 0.2
 """Trouble: the reward's moving mean is this share below its best. The demo's own curve falls by 1.5 % at most."""
-FORMAT_FALL = 0.15
-"""Trouble: the format rate's moving mean is this far below its best (the demo: 0.01)."""
+RATE_FALL = 0.15
+"""Trouble: the moving mean of a rate of well-formed replies is this far below its best (the demo: 0.01)."""
 SURE = 5.0
 """A fall must also be this many standard errors, so that small and noisy batches do not look like one: over 1,000 steps
 of pure noise the moving mean itself wanders by up to 4."""
@@ -74,9 +74,12 @@ class _Signal:
 
 
 class Health:
-    """Follows the metrics of a GRPO stage; `add` returns what there is to say about a step."""
+    """Follows the metrics of a GRPO stage; `add` returns what there is to say about a step.
 
-    def __init__(self, config: GrpoConfig) -> None:
+    rates: `System.rates`.
+    """
+
+    def __init__(self, config: GrpoConfig, rates: Mapping[str, str]) -> None:
         self.config = config
         same = max(SAME_STEPS, math.ceil(SAME_GROUPS / config.prompts_per_step))
         self.signals = [
@@ -86,11 +89,9 @@ class Health:
                 f"lower grpo.lr ({config.lr:g}), raise grpo.beta ({config.beta:g}), and read the newest replies in "
                 "samples/grpo.jsonl; a run can start again from an earlier checkpoint's model",
             ),
-            _Signal(
-                "format rate falling",
-                _Fall("reward_format", absolute=FORMAT_FALL),
-                f"lower grpo.lr ({config.lr:g}) or grpo.temperature ({config.temperature:g}), raise grpo.beta "
-                f"({config.beta:g}) or reward.format_weight; see the reasons format:... in samples/grpo.jsonl",
+            *(
+                _Signal(f"{name} rate falling", _Fall(f"reward_{name}", absolute=RATE_FALL), helps)
+                for name, helps in rates.items()
             ),
             _Signal(
                 "entropy collapse",
@@ -140,9 +141,8 @@ def _skipped(step: int, row: Mapping[str, Any], config: GrpoConfig) -> list[str]
     if not row.get("skipped"):
         return []
     name = f"bad_batches/step-{step:06d}-rank0"
-    where = (
-        f"`hatch replay RUN/{name}` looks for the cause" if row.get("batch_kept") else f"{name} could not be written"
-    )
+    replay = f"`python -m tools.replay RUN/{name}` looks for the cause"
+    where = replay if row.get("batch_kept") else f"{name} could not be written"
     return [
         "step skipped: its loss or gradient was not finite, the weights stay as they were; "
         f"{where}; grpo.bad_steps={config.bad_steps} in a row end the run"

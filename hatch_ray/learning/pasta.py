@@ -1,7 +1,7 @@
 """Patch-Level Spatial Alignment (PaStA; paper, section 3.3, equations 1 to 5).
 
 The image encoder learns that patches of two views which show the same surface have similar features. Everything here
-is plain torch; `actors/pasta_stage.py` runs it over several workers.
+is plain torch; `actors/stages/pasta.py` runs it over several workers.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The loss is that of TRL's SFTTrainer (a test compares them): the token losses of a batch's replies, end tokens included,
 summed and divided by the number of these tokens. Prompts are tokenised as for inference, so that a trained model meets
 the very tokens it was trained on, and a batch is computed as GRPO computes one (`model.packing`): no padding, an image
-once. `actors/sft_stage.py` runs it over several workers.
+once. `actors/stages/sft.py` runs it over several workers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hatch_ray.config_sections import ModelConfig, SftConfig
 from hatch_ray.data.images import image_size, model_image, shrunk_size
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.packing import PackedBatch, pack
-from hatch_ray.model.prompt_tokens import Prompt, image_tokens_by_size, tokenize_prompt
-from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
+from hatch_ray.model.prompt_tokens import Prompt, prompt_length, tokenize_prompt
 from hatch_ray.sample import Sample
+from hatch_ray.systems.base import System
 
 
-def choose_samples(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
+def share_by_task(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
     """A seeded share of the samples with every task represented: `fraction` of each task, rounded up."""
     by_task: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
@@ -44,22 +43,23 @@ def choose_samples(samples: Sequence[Sample], fraction: float, seed: int) -> lis
 class SampleEncoder:
     """Turns samples into prompts and replies of tokens, keeping both for the next epoch."""
 
-    def __init__(self, processor: Any, mode: Mode, model: ModelConfig, pixels: PixelCache | None = None) -> None:
+    def __init__(self, processor: Any, system: System, stage: str, pixels: PixelCache | None = None) -> None:
         self.processor = processor
-        self.mode = mode
-        self.model = model
+        self.system, self.stage = system, stage
+        self.model = system.config.model
         self.pixels = pixels or PixelCache(processor)
         self.image_id: int = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._texts: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._prompts: dict[str, tuple[int, ...]] = {}
-        self._image_lengths: dict[Path, int] = {}
+        self._sizes: dict[Path, tuple[int, int]] = {}
 
     def _text(self, sample: Sample) -> tuple[str, tuple[int, ...]]:
         """The prompt's chat text and the reply's tokens."""
         if sample.id not in self._texts:
-            messages = sample_prompt(sample, self.mode, self.model.template)
+            messages = self.system.prompt(sample, self.stage)
             prompt = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            reply = self.processor.tokenizer(gold_reply(sample, self.mode), add_special_tokens=False)["input_ids"]
+            gold = self.system.gold(sample, self.stage)
+            reply = self.processor.tokenizer(gold, add_special_tokens=False)["input_ids"]
             self._texts[sample.id] = prompt, (*reply, self.processor.tokenizer.eos_token_id)
         return self._texts[sample.id]
 
@@ -87,14 +87,12 @@ class SampleEncoder:
     def length(self, sample: Sample) -> int:
         """Tokens of prompt and reply, from the sizes in the image files' headers (no image is decoded)."""
         prompt, reply_ids = self._text(sample)
-        text_ids = self.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        return len(text_ids) + len(reply_ids) + sum(self._image_tokens(view.image_path) - 1 for view in sample.views)
+        return len(reply_ids) + prompt_length(self.processor, prompt, [self._size(v.image_path) for v in sample.views])
 
-    def _image_tokens(self, path: Path) -> int:
-        if path not in self._image_lengths:
-            width, height = shrunk_size(*image_size(path), self.model.max_pixels)
-            self._image_lengths[path] = image_tokens_by_size(self.processor, width, height)
-        return self._image_lengths[path]
+    def _size(self, path: Path) -> tuple[int, int]:
+        if path not in self._sizes:
+            self._sizes[path] = shrunk_size(*image_size(path), self.model.max_pixels)
+        return self._sizes[path]
 
     def check(self, samples: Sequence[Sample]) -> None:
         """Raise ValueError naming the first sample that does not fit the context or has the name of another one."""
@@ -126,8 +124,3 @@ def reply_loss(logprobs: torch.Tensor, tokens: int, world: int = 1) -> torch.Ten
     logprobs (N,): of this worker's reply tokens; tokens: reply tokens of the whole batch, over all workers.
     """
     return -logprobs.sum() * (world / tokens)
-
-
-def total_steps(n_samples: int, config: SftConfig) -> int:
-    """Optimizer steps of a stage over n samples: max_steps, or by epochs, the last step filled from the next one."""
-    return config.max_steps or math.ceil(config.epochs * n_samples / config.batch_size)

@@ -6,13 +6,18 @@ On disk state.safetensors and state.json: nothing in them can run code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import get_scheduler
+
+from hatch_ray.config_sections import Trained
 
 TENSORS = "state.safetensors"
 NUMBERS = "state.json"
@@ -28,6 +33,21 @@ class TrainerState:
 
     tensors: dict[str, torch.Tensor]
     numbers: dict[str, Any]
+
+
+def in_parallel(scorer: nn.Module) -> DistributedDataParallel:
+    """Gradients summed over the workers; the buckets that travel are the gradients, not copies."""
+    return DistributedDataParallel(scorer, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def make_optimizer(
+    learning: Sequence[torch.Tensor], settings: Trained, steps: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    """A stage's AdamW and its learning-rate schedule over so many optimizer steps."""
+    fused = learning[0].is_cuda  # in place: no temporary copy of all weights
+    optimizer = torch.optim.AdamW(learning, lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    name = "cosine" if settings.schedule == "cosine" else "constant_with_warmup"
+    return optimizer, get_scheduler(name, optimizer, settings.warmup_steps, steps)
 
 
 def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

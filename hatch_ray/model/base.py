@@ -48,6 +48,17 @@ def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditi
     return model
 
 
+def recompute_activations(model: Any, wanted: bool | None, device: torch.device) -> None:
+    """Let each layer and vision block compute its activations again in the backward pass (learner.recompute)."""
+    if device.type != "cpu" if wanted is None else wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def in_dtype(weights: Mapping[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    """Weights in another dtype; those that have it are not copied."""
+    return {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+
+
 def load_processor(base: str | Path, max_pixels: int | None = None) -> Any:
     """Tokenizer and image processor. `max_pixels` lowers the image size above which the processor shrinks."""
     processor = AutoProcessor.from_pretrained(model_source(base))

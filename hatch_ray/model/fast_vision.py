@@ -14,9 +14,15 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
+CPU = torch.device("cpu")
 
-def speed_up_vision(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Windows of equal size attend together (others as before), and patches are embedded by a matrix product."""
+
+def speed_up_vision(model: Qwen2_5_VLForConditionalGeneration, device: torch.device = CPU) -> None:
+    """On CPU, windows of equal size attend together (others as before), and patches are embedded by a matrix product.
+    Elsewhere the model stays as it is.
+    """
+    if device.type != "cpu":
+        return
     model.model.visual.patch_embed.forward = functools.partial(_embed, model.model.visual.patch_embed)
     for block in model.model.visual.blocks:
         block.attn.forward = functools.partial(_attend, block.attn, type(block.attn).forward)

@@ -40,7 +40,7 @@ EXPONENTS = {"F64": (np.uint64, 0x7FF0 << 48), "F32": (np.uint32, 0x7F800000), "
 
 
 def check_model_folder(folder: Path, finite: bool = True) -> None:
-    """Raise ValueError, one line with the folder, the names, the likely cause and the mend, unless the folder is whole.
+    """Raise ValueError, one line with the folder, the names, the likely cause and the fix, unless the folder is whole.
 
     finite: read every weight and refuse NaN and infinity (about a second for each GB).
     """

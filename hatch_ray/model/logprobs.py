@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hatch_ray.config_sections import Precision
 from hatch_ray.model.base import BAN_BIAS
 from hatch_ray.model.group_attention import use_group_attention
 from hatch_ray.model.image_features import ImageEncoder
@@ -24,10 +25,12 @@ class ReplyScorer(nn.Module):
     """Maps a `PackedBatch` to (log-probabilities (N,), entropies (N,)) under temperature and the ban of tokens.
 
     A module, so that DistributedDataParallel and FSDP can wrap it. Both results are float32; the entropy (nats, of the
-    same tempered and masked distribution) has no gradient.
+    same tempered and masked distribution) has no gradient. compute: of the matrix products, whatever the weights are.
     """
 
-    def __init__(self, model: nn.Module, temperature: float = 1.0, banned: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, temperature: float = 1.0, banned: Sequence[int] = (), compute: Precision = "float32"
+    ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
@@ -35,26 +38,29 @@ class ReplyScorer(nn.Module):
         self.model = model
         self.encoder = ImageEncoder(model.model.visual)
         self.temperature = temperature
+        self.half = compute == "bfloat16"
         vocabulary = model.lm_head.out_features
         bias = torch.zeros(vocabulary)
         bias[list(banned)] = BAN_BIAS
         self.register_buffer("bias", bias.to(next(model.parameters()).device), persistent=False)
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = self._hidden(batch)
-        step = max(1, HEAD_CHUNK // len(self.bias))
-        if len(hidden) <= step:
-            return self._score(hidden, batch.target)
-        pieces = [
-            checkpoint(self._score, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(step), batch.target.split(step), strict=True)
-        ]
-        return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+        with torch.autocast(self.bias.device.type, torch.bfloat16, enabled=self.half):
+            hidden = self._hidden(batch)
+            step = max(1, HEAD_CHUNK // len(self.bias))
+            if len(hidden) <= step:
+                return self._score(hidden, batch.target)
+            pieces = [
+                checkpoint(self._score, h, t, use_reentrant=False)
+                for h, t in zip(hidden.split(step), batch.target.split(step), strict=True)
+            ]
+            return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
 
     @torch.no_grad()
     def distributions(self, batch: PackedBatch) -> torch.Tensor:
         """(N, vocabulary) float32: the log-probabilities of every token in the place of each scored one."""
-        return self._logprobs(self._hidden(batch))
+        with torch.autocast(self.bias.device.type, torch.bfloat16, enabled=self.half):
+            return self._logprobs(self._hidden(batch))
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         """(N, d): what the head turns into the logits of each scored token."""

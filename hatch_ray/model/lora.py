@@ -14,8 +14,12 @@ TARGETS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj
 
 
 def add_lora(model: nn.Module, rank: int) -> nn.Module:
-    """Add adapters of this rank (alpha = 2 rank); only they learn. They start as zero: outputs do not change."""
-    return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), model)
+    """Add float32 adapters of this rank (alpha = 2 rank); only they learn. They start as zero: nothing changes."""
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
 
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
@@ -37,13 +41,11 @@ def without_lora(model: nn.Module) -> Iterator[None]:
 
 
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with the adapters' products added to their layers, under the model's own names."""
+    """The state dict with the adapters' products added to their layers, in float32, under the model's own names."""
     merged = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
     }
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = merged[f"{name}.weight"]
-            delta = module.get_delta_weight("default")
-            merged[f"{name}.weight"] = (weight + delta).to(weight.dtype)
+            merged[f"{name}.weight"] = merged[f"{name}.weight"].float() + module.get_delta_weight("default")
     return merged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,12 @@ def image_tokens_by_size(processor: Any, width: int, height: int) -> int:
     """Tokens of an image of this size (pixels as the processor gets them), nothing decoded."""
     patches = processor.image_processor.get_number_of_image_patches(height, width, {})
     return int(patches) // processor.image_processor.merge_size**2
+
+
+def prompt_length(processor: Any, text: str, sizes: Iterable[tuple[int, int]]) -> int:
+    """Tokens of a chat text whose image placeholders stand for images of these (width, height), nothing decoded."""
+    words = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return words + sum(image_tokens_by_size(processor, width, height) - 1 for width, height in sizes)
 
 
 def tokenize_prompt(processor: Any, text: str, images: Sequence[ImagePatches]) -> Prompt:

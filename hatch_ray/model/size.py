@@ -46,17 +46,23 @@ LIVE_VERSIONS = 2
 
 
 def learner_gib(config: Config, parameters: int) -> float:
-    """Weights, gradients, Adam's moments and the GRPO reference of one worker, GiB; activations come on top.
+    """Weights, gradients, Adam's moments and the GRPO reference of one worker, GiB; activations come on
+    top.
 
-    With LoRA only the adapters have gradients and moments; they are small and counted as nothing here.
+    With LoRA only the adapters have gradients and moments (small, counted as nothing here), and the reference is the
+    base model with the adapters off.
     """
-    copies = 1 + (0 if config.model.lora_rank else 1 + ADAM_MOMENTS) + (1 if config.grpo.beta > 0 else 0)
-    copies += LIVE_VERSIONS if config.rollout.weights == "nixl" else 0
-    return copies * parameters * BYTES[config.model.dtype] / 2**30
+    learner = config.learner
+    if config.model.lora_rank:
+        each = BYTES[learner.compute]
+    else:
+        each = (2 + ADAM_MOMENTS) * BYTES[learner.master] + (BYTES[learner.compute] if config.grpo.beta > 0 else 0)
+    each += LIVE_VERSIONS * BYTES[config.rollout.dtype] if config.rollout.weights == "nixl" else 0
+    return each * parameters / 2**30
 
 
 def engine_gib(config: Config, parameters: int) -> float:
     """Weights (with nixl also the version that arrives) and, on CPU, the key-value cache of one vLLM engine, GiB."""
     cache = 0.0 if config.rollout.gpus else config.rollout.kv_cache_mb / 1024
     copies = 2 if config.rollout.weights == "nixl" else 1
-    return copies * parameters * BYTES[config.model.dtype] / 2**30 + cache
+    return copies * parameters * BYTES[config.rollout.dtype] / 2**30 + cache

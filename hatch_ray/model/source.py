@@ -14,7 +14,7 @@ def tiny_model_path() -> Path:
     """The shipped hatch-tiny folder. Raises ValueError when the weights are not in the installation."""
     path = Path(__file__).parent / "weights" / "hatch-tiny"
     if not (path / "model.safetensors").is_file():
-        raise ValueError(f"no hatch-tiny weights at {path}: reinstall, or make them with `hatch tiny pretrain`")
+        raise ValueError(f"no hatch-tiny weights at {path}: reinstall hatch-ray")
     return path
 
 

@@ -18,7 +18,7 @@ def engine_arguments(model: str | Path, config: Config, gpu: bool) -> dict[str, 
     source = model_source(model)
     arguments: dict[str, Any] = {
         "model": source,
-        "dtype": config.model.dtype,
+        "dtype": config.rollout.dtype,
         "seed": config.seed,
         "max_model_len": config.model.max_length,
         "limit_mm_per_prompt": {"image": config.model.max_images, "video": 0},

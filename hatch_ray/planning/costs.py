@@ -11,15 +11,14 @@ how many times as long a share then takes (`beside`).
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 from scipy.optimize import nnls
 
 from hatch_ray.config import Config, ConfigError, load_config
@@ -74,24 +73,6 @@ class Costs:
     learn_beside: float = 1.0
     """The same of a learner worker."""
 
-    @classmethod
-    def read(cls, path: Path) -> Costs:
-        """From a file with a section "costs" (bench/results/planning.json). Raises ConfigError for any other."""
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["costs"]
-            lines: dict[str, Any] = {
-                name: Line(**found.pop(name)) for name in ("generate", "reward", "learn", "control")
-            }
-            return cls(**lines, **found)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{path} has no measured costs ({error}); make it with `python -m bench.planning`"
-            ) from None
-
-    def to_tree(self) -> dict[str, Any]:
-        """What `read` reads."""
-        return asdict(self)
-
     def on(self, parameters: int, speed: float, image_bytes: int) -> Costs:
         """The costs of a model of another size, with other images, on another machine.
 
@@ -100,14 +81,25 @@ class Costs:
         they are.
         """
         factor = parameters / self.parameters / speed
-        values = dict(self.__dict__) | {"parameters": parameters, "image_bytes": image_bytes}
-        values["prepare"] = self.prepare * image_bytes / self.image_bytes
-        values |= {
-            "generate": self.generate.times(factor),
-            "learn": self.learn.times(factor),
-            "sync": self.sync * factor,
-        }
-        return Costs(**values)
+        return replace(
+            self, parameters=parameters, generate=self.generate.times(factor), learn=self.learn.times(factor),
+            sync=self.sync * factor, image_bytes=image_bytes, prepare=self.prepare * image_bytes / self.image_bytes,
+        )  # fmt: skip
+
+
+class CostsFile(BaseModel):
+    """What a plan needs of a file of `bench.planning`."""
+
+    costs: Costs
+
+
+def read_costs(path: Path) -> Costs:
+    """From a file that `bench.planning` wrote. Raises ConfigError for any other."""
+    try:
+        return CostsFile.model_validate_json(path.read_bytes()).costs
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} has no measured costs; make it with `python -m bench.planning`: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -195,18 +187,14 @@ def fit(shares: Sequence[tuple[int, int]], seconds: Sequence[float]) -> Line:
     if not shares:
         raise ValueError("nothing was measured")
     table = np.array([[1.0, groups, replies] for groups, replies in shares])
-    target = np.array(seconds, dtype=float)
-    for columns in ([0, 1, 2], [0, 2], [2]):
-        part = table[:, columns]
-        if np.linalg.matrix_rank(part) == len(columns):
-            break
+    told = ([0, 1, 2], [0, 2], [2])
+    columns = next((some for some in told if np.linalg.matrix_rank(table[:, some]) == len(some)), told[-1])
     # Relative errors: a second too much on a step of two is worse than on one of ten.
+    target = np.array(seconds, dtype=float)
     weights = 1 / np.maximum(target, 1e-9)
-    found, _ = nnls(part * weights[:, None], target * weights)
-    whole = [0.0, 0.0, 0.0]
-    for column, value in zip(columns, found, strict=True):
-        whole[column] = float(value)
-    return Line(*whole)
+    found = np.zeros(3)
+    found[columns] = nnls(table[:, columns] * weights[:, None], target * weights)[0]
+    return Line(*found.tolist())
 
 
 def costs_of(measured: Sequence[Measured], parameters: int, image_bytes: int, machine: str) -> Costs:
@@ -217,28 +205,22 @@ def costs_of(measured: Sequence[Measured], parameters: int, image_bytes: int, ma
     """
     calm = [one for one in measured if one.sizes.max_staleness == 0] or list(measured)
     used = [one for one in calm if one.sizes.engines == one.sizes.workers == 1] or calm
-    sizes = [one.sizes for one in used]
-    costs = Costs(
-        generate=fit([s.share(s.engines) for s in sizes], [one.generate for one in used]),
-        reward=fit([s.judged() for s in sizes], [one.reward for one in used]),
-        learn=fit([s.share(s.workers) for s in sizes], [one.learn for one in used]),
-        control=fit([(s.groups, s.groups * s.group_size) for s in sizes], [one.control for one in used]),
-        prepare=float(statistics.median(one.prepare for one in used)),
-        sync=float(statistics.median(one.sync for one in used)),
-        reply_tokens=float(statistics.median(one.reply_tokens for one in used)),
-        parameters=parameters,
-        image_bytes=image_bytes,
-        machine=machine,
-        runs=len(calm),
-    )
-    if used is calm:
-        return costs
-    engines = [one.generate / costs.generate.seconds(*one.sizes.share(one.sizes.engines))
-               for one in calm if one.sizes.engines > 1]  # fmt: skip
-    workers = [one.learn / costs.learn.seconds(*one.sizes.share(one.sizes.workers))
-               for one in calm if one.sizes.workers > 1]  # fmt: skip
-    return replace(costs, generate_beside=_at_least_one(engines), learn_beside=_at_least_one(workers))
 
+    def line(phase: str, share: Callable[[Sizes], tuple[int, int]]) -> Line:
+        return fit([share(one.sizes) for one in used], [getattr(one, phase) for one in used])
 
-def _at_least_one(factors: Sequence[float]) -> float:
-    return max(1.0, statistics.median(factors)) if factors else 1.0
+    def median(name: str) -> float:
+        return float(statistics.median(getattr(one, name) for one in used))
+
+    def beside(phase: str, processes: str, alone: Line) -> float:
+        several = [one for one in calm if used is not calm and getattr(one.sizes, processes) > 1]
+        shares = [one.sizes.share(getattr(one.sizes, processes)) for one in several]
+        factors = [getattr(one, phase) / alone.seconds(*share) for one, share in zip(several, shares, strict=True)]
+        return max(1.0, statistics.median(factors)) if factors else 1.0
+
+    generate, learn = line("generate", lambda s: s.share(s.engines)), line("learn", lambda s: s.share(s.workers))
+    reward, control = line("reward", Sizes.judged), line("control", lambda s: s.share(1))
+    return Costs(
+        generate, reward, learn, control, median("prepare"), median("sync"), median("reply_tokens"), parameters,
+        image_bytes, machine, len(calm), beside("generate", "engines", generate), beside("learn", "workers", learn),
+    )  # fmt: skip

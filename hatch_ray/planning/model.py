@@ -16,7 +16,7 @@ from the head (`prepare`). docs/scaling.md has what is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hatch_ray.config import Config
@@ -51,17 +51,7 @@ class Work:
     @classmethod
     def of(cls, config: Config, parameters: int) -> Work:
         """At most: every prompt with model.max_images images of model.max_pixels."""
-        return cls(Sizes.of(config), parameters * BYTES[config.model.dtype], group_bytes(config))
-
-    def on(self, nodes: Mapping[str, Nodes]) -> Work:
-        """With as many processes as the nodes have, and the batch grown to the next multiple of the workers."""
-        workers = nodes["learner"].processes
-        groups = -(-self.sizes.groups // workers) * workers
-        sizes = replace(
-            self.sizes, groups=groups, engines=nodes["rollout"].processes, judges=nodes["reward"].processes,
-            workers=workers,
-        )  # fmt: skip
-        return replace(self, sizes=sizes)
+        return cls(Sizes.of(config), parameters * BYTES[config.rollout.dtype], group_bytes(config))
 
 
 @dataclass(frozen=True)
@@ -80,14 +70,6 @@ class Plan:
     """What the head's object store holds at once."""
     usd_hour: float
     reply_tokens: float
-
-    @property
-    def busy(self) -> dict[str, float]:
-        """The share of a step in which each role works."""
-        own = self.phases["control"] + self.phases["prepare"]
-        seconds = {"rollout": "generate", "reward": "reward", "learner": "learn"}
-        shares = {role: self.phases[phase] / self.seconds for role, phase in seconds.items()}
-        return shares | {"driver": min(1.0, own / self.seconds)}
 
     @property
     def slowest(self) -> str:
@@ -169,15 +151,11 @@ def _share_a_machine(nodes: Mapping[str, Nodes] | None, role: str, at_work: int)
     return nodes[role].each > 1 and not nodes[role].kind.gpus and at_work > nodes[role].count
 
 
-def grown(nodes: Mapping[str, Nodes], most_gpus: int) -> list[dict[str, Nodes]]:
+def grown(nodes: Mapping[str, Nodes], most_gpus: int) -> Iterator[dict[str, Nodes]]:
     """The nodes, doubled again and again until they would have more than `most_gpus` GPUs (processes without GPUs)."""
-    found: list[dict[str, Nodes]] = []
     factor = 1
-    while True:
-        larger = {role: replace(one, count=one.count * factor) for role, one in nodes.items()}
-        if found and gpus_of(larger) > most_gpus:
-            return found
-        found.append(larger)
+    while factor == 1 or factor * gpus_of(nodes) <= most_gpus:
+        yield {role: replace(one, count=one.count * factor) for role, one in nodes.items()}
         factor *= 2
 
 
@@ -188,6 +166,10 @@ def gpus_of(nodes: Mapping[str, Nodes]) -> int:
 
 
 def on_nodes(costs: Costs, work: Work, nodes: Mapping[str, Nodes], head: Kind, factor: int = 1) -> Plan:
-    """`predict` with as many processes as the nodes have and a batch `factor` times as large."""
-    larger = replace(work, sizes=replace(work.sizes, groups=work.sizes.groups * factor))
-    return predict(costs, larger.on(nodes), nodes, head)
+    """`predict` with as many processes as the nodes have, and a batch `factor` times as large, grown to the next
+    multiple of the learner workers.
+    """
+    engines, judges, workers = (nodes[role].processes for role in ("rollout", "reward", "learner"))
+    groups = -(-work.sizes.groups * factor // workers) * workers
+    sizes = replace(work.sizes, groups=groups, engines=engines, judges=judges, workers=workers)
+    return predict(costs, replace(work, sizes=sizes), nodes, head)

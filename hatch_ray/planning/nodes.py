@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,12 @@ def read_prices(path: Path = PRICES) -> tuple[dict[str, Kind], str]:
     try:
         tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         kinds = {name: Kind(name, **values) for name, values in tree["kinds"].items()}
-        source = f"{tree['source']}, {tree['date']}"
+        for name, kind in kinds.items():
+            if min(kind.cpus, kind.network_gbit) <= 0 or min(kind.gpus, kind.usd_hour) < 0:
+                raise ConfigError(f"{path}: {name} needs cpus and network_gbit above 0, gpus and usd_hour not below")
+        return kinds, f"{tree['source']}, {tree['date']}"
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a table of prices like {PRICES}: {error}") from None
-    for kind in kinds.values():
-        if min(kind.cpus, kind.network_gbit) <= 0 or min(kind.gpus, kind.usd_hour) < 0:
-            raise ConfigError(f"{path}: {kind.name} needs cpus and network_gbit above 0, gpus and usd_hour not below")
-    return kinds, source
 
 
 def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, Nodes]:
@@ -69,19 +69,19 @@ def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, 
     """
     asked: dict[str, tuple[int, str]] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        role, equals, rest = part.partition("=")
-        number, colon, named = rest.partition(":")
-        if role not in ROLES or not equals or not number.isdecimal() or int(number) < 1 or (colon and not named):
+        found = re.fullmatch(rf"({'|'.join(ROLES)})=([1-9]\d*)(?::(.+))?", part)
+        if not found:
             raise ConfigError(
                 f"--nodes {part!r} is not ROLE=COUNT or ROLE=COUNT:KIND with a role of {', '.join(ROLES)}"
             )
+        role, number, named = found.groups()
         if config.colocated and role == "rollout":
             raise ConfigError(f"--nodes {part!r}: colocated engines are on the learner's nodes; leave rollout out")
         asked[role] = (int(number), named or DEFAULTS[role])
-    found: dict[str, Nodes] = {}
+    nodes: dict[str, Nodes] = {}
     for role in ROLES:
         if config.colocated and role == "rollout":
-            found[role] = replace(found["learner"], shared=True)
+            nodes[role] = replace(nodes["learner"], shared=True)
             continue
         wanted, cpus, gpus = _processes(config, role)
         count, name = asked.get(role, (0, DEFAULTS[role]))
@@ -99,8 +99,8 @@ def parse_nodes(text: str, config: Config, kinds: dict[str, Kind]) -> dict[str, 
         if not count:
             count = math.ceil(wanted / room)
             room = min(room, wanted)
-        found[role] = Nodes(kind, count, room)
-    return found
+        nodes[role] = Nodes(kind, count, room)
+    return nodes
 
 
 def _processes(config: Config, role: str) -> tuple[int, float, float]:

@@ -14,7 +14,12 @@ from hatch_ray.planning.model import HEAD_STORE_BYTES, TURNS, Plan, Work, gpus_o
 from hatch_ray.planning.nodes import DEFAULTS, PRICES, Kind, Nodes, parse_nodes, read_prices
 from hatch_ray.run_folder import RunFolder
 
-PHASES = {"learner": "learn", "rollout": "generate", "reward": "reward"}
+OWNERS = {
+    "sync": "weights", "generate": "rollout", "reward": "reward", "control": "driver", "learn": "learner",
+    "prepare": "driver",
+}  # fmt: skip
+"""Phase -> who is at work in it."""
+NEVER_MEASURED = "never measured: how well a plan fits several machines, GPUs or a network (docs/scaling.md)"
 
 
 def run_costs(runs: list[Path], config: Config, parameters: int) -> Costs:
@@ -51,7 +56,8 @@ def print_plan(
             f"  with {plan.sizes.groups} prompts a step, not {config.grpo.prompts_per_step}: a multiple of the "
             f"{plan.sizes.workers} learner workers"
         )
-    console.print(_roles(plan, nodes, head))
+    say(NEVER_MEASURED)
+    console.print(_phases(plan, nodes, head))
     moved = ", ".join(f"{name} {_size(count)}" for name, count in plan.moved.items())
     say(f"moved between nodes a step: {moved}")
     store = f"the head's object store holds {_size(plan.store_bytes)} of images"
@@ -62,29 +68,21 @@ def print_plan(
         console.print(_growth(scaled, work, nodes, head, most_gpus))
 
 
-def _roles(plan: Plan, nodes: Mapping[str, Nodes], head: Kind) -> Table:
-    table = Table(title="Roles", title_justify="left")
-    for name in ("role", "nodes", "processes", "seconds a step", "of it network", "works", "waits"):
-        table.add_column(name, justify="left" if name in ("role", "nodes") else "right")
-    for role, phase in PHASES.items():
-        one = nodes[role]
-        place = "the learner's" if one.shared else f"{one.count} x {one.kind.name}"
-        busy = plan.busy[role]
-        table.add_row(
-            role, place, str(one.processes), f"{plan.phases[phase]:.3g}",
-            f"{plan.network.get(phase, 0.0):.3g}", f"{busy:.0%}", f"{1 - min(1.0, busy):.0%}",
-        )  # fmt: skip
-    for phase in ("control", "prepare", "sync"):
+def _phases(plan: Plan, nodes: Mapping[str, Nodes], head: Kind) -> Table:
+    table = Table(title="Phases of a step", title_justify="left")
+    for name in ("phase", "nodes", "processes", "seconds", "of it network", "works", "waits"):
+        table.add_column(name, justify="left" if name in ("phase", "nodes") else "right")
+    for phase, owner in OWNERS.items():
+        place, processes = f"1 x {head.name}" if owner == "driver" else "", ""
+        if one := nodes.get(owner):
+            place = "the learner's" if one.shared else f"{one.count} x {one.kind.name}"
+            processes = str(one.processes)
         seconds = plan.phases[phase]
+        works = min(1.0, seconds / plan.seconds)
         table.add_row(
-            f"driver: {phase}" if phase != "sync" else "weights: sync",
-            f"1 x {head.name}" if phase != "sync" else "",
-            "",
-            f"{seconds:.3g}",
-            f"{plan.network.get(phase, 0.0):.3g}",
-            f"{min(1.0, seconds / plan.seconds):.0%}",
-            "",
-        )
+            f"{owner}: {phase}", place, processes, f"{seconds:.3g}", f"{plan.network.get(phase, 0.0):.3g}",
+            f"{works:.0%}", f"{1 - works:.0%}" if one else "",
+        )  # fmt: skip
     return table
 
 

@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from hatch_ray.geometry.actions import ATOMS, MAX_DEGREES, MAX_METRES
 from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS
 from hatch_ray.protocol.prompt import Mode, format_plans, plans_in_words, reply_mode
-from hatch_ray.sample import AnswerForm, Atom
+from hatch_ray.sample import Atom
 
 MAX_STEPS = 6
 """Steps of one pair: the teacher's longest list turns twice, moves twice and turns twice."""
@@ -24,7 +24,7 @@ MAX_NUMBER = 999_999
 SYNONYMS = ("move_back",)
 """Words that the parser takes and training does not write."""
 
-LONGEST_ANSWER: dict[AnswerForm, str] = {
+LONGEST_ANSWER: dict[str, str] = {
     "letter": "A",
     "number": f"-{MAX_NUMBER}.99",
     "box": "[1000,1000,1000,1000]",
@@ -34,7 +34,7 @@ LONGEST_ANSWER: dict[AnswerForm, str] = {
 }
 
 
-def reply_grammar(n_views: int, form: AnswerForm, mode: Mode, options: int, fits: Callable[[str], bool]) -> str:
+def reply_grammar(n_views: int, form: str, mode: Mode, options: int, fits: Callable[[str], bool]) -> str:
     """The grammar of a reply to a prompt with `n_views` images that was asked in this form and mode.
 
     options: how many lettered choices there are, 0: any letter. fits: whether a text is short enough; each pair gets as
@@ -85,7 +85,7 @@ def _step_in_words(name: str) -> str:
     return f'"{before}" {_size(name)} " {after}"'
 
 
-def _answer(form: AnswerForm, options: int) -> str:
+def _answer(form: str, options: int) -> str:
     match form:
         case "letter":
             return f"[A-{ascii_uppercase[options - 1] if options else 'Z'}]"
@@ -104,6 +104,7 @@ def _answer(form: AnswerForm, options: int) -> str:
             return ' "," '.join(f"({' | '.join(two)}) {sizes.get(key, 'metres')}" for key, two in words.items())
         case "text":
             return f"[0-9A-Za-z(\\[] [^<\\r\\n\\t]{{0,{MAX_TEXT_CHARS - 1}}}"
+    raise ValueError(f"{form!r} is no answer form of HATCH")
 
 
 def _up_to(limit: int) -> str:
@@ -121,12 +122,12 @@ def _up_to(limit: int) -> str:
     return " | ".join(parts)
 
 
-def _fits(steps: int, n_views: int, form: AnswerForm, mode: Mode, fits: Callable[[str], bool]) -> bool:
+def _fits(steps: int, n_views: int, form: str, mode: Mode, fits: Callable[[str], bool]) -> bool:
     longest = {"degrees": MAX_DEGREES, "metres": MAX_METRES - 0.1}
     return all(fits(_longest(((name, longest[_size(name)]),) * steps, n_views, form, mode)) for name in ATOMS)
 
 
-def _longest(atoms: tuple[Atom, ...], n_views: int, form: AnswerForm, mode: Mode) -> str:
+def _longest(atoms: tuple[Atom, ...], n_views: int, form: str, mode: Mode) -> str:
     plans = dict.fromkeys(combinations(range(n_views), 2), atoms)
     reasoning = {
         "actions": f"<action>{format_plans(plans)}</action>",

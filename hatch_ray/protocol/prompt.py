@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, Literal
 
-from hatch_ray.sample import AnswerForm, Atom, Sample
+from hatch_ray.sample import Atom, Sample
 
 Reasoning = Literal["actions", "language"]
 """What stands before the answer: the camera motion as JSON actions (eq. 6), or the same in plain words (the paper's
@@ -22,7 +22,7 @@ Template = Literal["full-v1", "compact-v1"]
 
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 
-ANSWER_LINE: dict[AnswerForm, str] = {
+ANSWER_LINE: dict[str, str] = {
     "letter": "The answer is one letter.",
     "number": "The answer is one number.",
     "box": "The answer is a box [x1,y1,x2,y2] in 0-1000.",
@@ -79,7 +79,7 @@ def check_text(text: str) -> None:
 def build_prompt(
     question: str,
     n_views: int,
-    answer_form: AnswerForm,
+    answer_form: str,
     mode: Mode = "actions",
     template: Template = "full-v1",
 ) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import sys
 import unicodedata
 
 from hatch_ray.geometry.view_change import VIEW_CHANGE_WORDS
-from hatch_ray.sample import AnswerForm
 
 NUMBER = re.compile(r"(?<![\w.])(?:[-+]\s*)?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,2})?(?![\w]|\.\d)")
 LARGEST = sys.float_info.max
@@ -83,7 +82,7 @@ def plain_text(text: str) -> str:
     return " ".join(re.sub(r"\([^()]*\)", " ", text.lower()).split()).strip(" .")
 
 
-def gold_fault(gold: str, form: AnswerForm) -> str | None:
+def gold_fault(gold: str, form: str) -> str | None:
     """Why no reply could earn anything against this gold answer, not even its copy; None where a copy earns 1."""
     match form:
         case "letter":
@@ -99,3 +98,4 @@ def gold_fault(gold: str, form: AnswerForm) -> str | None:
             return None if parse_view_change(gold) is not None else "is_not_a_view_change"
         case "text":
             return None if plain_text(gold) else "is_empty"
+    raise ValueError(f"{form!r} is no answer form of HATCH")

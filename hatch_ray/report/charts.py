@@ -50,6 +50,13 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (total[last + 1] - total[first]) / (last + 1 - first)
 
 
+def _opened(width: int, height: int, label: str) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
+        'xmlns="http://www.w3.org/2000/svg">'
+    )
+
+
 def line_chart(
     series: Sequence[Series], label: str, span: tuple[float, float] | None = None, width: int = WIDTH
 ) -> str:
@@ -70,10 +77,7 @@ def line_chart(
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(label)}" '
-        'xmlns="http://www.w3.org/2000/svg">'
-    ]
+    parts = [_opened(width, HEIGHT, label)]
     for tick in ticks(low, high):
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
@@ -107,10 +111,7 @@ def interval_chart(rows: Sequence[tuple[str, dict[str, Any] | None]], label: str
     def x(value: float) -> float:
         return round(left + (width - left - RIGHT) * value / top, 1)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
-        'xmlns="http://www.w3.org/2000/svg">'
-    ]
+    parts = [_opened(width, height, label)]
     for tick in ticks(0, top):
         parts.append(
             f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{TOP}" y2="{height - 20}"/>'

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,6 +23,7 @@ from hatch_ray.report.words import atoms_in_words
 from hatch_ray.run_folder import write_atomic
 from hatch_ray.sample import Sample
 
+T = TypeVar("T")
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_INLINED_PIXELS = 640 * 480
 PNG_BELOW_PIXELS = 256 * 256
@@ -48,16 +52,13 @@ def inline_image(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def choose_samples(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """`count` samples in random order, each task in turn."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    by_task: dict[str, list[Sample]] = {}
-    for index in order:
-        by_task.setdefault(samples[index].task, []).append(samples[index])
-    queues = [by_task[task] for task in sorted(by_task)]
-    longest = max(map(len, queues))
-    turns = [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
-    return turns[:count]
+def each_task_in_turn(items: Sequence[T], task: Callable[[T], str], count: int, seed: int) -> list[T]:
+    """`count` of the items in random order, each task in turn."""
+    queues: dict[str, list[T]] = {}
+    for index in np.random.default_rng(seed).permutation(len(items)):
+        queues.setdefault(task(items[index]), []).append(items[index])
+    turns = zip_longest(*queues.values())
+    return [item for turn in turns for item in turn if item is not None][:count]
 
 
 def sample_plan(sample: Sample, objects: tuple[SceneObject, ...] = ()) -> str | None:
@@ -110,10 +111,8 @@ def show_dataset(path: str | Path, out_html: str | Path, count: int = 12, seed: 
     scenes = read_scenes(path)
     summary_file = path / "summary.json"
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
-    counts: dict[str, int] = {}
-    for sample in samples:
-        counts[sample.task] = counts.get(sample.task, 0) + 1
-    chosen = choose_samples(samples, count, seed)
+    counts = Counter(sample.task for sample in samples)
+    chosen = each_task_in_turn(samples, lambda sample: sample.task, count, seed)
     page = (
         template_environment()
         .get_template("data.html")

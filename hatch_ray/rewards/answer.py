@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.values import LETTER, numbers_in, parse_box, parse_view_change, plain_text
-from hatch_ray.sample import AnswerForm
 
 MRA_THRESHOLDS = [0.5 + 0.05 * k for k in range(10)]
 ANGLE_SCALE_DEG = 30.0
@@ -117,7 +116,7 @@ def score_text(prediction: str, gold: str) -> Scored:
     return (1.0, "") if box_iou(box, gold_box) >= SAME_BOX_IOU else (0.0, "other_box")
 
 
-SCORERS: dict[AnswerForm, Callable[[str, str], Scored]] = {
+SCORERS: dict[str, Callable[[str, str], Scored]] = {
     "letter": score_letter,
     "number": score_number,
     "box": score_box,
@@ -127,7 +126,7 @@ SCORERS: dict[AnswerForm, Callable[[str, str], Scored]] = {
 }
 
 
-def score_answer(prediction: str | None, gold: str, form: AnswerForm) -> Scored:
+def score_answer(prediction: str | None, gold: str, form: str) -> Scored:
     """R_ans-acc of one reply; no answer earns 0."""
     if prediction is None:
         return 0.0, "no_answer"

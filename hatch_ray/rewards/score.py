@@ -1,88 +1,79 @@
-"""The total reward (eq. 8) with everything that explains it."""
+"""A judged reply: named reward terms, and everything that explains them. Every system's `score` returns one."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from hatch_ray.config_sections import RewardConfig
-from hatch_ray.protocol.prompt import Mode, reply_mode
-from hatch_ray.protocol.response import parse_response
-from hatch_ray.rewards.action import PairScore, score_plans
-from hatch_ray.rewards.answer import score_answer
-from hatch_ray.sample import AnswerForm, PairPlan, Sample
-
-
-@dataclass(frozen=True)
-class RewardTarget:
-    """What a verifier needs of a sample: small, picklable, no pixels."""
-
-    sample_id: str
-    n_views: int
-    answer: str
-    answer_form: AnswerForm
-    plans: tuple[PairPlan, ...]
-    mode: Mode = "actions"
-
-    @classmethod
-    def from_sample(cls, sample: Sample, mode: Mode = "actions") -> RewardTarget:
-        return cls(sample.id, len(sample.views), sample.answer, sample.answer_form, sample.plans, mode)
+ROUNDING = 1e-6
+TOTAL = "total"
+"""The name of the weighted sum among the terms."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One reply judged. Every term lies in [0, 1]; total is their weighted sum (eq. 8).
+    """One reply judged.
 
-    action   None when no actions are due (language or direct mode, one view): the term is then left out of the total.
-    d_t, d_r mean errors over the pairs that had a readable plan, metres and degrees; None when none had.
-    reasons  why a term is 0 or the format is wrong, as "term:name", for counting.
+    terms     reward terms by name, each in [0, 1]; None: not due for this reply, and left out of the total.
+    measures  other numbers of 0 or more that are worth a median (errors in metres or degrees); None: not known.
+    reasons   why a term is low, as "term:name", for counting.
+    answer    the answer that was read; None where there is none.
+    detail    what else was read, as plain JSON values, for RUN/samples and RUN/eval.
     """
 
-    total: float
-    format: float
-    action: float | None
-    answer: float
-    d_t: float | None
-    d_r: float | None
-    reasons: tuple[str, ...]
-    pairs: tuple[PairScore, ...]
-    parsed_answer: str | None
+    terms: Mapping[str, float | None]
+    measures: Mapping[str, float | None] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    answer: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+    def total(self, weights: Mapping[str, float]) -> float:
+        """The weighted sum of the terms that are due, in the order of the weights."""
+        total = 0.0
+        for name, weight in weights.items():
+            value = self.terms.get(name)
+            if value is not None:
+                total += weight * value
+        return total
 
+    def row(self, weights: Mapping[str, float]) -> dict[str, Any]:
+        """Plain values: {"terms", "measures", "reasons", "parsed_answer", and what `detail` has}.
 
-def score_reply(text: str, target: RewardTarget, reward: RewardConfig) -> Score:
-    """Parse and judge one reply."""
-    response = parse_response(text, target.n_views, target.mode)
-    answer, answer_reason = score_answer(response.answer, target.answer, target.answer_form)
-    reasons = [f"format:{name}" for name in response.problems]
-    if answer_reason:
-        reasons.append(f"answer:{answer_reason}")
-    pairs: list[PairScore] = []
-    action: float | None = None
-    if reply_mode(target.mode, target.n_views) == "actions":
-        pairs = score_plans(response.plans, target.plans, reward.tau_t, reward.tau_r, reward.punish_stop)
-        action = sum(pair.reward for pair in pairs) / len(pairs)
-        reasons += dict.fromkeys(f"action:{pair.reason}" for pair in pairs if pair.reason)
-    format_term = float(response.format_ok)
-    total = reward.answer_weight * answer + reward.format_weight * format_term
-    if action is not None:
-        total += reward.action_weight * action
-    return Score(
-        total=total,
-        format=format_term,
-        action=action,
-        answer=answer,
-        d_t=_mean([pair.d_t for pair in pairs]),
-        d_r=_mean([pair.d_r for pair in pairs]),
-        reasons=tuple(reasons),
-        pairs=tuple(pairs),
-        parsed_answer=response.answer,
-    )
+        terms: the system's, and "total".
+        """
+        return {
+            "terms": {**self.terms, TOTAL: self.total(weights)},
+            "measures": dict(self.measures),
+            "reasons": list(self.reasons),
+            "parsed_answer": self.answer,
+            **self.detail,
+        }
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def check_scores(sample_id: str, scores: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> list[str]:
+    """What is wrong with the scores (`Score.row`) of one sample's replies, one text a fault; [] when nothing is.
+
+    A reward actor that runs into an error of its own must not become a gradient. Terms are those of the weights and lie
+    in [0, 1], the total between 0 and the sum of the weights; measures are finite and not below 0.
+    """
+    problems = []
+    for number, score in enumerate(scores):
+        terms, measures = score.get("terms", {}), score.get("measures", {})
+        bounds = dict.fromkeys(weights, 1.0) | {TOTAL: sum(weights.values())}
+        values = [(name, terms.get(name, math.nan), bound) for name, bound in bounds.items()]
+        values += [(name, value, math.inf) for name, value in measures.items()]
+        for name, value, bound in values:
+            if (value is not None or name == TOTAL) and not _within(value, bound):
+                upper = f"{bound:g}]" if math.isfinite(bound) else "inf)"
+                problems.append(f"sample {sample_id}, reply {number}: {name} is {value!r}, not in [0, {upper}")
+        if unknown := sorted(set(terms) - set(bounds)):
+            problems.append(f"sample {sample_id}, reply {number}: the terms {', '.join(unknown)} have no weight")
+    return problems
+
+
+def _within(value: Any, bound: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and 0 <= value <= bound * (1 + ROUNDING)

@@ -125,7 +125,7 @@ function cancelled() {
   say('Cancelled.')
 }
 
-/** A refusal in words; the field that it names is marked, and has the focus where it can be mended. */
+/** A refusal in words; the field that it names is marked, and has the focus where it can be fixed. */
 function failed(error) {
   if (!(error instanceof Problem)) console.error(error)
   const { what, todo, where, code } = error instanceof Problem ? { ...error, what: error.message }

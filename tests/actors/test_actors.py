@@ -1,4 +1,4 @@
-"""Judges, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
+"""Rewards, weights, resources, the learner's update, and the GRPO stage as a whole on real vLLM, Ray and Ray Train."""
 
 import gc
 import sys
@@ -11,18 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import actors.fit
-from actors.experience import make_groups, make_shards
-from actors.fit import before_restart
-from actors.grpo_stage import choose_samples, run_grpo, total_steps
-from actors.learner import Learner
-from actors.messages import Group, Reply, Request, Rollout, StoredImage, StoredPatches
-from actors.microbatches import padded_keys, split_rows
-from actors.prompts import PromptMaker
-from actors.recovery import WorkerDiedError
-from actors.resources import check_carrier, check_resources
-from actors.reward import JudgePool, RewardJudge
-from actors.weights import (
+import actors.stages.fit
+from actors.experience.batch import make_shards
+from actors.learner.learner import Learner
+from actors.learner.microbatches import padded_keys, split_rows
+from actors.reward.verifier import RewardActors, Verifier
+from actors.rollout.prompts import PromptMaker
+from actors.runtime.messages import Group, Reply, Request, Rollout
+from actors.runtime.recovery import WorkerDiedError
+from actors.runtime.resources import check_carrier, check_resources
+from actors.stages.fit import before_restart
+from actors.stages.grpo import run_grpo
+from actors.weights.publish import (
     checksum_in_place,
     lay_out,
     learned_parts,
@@ -31,14 +31,17 @@ from actors.weights import (
     unpack_weights,
 )
 from hatch_ray.config import ConfigError, make_config
-from hatch_ray.data.images import image_hash, load_image
+from hatch_ray.data.images import load_image
+from hatch_ray.data.order import share_of
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image
-from hatch_ray.protocol.prompt import build_prompt, gold_reply
-from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
+from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from tests.support.groups import make_batch
+from tests.support.hatch import total
 from tests.support.pictures import photo
 from tests.support.runs import free_port
 
@@ -72,27 +75,27 @@ def samples(tmp_path):
 # --- rewards ----------------------------------------------------------------------------------------------------
 
 
-def test_judge_gives_the_score_and_the_plans_it_read(samples):
+def test_a_verifier_gives_the_score_and_the_plans_it_read(samples):
     target = RewardTarget.from_sample(samples[0])
-    config = make_config({}).reward
-    good, bad = RewardJudge(config).score_many([(gold_reply(samples[0], "actions"), target), ("nonsense", target)])
-    expected = score_reply(gold_reply(samples[0], "actions"), target, config)
-    assert good["total"] == expected.total == 3.0
+    config = make_config({})
+    good, bad = Verifier(config).score_many([(gold_reply(samples[0], "actions"), target), ("nonsense", target)])
+    expected = score_reply(gold_reply(samples[0], "actions"), target, config.reward)
+    assert good["terms"]["total"] == total(expected) == 3.0
     assert good["plans"] == [{"from": 0, "to": 1, "action": [{"turn_right_deg": 30.0}, {"move_forward_m": 1.0}]}]
-    assert bad["total"] == 0.0
+    assert bad["terms"]["total"] == 0.0
     assert bad["plans"] == []
     assert "format:no_answer_block" in bad["reasons"]
 
 
-def test_judges_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, samples):
+def test_reward_actors_work_without_torch_and_keep_the_order(ray_cluster, tiny_model, samples):
     config = make_settings(tiny_model, reward_actors={"actors": 2, "cpus": 0.1})
-    judges = JudgePool(config)
+    rewards = RewardActors(config)
     jobs = [(gold_reply(s, "actions") if i % 2 else "no", RewardTarget.from_sample(s)) for i, s in enumerate(samples)]
-    scores = judges.score(jobs, chunk=1)
-    assert [score["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
-    loaded = ray_cluster.get(judges.actors[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
+    scores = rewards.score(jobs, chunk=1)
+    assert [score["terms"]["total"] for score in scores] == [3.0 if i % 2 else 0.0 for i in range(len(samples))]
+    loaded = ray_cluster.get(rewards.pool.actors[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
     assert loaded is False
-    judges.stop()
+    rewards.stop()
 
 
 # --- weights ----------------------------------------------------------------------------------------------------
@@ -146,11 +149,11 @@ def test_a_word_that_changed_or_moved_is_noticed(seed, size, data):
 
 def test_sums_go_over_all_pieces(monkeypatch):
     _, live = live_weights(0, 50)
-    monkeypatch.setattr("actors.weights.PIECE", 7)
+    monkeypatch.setattr("actors.weights.publish.PIECE", 7)
     assert checksum_in_place(live) == live.checksum
 
 
-def test_a_carrier_that_cannot_work_is_refused_with_the_mend(monkeypatch):
+def test_a_carrier_that_cannot_work_is_refused_with_the_fix(monkeypatch):
     check_carrier(make_config({"rollout": {"weights": "nixl"}}))
     with pytest.raises(ConfigError, match=r"learner.gpus=1, rollout.gpus=0; set rollout.weights=object_store"):
         check_carrier(make_config({"rollout": {"weights": "nixl"}, "learner": {"gpus": 1}}))
@@ -219,7 +222,7 @@ def test_what_is_short_is_said_at_the_start(ray_cluster, tiny_model, sections, m
 
 def test_a_stage_that_lost_a_machine_waits_for_it_and_then_says_what_is_missing(ray_cluster, tiny_model, monkeypatch):
     config = make_config(make_settings(tiny_model).model_dump() | {"learner": {"cpus": 40}})
-    monkeypatch.setattr(actors.fit, "BACK_SECONDS", 0.5)
+    monkeypatch.setattr(actors.stages.fit, "BACK_SECONDS", 0.5)
     said = []
     monkeypatch.setattr("builtins.print", lambda text: said.append(text))
     with pytest.raises(ConfigError, match=r"learner: 1 x .CPU 40. are needed"):
@@ -233,33 +236,6 @@ def test_enough_is_enough(ray_cluster, tiny_model):
 
 
 # --- learner ----------------------------------------------------------------------------------------------------
-
-
-def store(ray, processor, image):
-    patches = process_image(processor, image)
-    in_store = StoredPatches(ray.put(patches.pixels.numpy()), patches.grid)
-    return StoredImage(image_hash(image), ray.put(np.asarray(image)), in_store)
-
-
-def make_batch(ray, tiny_model, version=-1):
-    """Two groups of four made-up replies."""
-    processor = load_processor(tiny_model, 112 * 112)
-    generator = torch.Generator().manual_seed(0)
-    requests, rollouts = [], []
-    for index in range(2):
-        images = [photo(2 * index), photo(2 * index + 1)]
-        messages = build_prompt("How far?", 2, "number", "actions", "compact-v1")
-        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        stored = tuple(store(ray, processor, image) for image in images)
-        requests.append(Request(str(index), text, stored))
-        replies = []
-        for length in (3, 7, 5, 2 + 4 * index):
-            ids = torch.randint(0, 1000, (length,), generator=generator)
-            replies.append(Reply(tuple(ids.tolist()), "", np.full(length, -7.3, np.float32), True))
-        inputs = processor(text=[text], images=images, return_tensors="pt")
-        rollouts.append(Rollout(tuple(replies), version, inputs["input_ids"].shape[1]))
-    totals = [0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0]
-    return make_groups(requests, rollouts, [{"total": total} for total in totals])
 
 
 def test_token_budget_and_sharing_change_nothing(ray_cluster, tiny_model):
@@ -459,13 +435,10 @@ def test_the_driver_holds_no_pixels(ray_cluster, tiny_model, tmp_path):
 # --- the stage --------------------------------------------------------------------------------------------------
 
 
-def test_steps_follow_from_epochs_and_bound(tiny_model):
-    config = make_settings(tiny_model, grpo={"epochs": 2.0, "prompts_per_step": 4})
-    assert total_steps(config, 10) == 5
-    assert total_steps(make_settings(tiny_model, grpo={"epochs": 100, "max_steps": 7}), 10) == 7
-    chosen = choose_samples(list(range(100)), 0.25, 0)
+def test_grpo_draws_from_a_share_by_seed():
+    chosen = share_of(list(range(100)), 0.25, 0)
     assert len(set(chosen)) == 25
-    assert chosen == choose_samples(list(range(100)), 0.25, 0)
+    assert chosen == share_of(list(range(100)), 0.25, 0)
 
 
 def test_prompt_beyond_the_context_is_refused_before_anything_starts(ray_cluster, tiny_model, samples, tmp_path):

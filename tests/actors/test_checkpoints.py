@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.checkpoints import MANIFEST, Checkpoints, CheckpointWriter, problem
+from actors.runtime.checkpoints import MANIFEST, Checkpoints, CheckpointWriter, problem
 from hatch_ray import __version__
 from hatch_ray.config_sections import CheckpointsConfig
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from actors.pools import Work
-from actors.recipe import open_run
-from actors.spans import KEPT_STEPS, MANY, Span, Spans
+from actors.runtime.actor_pool import Work
+from actors.runtime.spans import KEPT_STEPS, MANY, Span, Spans
+from actors.stages.recipe import open_run
 from hatch_ray.config import ConfigError, make_config, save_config
 from hatch_ray.control import (
     NotLiveError,
@@ -202,7 +202,7 @@ def test_a_trace_shows_each_groups_way(tmp_path):
     ]  # fmt: skip
     assert [(e["pid"], e["dur"]) for e in slices if e["cat"] == "queue"] == [(2, 1_000_000), (3, 500_000)]
     way = [(e["ph"], e["pid"], e["tid"]) for e in events if e.get("id") == "0.2"]
-    assert way == [("s", 2, 1), ("t", 3, 5), ("f", 4, 0)], "group 2: engine 1, judge 5, learner"
+    assert way == [("s", 2, 1), ("t", 3, 5), ("f", 4, 0)], "group 2: engine 1, reward actor 5, learner"
     named = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert named[2, 1] == "rollout 1" and named[3, 1000] == "waits for reward"
     assert [row["step"] for row in read_jsonl(run.spans)] == [0, 1]

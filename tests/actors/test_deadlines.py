@@ -12,10 +12,10 @@ import time
 import psutil
 import pytest
 
-from actors.boards import ExperienceBoard, WeightsBoard
-from actors.deadlines import StageTimeoutError, enter_process, limits, wait_for
-from actors.messages import Shard, WeightsHandle
-from actors.stacks import Process, describe, read_process, signal_all
+from actors.experience.queues import ExperienceBoard, WeightsBoard
+from actors.runtime.deadlines import StageTimeoutError, enter_process, limits, wait_for
+from actors.runtime.messages import Shard, WeightsHandle
+from actors.runtime.stack_dumps import Process, describe, read_process, signal_all
 from hatch_ray.config import ConfigError, make_config
 from tests.support.runs import REPOSITORY
 
@@ -53,7 +53,7 @@ def test_boards_say_who_waits():
         await asyncio.sleep(0)
         assert await experience.waiting() == [f"learner rank {rank} waits for its shard of step 4" for rank in (0, 1)]
         assert await weights.waiting() == ["the driver waits for version 2, the newest is 0"]
-        await experience.put([Shard(4, (), 1)])
+        await experience.put([Shard(4, (), 1, 0.0)])
         assert await waits[0]
         assert await experience.waiting() == ["learner rank 1 waits for its shard of step 4"]
         for number in (1, 2):
@@ -85,10 +85,11 @@ def test_the_probes_of_the_learner_are_waited_for():
 def test_a_dump_is_read_to_the_innermost_own_frame():
     dump = (
         'Thread 0x01 (most recent call first):\n  File "/x/lib/queue.py", line 3 in get\n\n'
-        'Thread 0x02 (most recent call first):\n  File "/x/actors/deadlines.py", line 90 in wait_for\n'
-        '  File "/x/actors/learner_loop.py", line 299 in learner_loop\n  File "/x/actors/fit.py", line 1 in run\n'
+        'Thread 0x02 (most recent call first):\n  File "/x/actors/runtime/deadlines.py", line 90 in wait_for\n'
+        '  File "/x/actors/learner/worker.py", line 299 in learner_loop\n'
+        '  File "/x/actors/stages/fit.py", line 1 in run\n'
     )
-    assert describe("sleeping", dump) == "learner_loop (actors/learner_loop.py:299)"
+    assert describe("sleeping", dump) == "learner_loop (actors/learner/worker.py:299)"
     assert describe("sleeping", 'Thread 0x01 (most recent call first):\n  File "/x/queue.py", line 3 in get') == "idle"
     assert describe("stopped", "") == "stopped"
     assert describe("sleeping", "") == "sleeping, did not write its stacks"
@@ -116,7 +117,7 @@ def test_a_process_that_does_not_listen_is_not_ended_by_the_question(tmp_path):
 WORKER = """
 import sys, datetime, torch
 from torch import distributed
-from actors.deadlines import CollectiveError, collectives, enter_process
+from actors.runtime.deadlines import CollectiveError, collectives, enter_process
 from hatch_ray.config import make_config
 folder, rank, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 enter_process(f"learner rank {rank}", make_config({"run_dir": folder}))
@@ -160,7 +161,7 @@ def test_a_collective_without_a_peer_names_stage_step_and_rank(tmp_path, stop, r
 
 
 def test_other_errors_pass_through_a_collective():
-    from actors.deadlines import collectives
+    from actors.runtime.deadlines import collectives
 
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), collectives("grpo: step 3", 0):
         raise RuntimeError("shapes differ")

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.boards import ExperienceBoard, WeightsBoard
-from actors.experience import (
+from actors.experience.batch import (
+    MAX_REFUSED,
+    Batch,
     Schedule,
-    group_metrics,
     make_groups,
     make_shards,
 )
-from actors.messages import Reply, Request, Rollout, Shard, WeightsHandle
-from hatch_ray.learning.order import SampleOrder
+from actors.experience.queues import ExperienceBoard, WeightsBoard
+from actors.runtime.messages import Reply, Request, Rollout, Shard, WeightsHandle
+from hatch_ray.data.order import SampleOrder
 
 
 def test_synchronous_schedule_takes_turns():
@@ -52,8 +53,16 @@ def test_a_batch_that_comes_back_too_old_is_sampled_again():
     schedule = Schedule(4, 10, 1)
     assert schedule.start(4) == 4
     assert not schedule.admit(4, [4, 2])
-    assert schedule.refused == 2
     assert schedule.start(4) == 4
+    assert schedule.admit(4, [4, 3])
+
+
+def test_batches_that_keep_coming_back_too_old_end_the_run():
+    schedule = Schedule(4, 10, 1)
+    for _ in range(MAX_REFUSED - 1):
+        assert not schedule.admit(schedule.start(4), [2])
+    with pytest.raises(RuntimeError, match=r"3 batches in a row were older than grpo.max_staleness allows"):
+        schedule.admit(schedule.start(4), [2])
 
 
 def test_resumed_schedule_starts_at_its_step():
@@ -90,7 +99,8 @@ def make_rollout(lengths, version=0):
 
 
 def make_score(total, action=0.5):
-    return {"total": total, "action": action, "answer": 0.25, "format": 1.0, "d_t": None, "d_r": None}
+    terms = {"answer": 0.25, "format": 1.0, "action": action, "total": total}
+    return {"terms": terms, "measures": {"d_t": None, "d_r": None}}
 
 
 def test_groups_keep_their_own_scores_and_advantages():
@@ -101,7 +111,7 @@ def test_groups_keep_their_own_scores_and_advantages():
     assert [g.zero_variance for g in groups] == [False, True]
     assert groups[0].advantages[0] == -groups[0].advantages[1] < 0
     assert (groups[1].advantages == 0).all()
-    assert [score["total"] for score in groups[1].scores] == [2.0, 2.0]
+    assert groups[1].rewards.tolist() == [2.0, 2.0]
 
 
 def test_shards_cover_all_groups_evenly_and_know_the_tokens_of_all():
@@ -112,7 +122,7 @@ def test_shards_cover_all_groups_evenly_and_know_the_tokens_of_all():
     assert sorted(g.request.id for s in shards for g in s.groups) == ["0", "1", "2", "3"]
     assert {len(s.groups) for s in shards} == {2}
     assert {s.global_tokens for s in shards} == {44}
-    assert {s.step for s in shards} == {3}
+    assert {s.step for s in shards} == {3} and {s.reward for s in shards} == {0.0}
     assert sorted(len(s.groups) for s in make_shards(0, groups, 3)) == [1, 1, 2]
     with pytest.raises(RuntimeError, match="step 0 has 4 groups left for 5 learner workers"):
         make_shards(0, groups, 5)
@@ -120,11 +130,13 @@ def test_shards_cover_all_groups_evenly_and_know_the_tokens_of_all():
 
 def test_metrics_leave_out_terms_that_do_not_apply():
     scores = [make_score(0.0), make_score(1.0, action=None)]
-    metrics = group_metrics(5, make_groups([Request("a", "", ())], [make_rollout([2, 4], version=4)], scores))
+    groups = make_groups([Request("a", "", ())], [make_rollout([2, 4], version=4)], scores)
+    metrics = Batch(5, (0,), (), tuple(groups), (tuple(scores),), {"seconds_generate": 2.0}).metrics()
     assert metrics["reward_total"] == 0.5
     assert metrics["reward_action"] == 0.5
     assert metrics["reply_tokens"] == 3
     assert metrics["staleness"] == 1
+    assert metrics["seconds_generate"] == 2.0 and metrics["groups"] == 1
     assert "d_t" not in metrics
 
 
@@ -134,7 +146,7 @@ def test_board_gives_each_rank_its_shard_and_lets_waiting_workers_go():
         waiting = asyncio.create_task(board.take(0, 1))
         await asyncio.sleep(0)
         assert not waiting.done()
-        await board.put([Shard(0, (), 1), Shard(0, (), 2)])
+        await board.put([Shard(0, (), 1, 0.0), Shard(0, (), 2, 0.0)])
         assert (await waiting).global_tokens == 2
         assert (await board.take(0, 0)).global_tokens == 1
         await board.report(0, {"loss": 1.0})

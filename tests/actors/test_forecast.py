@@ -8,10 +8,20 @@ import time
 import pytest
 from rich.console import Console
 
-from actors import forecast
-from actors.forecast import ANSWER_S, OVERHEAD_S, PASSES_PER_S, STEP_S, Forecast, breakdown, minutes, step_seconds, work
-from actors.progress import ANSWERED
-from actors.timekeeper import Timekeeper
+from actors.commands import forecast
+from actors.commands.forecast import (
+    ANSWER_S,
+    OVERHEAD_S,
+    PASSES_PER_S,
+    STEP_S,
+    Forecast,
+    breakdown,
+    minutes,
+    step_seconds,
+    work,
+)
+from actors.commands.timekeeper import Timekeeper
+from actors.runtime.progress import ANSWERED
 from hatch_ray.config import Config, load_config
 from hatch_ray.run_folder import RunFolder
 

@@ -5,10 +5,11 @@ import re
 import time
 import urllib.request
 
-from actors.live import Live
-from actors.metrics import TABLE
+from actors.runtime.metrics import TABLE
+from actors.runtime.status import Live
 from hatch_ray.config_sections import DeadlinesConfig
-from hatch_ray.run_folder import STAGES, RunFolder, append_jsonl
+from hatch_ray.run_folder import RunFolder, append_jsonl
+from hatch_ray.systems.hatch.system import Hatch
 
 EXPORTED = {"gauge": {""}, "counter": {"_total"}, "histogram": {"_sum", "_count", "_bucket"}}
 """What Prometheus sees of a metric, after its name."""
@@ -45,20 +46,21 @@ STATUS = {
 }  # fmt: skip
 STEP = {
     "tokens": 100.0, "seconds": 2.0, "seconds_learn": 1.5, "reward_total": 0.5, "staleness": 1.0, "loss": 0.25,
+    "groups": 2.0,
 }  # fmt: skip
 
 
 def test_ray_exports_every_name_of_the_table(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
     append_jsonl(run.recoveries, [{"what": "driver"}])  # of an earlier start, which has counted it
-    live = Live(run, STAGES, DeadlinesConfig())
+    live = Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig())
     append_jsonl(run.recoveries, [{"what": "learner worker"}, {"what": "rollout engine"}])
     live.write()
     live.write()
     metrics = live.metrics
     metrics.beat(STATUS)
-    metrics.step(STEP, 2)
-    metrics.step(STEP, 2)
+    metrics.step(STEP)
+    metrics.step(STEP)
     wanted = {f"ray_{m.name}{end}" for m in TABLE for end in EXPORTED[m.kind]}
     node = ray_cluster.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -1,41 +1,35 @@
-"""Numbers that are not finite: a bad step changes nothing, is kept whole, can be replayed, and is every worker's."""
+"""Numbers that are not finite: a bad step changes nothing, is kept whole, and is every worker's."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import multiprocessing
-import shutil
 import socket
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from actors.bad_batches import FACTS, TENSORS, WEIGHTS, read_bad_batch
-from actors.experience import make_groups, make_shards
-from actors.learner import Learner
-from actors.messages import Reply, Request, Rollout
-from actors.replay import describe, load_learner, replay_batch
-from hatch_ray.cli import app
+from actors.experience.batch import make_groups, make_shards
+from actors.learner.learner import Learner
+from actors.runtime.messages import Reply, Request, Rollout
 from hatch_ray.config import make_config
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import prepare_environment
 from hatch_ray.model.base import load_processor, part_checksum
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
-from hatch_ray.rewards.check import check_scores
-from hatch_ray.rewards.score import RewardTarget, score_reply
+from hatch_ray.rewards.score import check_scores
+from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
 from tests.support.pictures import photo
+from tools.kept_batches import read_bad_batch
+from tools.replay import load_learner, replay_batch
 
 CPU = torch.device("cpu")
-LAYER = "model.language_model.layers.1.mlp.up_proj.weight"
 
 
 class LocalLearner(Learner):
@@ -69,7 +63,7 @@ def make_batch(tiny_model, seed=0):
             replies.append(Reply(tuple(ids), f"é {length}", np.full(length, -7.3, np.float32), True))
         requests.append(Request(f"q{index}", text, tuple(images)))
         rollouts.append(Rollout(tuple(replies), -1, len(tokenize_prompt(processor, text, images).token_ids)))
-    return make_groups(requests, rollouts, [{"total": t} for t in (0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0)])
+    return make_groups(requests, rollouts, [{"terms": {"total": t}} for t in (0.0, 1.0, 3.0, 2.0, 1.0, 0.0, 0.5, 2.0)])
 
 
 def break_logprob(groups, value, group=1, reply=2):
@@ -188,7 +182,7 @@ def test_over_budget_the_run_ends_with_words_and_only_the_newest_batches_are_kep
         learner.update(shard(one, step))
     assert part_checksum(learner.model, "all") != before
     before = part_checksum(learner.model, "all")
-    with pytest.raises(FloatingPointError, match=r"2 steps in a row, up to step 4.*hatch replay .*rank0.*grpo\.lr"):
+    with pytest.raises(FloatingPointError, match=r"2 steps in a row, up to step 4.*tools.replay .*rank0.*grpo\.lr"):
         learner.update(shard(bad, 3))
     assert part_checksum(learner.model, "all") == before
     kept = sorted(path.name for path in (tmp_path / "bad_batches").iterdir())
@@ -201,98 +195,6 @@ def test_a_batch_that_cannot_be_written_is_said_and_the_run_goes_on(tiny_model, 
     with pytest.warns(UserWarning, match="bad batch of step 1 could not be kept"):
         metrics = learner.update(shard(break_logprob(groups, math.nan)))
     assert metrics["batch_kept"] == 0.0
-
-
-# --- replay -----------------------------------------------------------------------------------------------------
-
-
-def kept_after(tiny_model, groups, run, spoil=lambda learner: None, **grpo):
-    """The folder of a batch that a learner kept; `spoil` is done to the learner before."""
-    learner = LocalLearner(make_settings(tiny_model, run, **grpo), tiny_model, 10, CPU)
-    spoil(learner)
-    assert learner.update(shard(groups))["skipped"] == 1.0
-    return run / "bad_batches" / "step-000001-rank0"
-
-
-def run_replay(folder):
-    batch, weights = read_bad_batch(folder)
-    replay = replay_batch(load_learner(batch, weights, batch.model, CPU), batch)
-    return replay, "\n".join(describe(batch, replay, CPU))
-
-
-def test_replay_names_the_reply_that_is_to_blame(tiny_model, groups, tmp_path):
-    folder = kept_after(tiny_model, break_logprob(groups, math.nan), tmp_path, beta=0.01)
-    replay, text = run_replay(folder)
-    blamed = [(reply.sample, reply.number) for reply in replay.replies if not reply.gradient]
-    assert blamed == [("q1", 2)]
-    assert [(r.sample, r.number) for r in replay.replies if not math.isfinite(r.loss)] == blamed
-    assert replay.inputs == ("vLLM's log-probabilities of sample q1, reply 2",)
-    assert replay.first_output == ""
-    assert replay.first_gradient == "lm_head.weight"  # the way back begins at the head
-    assert len(replay.bad_gradients) == replay.parameters
-    assert [reply.tokens for reply in replay.replies] == [3, 7, 5, 6, 3, 7, 5, 2]  # a shard begins with the longest
-    wanted = [float(a) for group in reversed(groups) for a in group.advantages]
-    assert [reply.advantage for reply in replay.replies] == pytest.approx(wanted)
-    assert all(reply.ratio == 1.0 for reply in replay.replies) and replay.gap < 1e-5
-    assert text.count("NOT FINITE") == 1
-    done = CliRunner().invoke(app, ["replay", str(folder / FACTS), "--device", "cpu"])
-    assert done.exit_code == 0, done.output
-    assert "first gradient that is not finite, on the way back: lm_head.weight" in done.output
-
-
-def test_replay_names_the_layer_and_the_weight(tiny_model, groups, tmp_path):
-    def spoil(learner):
-        with torch.no_grad():
-            dict(learner.model.named_parameters())[LAYER][0, 0] = math.inf
-
-    replay, _ = run_replay(kept_after(tiny_model, groups, tmp_path, spoil))
-    assert f"weight {LAYER}" in replay.inputs
-    assert replay.first_output == LAYER.removesuffix(".weight")
-
-
-def test_replay_names_the_image(tiny_model, groups, tmp_path):
-    replay, text = run_replay(kept_after(tiny_model, break_image(groups), tmp_path, token_budget=9999))
-    assert "image 1 of sample q0" in replay.inputs
-    assert replay.first_output.startswith("model.visual.patch_embed")
-    assert "image 1 of sample q0" in text
-    alone = {reply.sample: reply.gradient for reply in replay.replies}
-    assert alone == {"q0": False, "q1": True}
-
-
-def test_replay_gives_the_runs_own_numbers(tiny_model, groups, tmp_path):
-    """-inf leaves loss and gradient finite: the replay's losses add up to what the run found."""
-    folder = kept_after(tiny_model, break_logprob(groups, -math.inf), tmp_path, beta=0.01)
-    batch, _ = read_bad_batch(folder)
-    assert batch.own_sums["sampler_gap"] == "inf"
-    replay, text = run_replay(folder)
-    loss = sum(reply.loss for reply in replay.replies) * batch.tokens
-    assert loss == pytest.approx(float(batch.own_sums["loss"]), rel=1e-4, abs=1e-5)
-    assert replay.bad_gradients == () and math.isfinite(replay.norm)
-    assert "sampler_gap was not finite" in text
-
-
-def test_what_is_missing_or_damaged_is_said(tiny_model, groups, tmp_path):
-    folder = kept_after(tiny_model, break_logprob(groups, math.nan), tmp_path / "run")
-    facts = json.loads((folder / FACTS).read_text())
-
-    def broken(name, change):
-        copied = Path(shutil.copytree(folder, tmp_path / name))
-        change(copied)
-        return copied
-
-    cases = {
-        "is not a kept batch": lambda f: (f / FACTS).unlink(),
-        "is damaged": lambda f: (f / FACTS).write_text((f / FACTS).read_text()[:500]),
-        "has format 99": lambda f: (f / FACTS).write_text(json.dumps(facts | {"format": 99})),
-        "is not readable": lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-100]),
-        "weights.safetensors is missing": lambda f: (f / WEIGHTS).unlink(),
-    }
-    for number, (said, change) in enumerate(cases.items()):
-        with pytest.raises(ValueError, match=said):
-            read_bad_batch(broken(str(number), change))
-    batch, weights = read_bad_batch(folder)
-    with pytest.raises(ValueError, match=r"not those of .*lm_head\.weight differ; name the right model"):
-        load_learner(batch, {name: t for name, t in weights.items() if name != "lm_head.weight"}, batch.model, CPU)
 
 
 # --- several workers --------------------------------------------------------------------------------------------
@@ -353,24 +255,32 @@ def test_real_scores_pass():
     reward = RewardConfig()
     target = RewardTarget("s1", 1, "2.5", "number", ())
     texts = ["<answer>2.5</answer>", "nonsense", "", "<answer>nan</answer>", "<answer>1e999</answer>"]
-    assert check_scores("s1", [score_reply(text, target, reward).to_dict() for text in texts], reward) == []
+    weights = reward_weights(reward)
+    assert check_scores("s1", [score_reply(text, target, reward).row(weights) for text in texts], weights) == []
 
 
-FINE = {"total": 3.0, "format": 1.0, "action": 1.0, "answer": 1.0, "d_t": 0.2, "d_r": 400.0}
+FINE = {"total": 3.0, "format": 1.0, "action": 1.0, "answer": 1.0}
+FAR = {"d_t": 0.2, "d_r": 400.0}
 ODD = st.sampled_from([math.nan, math.inf, -math.inf, -0.1, "1.0", True, [1.0]]) | st.floats(min_value=3.1)
 
 
 @settings(max_examples=50)
 @given(st.integers(0, 3), st.sampled_from(["total", "format", "action", "answer"]), ODD)
 def test_a_score_out_of_bounds_names_sample_reply_and_term(place, term, value):
-    scores = [dict(FINE) for _ in range(4)]
-    scores[place][term] = value
-    (problem,) = check_scores("scene7-q3", scores, RewardConfig())
+    scores = [{"terms": dict(FINE), "measures": FAR} for _ in range(4)]
+    scores[place]["terms"][term] = value
+    (problem,) = check_scores("scene7-q3", scores, reward_weights(RewardConfig()))
     assert problem.startswith(f"sample scene7-q3, reply {place}: {term} is ")
 
 
 def test_what_may_be_missing_and_what_may_not():
-    reward = RewardConfig(action_weight=2.0)
-    assert check_scores("a", [FINE | {"action": None, "d_t": None, "d_r": None, "total": 4.0}], reward) == []
-    assert len(check_scores("a", [{"format": 1.0}], reward)) == 2
-    assert check_scores("a", [FINE | {"d_t": math.nan}], reward) == ["sample a, reply 0: d_t is nan, not in [0, inf)"]
+    weights = reward_weights(RewardConfig(action_weight=2.0))
+    unknown = {"d_t": None, "d_r": None}
+    assert check_scores("a", [{"terms": FINE | {"action": None, "total": 4.0}, "measures": unknown}], weights) == []
+    assert len(check_scores("a", [{"terms": {"format": 1.0}}], weights)) == 3
+    assert len(check_scores("a", [{"terms": FINE | {"total": None}}], weights)) == 1
+    far = check_scores("a", [{"terms": FINE, "measures": {"d_t": math.nan}}], weights)
+    assert far == ["sample a, reply 0: d_t is nan, not in [0, inf)"]
+    assert check_scores("a", [{"terms": FINE | {"style": 1.0}}], weights) == [
+        "sample a, reply 0: the terms style have no weight"
+    ]

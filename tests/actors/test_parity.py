@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engines import EnginePool
-from actors.experience import make_groups, make_shards
-from actors.learner import Learner
-from actors.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
-from actors.parity import BOUND, ParityError, check_engines, check_gate, check_sync, gap, make_probes
-from actors.prompts import PromptMaker
-from actors.weights import pack_weights
+from actors.experience.batch import make_groups, make_shards
+from actors.learner.learner import Learner
+from actors.rollout.engines import EnginePool
+from actors.rollout.prompts import PromptMaker
+from actors.runtime.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
+from actors.weights.parity import ParityError, check_engines, check_gate, check_sync, gap, make_probes
+from actors.weights.probe_scores import BOUND
+from actors.weights.publish import pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.model.base import load_model, load_processor, save_model
 from hatch_ray.sample import Sample, View
@@ -65,7 +66,7 @@ class Pair:
         self.ray, self.samples = ray, samples
         self.engines = EnginePool(model, config, engine=FaultyEngine)
         self.engines.ready()
-        (self.engine,) = self.engines.actors
+        (self.engine,) = self.engines.pool.actors
         self.maker = PromptMaker(config, model, for_learner=True)
         self.probes = make_probes(samples, self.maker)
         self.learner = Learner(config, model, 10, torch.device("cpu"))
@@ -82,7 +83,7 @@ class Pair:
         requests = [self.maker.request(sample, 7 + self.version) for sample in self.samples]
         rollouts = self.ask("generate", requests, Sampling(4, 0.8, 16))
         rewards = np.random.default_rng(self.version).normal(size=12)
-        groups = make_groups(requests, rollouts, [{"total": float(reward)} for reward in rewards])
+        groups = make_groups(requests, rollouts, [{"terms": {"total": float(reward)}} for reward in rewards])
         self.learner.update(make_shards(self.version, groups, 1)[0])
         self.version += 1
 

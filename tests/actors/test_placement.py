@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.placement import Need, placed, shortage, stage_needs
+from actors.runtime.placement import Need, placed, shortage, stage_needs
 from hatch_ray.config import ConfigError, make_config
 
 LEARNER = {"CPU": 16.0, "GPU": 1.0, "learner": 1.0, "memory": 1e9, "node:10.0.0.1": 1.0}
@@ -119,7 +119,9 @@ def test_colocated_roles_share_what_the_learner_has():
     [
         ({"rollout": {"resources": {"GPU": 1}}}, "set cpus or gpus"),
         ({"rollout": {"resources": {"x": 0}}}, "greater than 0"),
-        ({"learner": {"gpus": 1.5}}, "whole number"),
+        ({"learner": {"gpus": 2}}, r"learner\.gpus.*one GPU at most.*raise rollout\.actors"),
+        ({"rollout": {"gpus": 1.5}}, r"rollout\.gpus.*one GPU at most"),
+        ({"serve": {"gpus": 2}}, r"serve\.gpus.*one GPU at most.*serve\.replicas"),
         ({"reward_actors": {"actors": 4, "max": 2}}, "must lie between"),
         ({"reward_actors": {"actors": 1, "min": 2}}, "must lie between"),
     ],

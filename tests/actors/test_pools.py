@@ -9,7 +9,9 @@ from collections import Counter
 import pytest
 from ray import cloudpickle
 
-from actors.pools import TRIES, Failed, Pool
+from actors.runtime.actor_pool import TRIES, ActorPool, Failed
+from actors.runtime.actor_set import ActorSet
+from actors.runtime.deadlines import limits
 from tests.support.deaths import kill_and_wait
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the actors' processes cannot import a test module
@@ -51,13 +53,14 @@ class Doubler:
 def pool(ray_cluster, tmp_path):
     losses = []
     actor = ray_cluster.remote(num_cpus=0.1)(Doubler)
-    pool = Pool(
-        "doubler", lambda: actor.remote(str(tmp_path)), 2,
+    actors = ActorSet(
+        "doubler", lambda: actor.remote(str(tmp_path)),
         lambda fresh: ray_cluster.get(fresh.settle.remote(0), timeout=60), losses.append,
     )  # fmt: skip
-    pool.losses = losses
-    yield pool
-    pool.stop()
+    actors.begin(2)
+    actors.losses = losses
+    yield ActorPool(actors)
+    actors.stop()
 
 
 def double(actor, part):
@@ -69,15 +72,14 @@ def test_results_keep_their_order_and_progress_counts_items(pool):
     found = pool.map(list(range(7)), double, 2, progress=lambda done, total: seen.append((done, total)))
     assert found == [0, 2, 4, 6, 8, 10, 12]
     assert seen[-1] == (7, 7) and [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert pool.map([], double, 2) == [] and pool.losses == []
+    assert pool.map([], double, 2) == [] and pool.actors.losses == []
 
 
 def test_a_killed_actor_is_replaced_and_settled_and_its_part_issued_again(pool, ray_cluster):
     """The part goes out again whole: a batch is sampled alike whoever samples it."""
-    pool._settle = lambda fresh: ray_cluster.get(fresh.settle.remote(0), timeout=60)
     before = set(pool.actors)
     assert pool.map([1, "kill once", 3, 4], double, 2) == [2, "kill once", 6, 8]
-    (loss,) = pool.losses
+    (loss,) = pool.actors.losses
     assert loss.role == "doubler" and loss.items == 2 and loss.seconds > 0
     assert len(set(pool.actors) - before) == 1 and len(pool.actors) == 2
 
@@ -86,8 +88,8 @@ def test_poison_is_given_up_after_three_deaths_and_the_others_come_through(pool)
     found = pool.map([1, 2, "kill", 4, 5, 6], double, 3)
     assert found[:2] + found[3:] == [2, 4, 8, 10, 12]
     assert isinstance(found[2], Failed) and found[2].reason
-    assert len(pool.losses) == TRIES
-    assert Counter(loss.items for loss in pool.losses) == Counter({3: 2, 0: 1})
+    assert len(pool.actors.losses) == TRIES
+    assert Counter(loss.items for loss in pool.actors.losses) == Counter({3: 2, 0: 1})
     assert pool.map([7], double, 1) == [14]
 
 
@@ -95,18 +97,19 @@ def test_an_exception_is_tried_again_and_a_refusal_is_not(pool):
     found = pool.map([1, "raise", "refuse", 4], double, 1)
     assert [found[0], found[3]] == [2, 8]
     assert "a bug in the actor" in found[1].reason and "not for me" in found[2].reason
-    assert len(pool.losses) == TRIES
+    assert len(pool.actors.losses) == TRIES
 
 
 def test_refusal_of_one_does_not_fail_its_neighbours(pool):
     found = pool.map([1, "refuse", 3], double, 3)
     assert (found[0], found[2]) == (2, 6) and isinstance(found[1], Failed)
-    assert pool.losses == []
+    assert pool.actors.losses == []
 
 
-def test_a_hanging_actor_is_replaced(pool):
-    assert pool.map(["hang once", 2], double, 1, seconds=4) == ["hang once", 4]
-    assert "no answer in 4 s" in pool.losses[0].reason
+def test_a_hanging_actor_is_replaced(pool, monkeypatch):
+    monkeypatch.setattr(limits, "call", 4.0)
+    assert pool.map(["hang once", 2], double, 1) == ["hang once", 4]
+    assert "no answer in 4 s" in pool.actors.losses[0].reason
 
 
 def test_all_actors_dead_at_once(pool, ray_cluster):
@@ -114,23 +117,23 @@ def test_all_actors_dead_at_once(pool, ray_cluster):
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert pool.map([1, 2, 3, 4], double, 1) == [2, 4, 6, 8]
-    assert pool.replaced == 2 and 1 <= len(pool.losses) <= 2
+    assert pool.actors.replaced == 2 and 1 <= len(pool.actors.losses) <= 2
 
 
 def test_a_node_full_of_idle_actors_costs_no_item_and_is_one_loss(pool, ray_cluster):
     """A machine is taken back between two batches: its dead must not be handed one job after the other."""
-    pool.target = 9
+    pool.actors.target = 9
     end = time.monotonic() + 60
-    while len(pool.places) < 9:
-        pool.tend()
+    while len(pool.actors.places) < 9:
+        pool.actors.tend()
         assert time.monotonic() < end
         time.sleep(0.1)
-    for place in list(pool.places.values())[:8]:
+    for place in list(pool.actors.places.values())[:8]:
         os.kill(place.pid, signal.SIGKILL)
     items = list(range(32))
     assert pool.map(items, double, 16) == [2 * item for item in items]
-    assert pool.replaced == 8 and len(pool.losses) == 1
-    assert "7 more with it" in pool.losses[0].reason
+    assert pool.actors.replaced == 8 and len(pool.actors.losses) == 1
+    assert "7 more with it" in pool.actors.losses[0].reason
 
 
 def test_a_call_on_all_replaces_the_dead(pool):
@@ -143,6 +146,6 @@ def test_the_run_can_stop_at_a_loss(pool):
     def stop(loss):
         raise RuntimeError("enough")
 
-    pool.on_loss = stop
+    pool.actors.on_loss = stop
     with pytest.raises(RuntimeError, match="enough"):
         pool.map(["kill", 1], double, 1)

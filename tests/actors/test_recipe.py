@@ -88,7 +88,7 @@ def without_sampling(without_driver, taught_model):
     """That run, its command typed again, which then lost an engine at work, a judge, and once more its driver."""
     process = start(words(without_driver, taught_model, *ALONE))
     lose(process, without_driver, "RolloutEngine.generate", 1)
-    lose(process, without_driver, "RewardJudge", 2)
+    lose(process, without_driver, "Verifier", 2)
     wait_for_step(process, without_driver, "grpo", 3, timeout=240)
     kill(process)
     return without_driver
@@ -107,14 +107,14 @@ def test_a_driver_dies_in_the_first_stage(without_driver):
 
 
 def test_an_engine_and_a_judge_die_and_again_the_driver(without_sampling):
-    assert [row["what"] for row in rows_of(without_sampling / "recoveries.jsonl")] == ["rollout engine", "reward judge"]
+    assert [row["what"] for row in rows_of(without_sampling / "recoveries.jsonl")] == ["rollout engine", "reward actor"]
     assert not (without_sampling / "grpo" / "model").exists()
 
 
 def test_a_learner_worker_dies_and_each_recovery_is_told_and_counted(disturbed):
     run, output = disturbed
     told = [row["what"] for row in rows_of(run / "recoveries.jsonl")]
-    assert told == ["rollout engine", "reward judge", "learner worker"]
+    assert told == ["rollout engine", "reward actor", "learner worker"]
     assert "already done" in output and "GRPO" in output
 
 
@@ -146,9 +146,10 @@ def test_samples_hold_each_reward_term(disturbed):
     run, _ = disturbed
     rows = rows_of(run / "samples" / "grpo.jsonl")
     assert len(rows) == STEPS * 2 * 4
-    assert {"completion", "images", "prompt", "advantage", "plans", "terms", "reasons"} <= set(rows[0])
+    assert {"completion", "images", "question", "advantage", "plans", "terms", "measures", "reasons"} <= set(rows[0])
     assert {row["step"] for row in rows} == set(range(STEPS))
-    assert {"format", "action", "answer", "total", "d_t", "d_r"} <= set(rows[0]["terms"])
+    assert list(rows[0]["terms"]) == ["answer", "format", "action", "total"]
+    assert list(rows[0]["measures"]) == ["d_t", "d_r"]
 
 
 def test_eval_and_report_of_the_run(ray_cluster, undisturbed):
@@ -179,7 +180,7 @@ def test_two_of_each_role_and_the_other_carrier(ray_cluster, taught_model, tmp_p
         (Path(scratch) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
         said, environment = words(run, taught_model, "rollout.weights=nixl"), {"RAY_TMPDIR": scratch}
         process = start(said, environment)
-        for title in ("RolloutEngine.generate", "RewardJudge", "RayTrainWorker"):
+        for title in ("RolloutEngine.generate", "Verifier", "RayTrainWorker"):
             lose(process, run, title, 1 + len(rows_of(run / "recoveries.jsonl")))
         wait_for_step(process, run, "grpo", 5, timeout=240)
         kill(process)

@@ -8,16 +8,22 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.experience import Schedule
-from actors.grpo_stage import GrpoRun
-from actors.ledger import LEDGER, Ledger, trained_row
-from actors.pools import Loss
-from actors.recovery import Recovery, WorkerDiedError, lost_part
+from actors.experience.batch import Schedule
+from actors.experience.ledger import Ledger, trained_row
+from actors.runtime.actor_set import Loss
+from actors.runtime.recovery import Recovery, WorkerDiedError, lost_part
+from actors.stages.grpo import GrpoRun
 from hatch_ray.config_sections import RecoveryConfig
-from hatch_ray.learning.order import SampleOrder
-from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl
+from hatch_ray.data.order import SampleOrder
+from hatch_ray.run_folder import RunFolder, read_jsonl
 
 LOST = Loss("rollout engine", "its process died", 1.5, 4)
+
+SCORES = [
+    {"terms": {"answer": 0.0, "action": 0.25, "never_due": None, "total": 1.0}},
+    {"terms": {"answer": 1.0, "action": None, "never_due": None, "total": 2.0}},
+]
+"""Of a group of two replies."""
 
 
 def test_each_loss_is_one_line_and_one_row_and_the_next_step_counts_them(tmp_path):
@@ -32,7 +38,7 @@ def test_each_loss_is_one_line_and_one_row_and_the_next_step_counts_them(tmp_pat
 
 
 NODE_GONE = """The actor died unexpectedly before finishing this task.
-\tclass_name: RewardJudge
+\tclass_name: Verifier
 \tip: 10.0.0.2
 The actor died because its node has died. Node Id: 11c4d0"""
 
@@ -41,8 +47,9 @@ The actor died because its node has died. Node Id: 11c4d0"""
     ("error", "part"),
     [
         (WorkerDiedError("rank 1"), ("learner worker", "rank 1")),
-        (ray.exceptions.RayActorError(error_msg=NODE_GONE), ("RewardJudge", "its node died")),
+        (ray.exceptions.RayActorError(error_msg=NODE_GONE), ("Verifier", "its node died")),
         (ray.exceptions.RayActorError(error_msg="gone"), ("actor", "its process died")),
+        (ray.exceptions.OutOfMemoryError("Memory on the node was low"), ("actor", "its node ran out of memory")),
         (ray.exceptions.ObjectLostError("a" * 56, None, ""), ("object", "its node died")),
         (ray.exceptions.RayDirectTransportError("no peer"), ("object", "its process died")),
     ],
@@ -72,25 +79,34 @@ def test_too_many_samples_set_aside_stop_the_run(tmp_path):
 
 def test_a_ledger_goes_back_to_its_checkpoint_and_keeps_what_was_set_aside(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append([trained_row(0, place, f"s{place}", 0) for place in range(2)])
-    append_jsonl(tmp_path / "step-000001" / LEDGER, ledger.rows)
-    ledger.append([trained_row(1, 2, "s2", 1)])
+    ledger.append([trained_row(0, place, f"s{place}", 0, SCORES) for place in range(2)])
+    ledger.append([trained_row(1, 2, "s2", 1, SCORES)])
     assert ledger.set_aside(1, 3, "bad", "killed three engines")
     assert not ledger.set_aside(1, 3, "bad", "again")
     assert ledger.problems(2, 2) == []
 
     later = Ledger(tmp_path / "ledger.jsonl")
-    later.restore(tmp_path / "step-000001")
+    later.restore(1)
     assert [row["id"] for row in later.rows] == ["s0", "s1", "bad"] and later.aside == {"bad"}
     assert read_jsonl(later.path) == later.rows
     assert later.problems(2, 2) == ["place 2: missing"]
-    later.restore(None)
+    later.restore(0)
     assert [row["id"] for row in read_jsonl(later.path)] == ["bad"]
+
+
+def test_a_row_has_what_its_group_earned_and_steps_are_told_in_order(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append([trained_row(1, 2, "b", 0, SCORES)])
+    ledger.set_aside(1, 3, "bad", "killed three engines")
+    ledger.append([trained_row(0, 0, "a", 0, SCORES)])
+    told = Ledger(ledger.path).trained()
+    assert list(told) == [0, 1] and [row["id"] for rows in told.values() for row in rows] == ["a", "b"]
+    assert told[0][0]["terms"] == {"answer": 0.5, "action": 0.25, "never_due": None, "total": 1.5}
 
 
 def test_problems_name_what_was_trained_twice_or_never(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append([trained_row(0, place, "s", 0) for place in (0, 1, 1, 9)])
+    ledger.append([trained_row(0, place, "s", 0, SCORES) for place in (0, 1, 1, 9)])
     assert ledger.problems(2, 2) == [
         "place 1: 2 times", "place 2: missing", "place 3: missing", "place 9: beyond the last step"
     ]  # fmt: skip
@@ -117,7 +133,7 @@ def test_any_deaths_and_delays_leave_each_group_trained_once_and_none_too_old(
 ):
     """The scheduling code alone, against a learner that works at its own pace and dies when it likes.
 
-    Deaths go back to the last checkpoint, as `run_grpo` does; a checkpoint holds the ledger of the steps behind it.
+    Deaths go back to the last checkpoint, as `run_grpo` does; rows are written when a step is handed over.
     """
     import random
 
@@ -126,7 +142,7 @@ def test_any_deaths_and_delays_leave_each_group_trained_once_and_none_too_old(
     order, per_step, saved, deaths = SampleOrder(5, 2, seed % 100), 2, 0, 0
     while True:
         ledger = Ledger(folder / "ledger.jsonl")
-        ledger.restore(folder / f"step-{saved}" if saved else None)
+        ledger.restore(saved)
         schedule, learned = Schedule(saved, steps, staleness), saved
         waiting: list[tuple[int, int]] = []  # (step, version) handed over, not yet learned
         died = False
@@ -139,11 +155,15 @@ def test_any_deaths_and_delays_leave_each_group_trained_once_and_none_too_old(
                 version = learned
                 step = schedule.start(version)
                 if chance.random() < 0.5 and waiting:  # the learner gets on while this step is sampled
-                    learned = learn(waiting, ledger, order, per_step, learned, staleness, folder, save_every)
+                    learned = learn(waiting, learned, staleness)
                 assert schedule.admit(step, [version])
+                ledger.append([
+                    trained_row(step, step * per_step + number, index, version, SCORES)
+                    for number, index in enumerate(order.indices(step))
+                ])  # fmt: skip
                 waiting.append((step, version))
             elif waiting:
-                learned = learn(waiting, ledger, order, per_step, learned, staleness, folder, save_every)
+                learned = learn(waiting, learned, staleness)
         if not died:
             break
         saved = (learned // save_every) * save_every
@@ -154,18 +174,11 @@ def test_any_deaths_and_delays_leave_each_group_trained_once_and_none_too_old(
     assert [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()] == ledger.rows
 
 
-def learn(waiting, ledger, order, per_step, learned, staleness, folder, save_every):
-    """One step of the learner of the test above."""
+def learn(waiting, learned, staleness):
+    """The learner takes the oldest step that was handed over; what it has learned then."""
     step, version = waiting.pop(0)
     assert step == learned and step - version <= staleness
-    ledger.append([
-        trained_row(step, step * per_step + number, index, version) for number, index in enumerate(order.indices(step))
-    ])  # fmt: skip
-    if (step + 1) % save_every == 0:
-        path = folder / f"step-{step + 1}" / LEDGER
-        path.unlink(missing_ok=True)
-        append_jsonl(path, ledger.rows)
-    return step + 1
+    return learned + 1
 
 
 def test_weights_that_are_gone_went_with_the_worker_that_held_them():

@@ -1,16 +1,17 @@
 """A real vLLM engine in a real Ray actor against the learner's own numbers."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from actors.boards import WeightsBoard
-from actors.engines import EnginePool
-from actors.messages import Request, Sampling, StoredImage, WeightsHandle
-from actors.recovery import RESTARTABLE
-from actors.weights import learned_parts, only_learned, pack_weights
+from actors.experience.queues import WeightsBoard
+from actors.rollout.engines import EnginePool
+from actors.runtime.messages import Request, Sampling, StoredImage, WeightsHandle
+from actors.runtime.recovery import RESTARTABLE
+from actors.weights.publish import learned_parts, only_learned, pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor
@@ -164,7 +165,7 @@ def test_either_carrier_brings_what_was_published(ray_cluster, readers, policy, 
             assert np.abs(logprobs.numpy() - reply.logprobs).max() < 1e-3
     handles.clear()
     del handle
-    engines._catch_up = lambda _: None
+    engines.held = replace(engines.held, handle=None)
     for version in range(33, 36):  # the board keeps the newest one; the others are let go
         ray_cluster.get(learning.publish.remote(version), timeout=120)
     end = time.monotonic() + 30
@@ -226,7 +227,9 @@ def test_wrong_weights_are_refused(ray_cluster, engines, policy):
     packed = pack_weights(model.state_dict(), 9)
     packed.arrays["lm_head.weight"] = packed.arrays["lm_head.weight"] + 1
     with pytest.raises(ValueError, match="arrived with checksum"):
-        ray_cluster.get(engines.actors[0].load_weights.remote(WeightsHandle(9, ray_cluster.put(packed))), timeout=60)
+        ray_cluster.get(
+            engines.pool.actors[0].load_weights.remote(WeightsHandle(9, ray_cluster.put(packed))), timeout=60
+        )
 
 
 def test_prompt_that_does_not_fit_is_refused_by_name(ray_cluster, engines, policy):

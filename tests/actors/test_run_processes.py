@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from actors.messages import Request, Sampling
-from actors.pools import Loss
-from actors.run_processes import RunProcesses, why_not_early
+from actors.runtime.actor_set import Loss
+from actors.runtime.messages import Request, Sampling
+from actors.stages.run_processes import RunProcesses, why_not_early
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.model.base import load_processor
 from hatch_ray.protocol.prompt import build_prompt
@@ -64,15 +64,16 @@ def test_engines_that_started_early_serve_two_stages_and_one_that_died_idle_is_r
     with RunProcesses(config_of(tiny_model), RunFolder(tmp_path)) as processes:
         processes.start([], evaluated=True)
         assert processes._kept is not None
-        first = list(processes._kept.actors)
+        first = list(processes._kept.pool.actors)
         kill_and_wait(first[0], first[0].ready.remote)
-        with processes.engines(tiny_model, losses.append) as pool:
-            assert first[0] not in pool.actors and first[1] in pool.actors and len(pool.actors) == 2
+        with processes.engines(tiny_model, losses.append) as engines:
+            actors = engines.pool.actors
+            assert first[0] not in actors and first[1] in actors and len(actors) == 2
             assert [(loss.role, loss.reason) for loss in losses] == [("rollout engine", "its process died")]
-            replies = [rollout.replies[0].token_ids for rollout in pool.generate(requests, Sampling(1, 1.0, 8))]
-            members = list(pool.actors)
+            replies = [rollout.replies[0].token_ids for rollout in engines.generate(requests, Sampling(1, 1.0, 8))]
+            members = list(actors)
         with processes.engines("not used: they hold weights already") as again:
-            assert again.actors == members
+            assert list(again.pool.actors) == members
             assert [r.replies[0].token_ids for r in again.generate(requests, Sampling(1, 1.0, 8))] == replies
     for member in members:
         wait_for_death(member.ready.remote)

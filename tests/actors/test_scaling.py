@@ -17,22 +17,23 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 from safetensors.torch import load_file
 
-import actors.live
-from actors.grpo_stage import run_grpo
-from actors.live import Live
-from actors.placement import Need
-from actors.pools import Pool
-from actors.reward import JudgePool, RewardJudge
-from actors.scaling import CALM, LARGEST_PART, QueueRule
-from actors.stopping import StopAsked
+from actors.reward.scaling import CALM, LARGEST_PART, QueueRule
+from actors.reward.verifier import RewardActors, Verifier
+from actors.runtime.actor_pool import ActorPool
+from actors.runtime.actor_set import ActorSet
+from actors.runtime.placement import Need
+from actors.runtime.status import LOOK_SECONDS, Live, Role, Shown
+from actors.runtime.stopping import StopAsked
+from actors.stages.grpo import run_grpo
 from hatch_ray.config import make_config
 from hatch_ray.config_sections import DeadlinesConfig
-from hatch_ray.control import ask, not_live, read_status
+from hatch_ray.control import answer, ask, not_live, read_status
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.trace import write_trace
-from hatch_ray.rewards.score import RewardTarget
-from hatch_ray.run_folder import STAGES, RunFolder, read_jsonl
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import PairPlan, Sample, View
+from hatch_ray.systems.hatch.score import RewardTarget
+from hatch_ray.systems.hatch.system import Hatch
 from tests.support.pictures import photo
 from tests.support.runs import TIMES
 
@@ -117,16 +118,17 @@ def asked(folder):
 def scorers(ray_cluster, tmp_path):
     losses = []
     actor = ray_cluster.remote(num_cpus=0.01)(Scorer)
-    pool = Pool("scorer", lambda: actor.remote(str(tmp_path)), 2, on_loss=losses.append)
-    yield pool, losses
-    pool.stop()
+    actors = ActorSet("scorer", lambda: actor.remote(str(tmp_path)), on_loss=losses.append)
+    actors.begin(2)
+    yield ActorPool(actors), losses
+    actors.stop()
 
 
-def settled(pool, seconds=120):
+def settled(actors, seconds=120):
     end = time.monotonic() + seconds
-    while len(pool.actors) != pool.target or pool.starting:
-        assert time.monotonic() < end, f"{len(pool.actors)} of {pool.target}"
-        pool.tend()
+    while len(actors) != actors.target or actors.starting:
+        assert time.monotonic() < end, f"{len(actors)} of {actors.target}"
+        actors.tend()
         time.sleep(0.05)
 
 
@@ -138,8 +140,8 @@ def test_random_sizes_lose_and_repeat_nothing(scorers, tmp_path):
 
     def disturb():
         while not stop.wait(chance.uniform(0.02, 0.2)):
-            if len(pool.actors) == pool.target or chance.random() < 0.02:
-                pool.target = chance.randint(1, 5)
+            if len(pool.actors) == pool.actors.target or chance.random() < 0.02:
+                pool.actors.target = chance.randint(1, 5)
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -166,30 +168,30 @@ def test_random_sizes_and_deaths_give_the_same_results(scorers, tmp_path):
         deaths = [2]
 
         def disturb(done, total, deaths=deaths):
-            pool.target = chance.randint(1, 4)
-            if deaths[0] and chance.random() < 0.2 and pool.places:
+            pool.actors.target = chance.randint(1, 4)
+            if deaths[0] and chance.random() < 0.2 and pool.actors.places:
                 deaths[0] -= 1
                 with suppress(ProcessLookupError):  # dead already, and not yet noticed
-                    os.kill(chance.choice(list(pool.places.values())).pid, signal.SIGKILL)
+                    os.kill(chance.choice(list(pool.actors.places.values())).pid, signal.SIGKILL)
 
         found = pool.map(items, score, chance.randint(1, 4), progress=disturb)
         assert found == [item * item for item in items]
-    assert losses and pool.replaced == len(losses)
-    settled(pool)
+    assert losses and pool.actors.replaced == len(losses)
+    settled(pool.actors)
 
 
 def test_more_that_do_not_start_leave_the_pool_as_it_was(scorers, tmp_path):
     pool, losses = scorers
     assert pool.map([1, 2], score, 1) == [1, 4]
-    settled(pool)
+    settled(pool.actors)
     (tmp_path / "no more").touch()
-    pool.target = 4
-    settled(pool)
-    assert pool.target == 2 and "no more of us can start" in pool.trouble
+    pool.actors.target = 4
+    settled(pool.actors)
+    assert pool.actors.target == 2 and "no more of us can start" in pool.actors.trouble
     assert pool.map([3, 4], score, 1) == [9, 16] and losses == []
 
 
-class SlowJudge(RewardJudge):
+class SlowVerifier(Verifier):
     """Every reply costs 50 ms more."""
 
     def score_many(self, jobs):
@@ -205,81 +207,69 @@ def jobs_of(count):
     return [(gold_reply(sample, "actions") if place % 3 else f"no {place}", target) for place in range(count)]
 
 
-def test_judges_come_by_queue_and_score_as_one_alone(ray_cluster):
+def test_reward_actors_come_by_queue_and_score_as_one_alone(ray_cluster):
     reward = {"reward_actors": {"actors": 1, "cpus": 0.1, "max": 4, "queue_seconds": 0.5}}
     config = make_config(reward)
     jobs = jobs_of(48)
-    expected = RewardJudge(config.reward).score_many(jobs)
-    judges = JudgePool(config, judge=SlowJudge, room=lambda more: max(0, 3 - len(judges.actors) - len(judges.starting)))
-    assert judges.score(jobs) == expected
-    assert judges.score(jobs) == expected
-    assert judges.target == 3, "48 x 50 ms call for 4, and the cluster has room for two more"
-    assert len(judges.waits) == 96
-    settled(judges)
-    judges.fix(1)
+    expected = Verifier(config).score_many(jobs)
+    rewards = RewardActors(
+        config, verifier=SlowVerifier, room=lambda more: max(0, 3 - len(actors) - len(actors.starting))
+    )
+    actors = rewards.pool.actors
+    assert rewards.score(jobs) == expected
+    assert rewards.score(jobs) == expected
+    assert actors.target == 3, "48 x 50 ms call for 4, and the cluster has room for two more"
+    assert len(rewards.waits) == 96
+    settled(rewards.pool.actors)
+    actors.fix(1)
     for _ in range(2):
-        assert judges.score(jobs[:8]) == expected[:8]
-    settled(judges)
-    assert judges.target == len(judges.actors) == 1, "a number given by hand stays"
-    judges.fix(None)
-    judges.score(jobs)
-    assert judges.target > 1
-    judges.stop()
+        assert rewards.score(jobs[:8]) == expected[:8]
+    settled(rewards.pool.actors)
+    assert actors.target == len(actors) == 1, "a number given by hand stays"
+    actors.fix(None)
+    rewards.score(jobs)
+    assert actors.target > 1
+    rewards.stop()
 
 
 # --- from outside -----------------------------------------------------------------------------------------------
 
 
-class Stage:
-    """What Live asks of a stage, around real judges."""
-
-    def __init__(self, judges):
-        self.judges = judges
-
-    def scalable(self):
-        return {"reward": (self.judges, Need("reward_actors", 1, {"CPU": 0.1}))}
-
-    def refusal(self, role):
-        return None
-
-    def status(self):
-        return {"phase": "reward", "queue": {"reward": self.judges.waiting}}
-
-
 @pytest.fixture
 def live(ray_cluster, tmp_path):
-    """A driver that waits, as between steps: (run, the pool)."""
+    """A driver that waits, as between steps: (run, the reward actors, its window)."""
     run = RunFolder(tmp_path)
     config = make_config({"reward_actors": {"actors": 1, "cpus": 0.1}})
-    judges = JudgePool(config)
+    rewards = RewardActors(config)
     stop = threading.Event()
 
     def tend():
         while not stop.wait(0.1):
-            judges.tend()
+            rewards.pool.actors.tend()
 
     driver = threading.Thread(target=tend)
-    with Live(run, STAGES, DeadlinesConfig(start_seconds=60)) as window:
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig(start_seconds=60)) as window:
         window.at("grpo", 3, 10)
-        window.show(Stage(judges))
+        role = Role(rewards.pool.actors, Need("reward_actors", 1, {"CPU": 0.1}))
+        window.show(Shown(lambda: {"phase": "reward", "queue": {"reward": rewards.pool.waiting}}, {"reward": role}))
         driver.start()
-        yield run, judges, window
+        yield run, rewards.pool.actors, window
         stop.set()
         driver.join()
         window.show(None)
-    judges.stop()
+    rewards.stop()
 
 
 def test_a_live_run_is_scaled_from_outside(live):
-    run, judges, window = live
+    run, actors, window = live
     found = ask(run, {"scale": {"reward": 3}}, 60)
     assert found["ok"] and found["lines"] == ["reward: 1 -> 3, on 1 node"]
-    assert len(judges.actors) == 3 and window.by_hand == {"reward": 3}
+    assert len(actors) == 3 and window.by_hand == {"reward": 3}
     found = ask(run, {"scale": {"reward": 1}}, 60)
     assert found["ok"] and found["lines"] == ["reward: 3 -> 1, on 1 node"]
     found = ask(run, {"scale": {"reward": 500}}, 60)
     assert not found["ok"] and "499 more with {CPU 0.1} each are needed" in found["lines"][0], found
-    assert "Nothing was changed" in found["lines"][0] and judges.target == 1
+    assert "Nothing was changed" in found["lines"][0] and actors.target == 1
     assert not list(run.control.iterdir())
     status = read_status(run)
     assert status["step"] == 3 and status["phase"] == "reward" and not_live(run, status) is None
@@ -287,7 +277,7 @@ def test_a_live_run_is_scaled_from_outside(live):
 
 def test_before_the_stage_a_number_is_kept_for_it(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with Live(run, STAGES, DeadlinesConfig()) as window:
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()) as window:
         window.at("pasta", 1, 2)
         found = ask(run, {"scale": {"reward": 3, "rollout": 2}}, 30)
         assert found["ok"] and "the run is at pasta: GRPO will start with reward=3, rollout=2" in found["lines"][0]
@@ -297,7 +287,7 @@ def test_before_the_stage_a_number_is_kept_for_it(ray_cluster, tmp_path):
 
 def test_what_was_asked_before_the_stage_can_be_taken_back(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with Live(run, STAGES, DeadlinesConfig()) as window:
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()) as window:
         ask(run, {"scale": {"reward": 3}}, 30)
         assert ask(run, {"scale": {"reward": None}}, 30)["ok"] and window.by_hand == {}
 
@@ -308,21 +298,73 @@ def test_nothing_is_promised_where_no_grpo_is_to_come(ray_cluster, tmp_path):
         found = ask(run, {"scale": {"reward": 3}}, 30)
         assert not found["ok"] and "no GRPO is to come" in found["lines"][0] and window.by_hand == {}
     run.set_progress("grpo", step=2, done=True)
-    with Live(run, STAGES, DeadlinesConfig()):
+    with Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()):
         assert not ask(run, {"scale": {"reward": 3}}, 30)["ok"]
 
 
 def test_a_command_that_cannot_be_followed_is_answered(live, monkeypatch):
     run = live[0]
-    monkeypatch.setattr(actors.live, "free", lambda: 1 / 0)
+    monkeypatch.setattr("actors.runtime.status.free", lambda: 1 / 0)
     found = ask(run, {"scale": {"reward": 2}}, 30)
     assert not found["ok"] and "ZeroDivisionError" in found["lines"][0]
     assert ask(run, {"scale": {"reward": 1}}, 30)["ok"]
 
 
+def watched(monkeypatch, before=lambda number: None):
+    """Paths of all answers that are given; before(number) happens first, and may raise."""
+    answered = []
+
+    def told(path, ok, lines):
+        before(len(answered))
+        answered.append(path)
+        answer(path, ok, lines)
+
+    monkeypatch.setattr("actors.runtime.status.answer", told)
+    return answered
+
+
+def test_an_order_that_comes_true_as_its_stage_ends_is_answered_once(live, monkeypatch):
+    run, _, window = live
+    comes_true, stage_ended = threading.Event(), threading.Event()
+
+    def hold(number):
+        if threading.current_thread().name == "hatch-live":
+            comes_true.set()
+            stage_ended.wait(1)
+
+    answered = watched(monkeypatch, hold)
+    caller = threading.Thread(target=ask, args=(run, {"scale": {"reward": 2}}, 60))
+    caller.start()
+    assert comes_true.wait(60)
+    window.show(None)
+    stage_ended.set()
+    caller.join()
+    assert len(answered) == 1
+
+
+def test_an_answer_that_cannot_be_written_repeats_no_other(live, monkeypatch):
+    """Two orders in one round; the disk is full when the second one is answered."""
+    run, full = live[0], [1]
+
+    def write(number):
+        if number == 1 and full:
+            full.pop()
+            raise OSError("no space left on device")
+
+    answered = watched(monkeypatch, write)
+    for name in ("1", "2"):
+        write_atomic(run.control / f"{name}.json", json.dumps({"scale": {"reward": 1}}))
+    end = time.monotonic() + 30
+    while len(answered) < 2:
+        assert time.monotonic() < end, answered
+        time.sleep(0.1)
+    time.sleep(2 * LOOK_SECONDS)
+    assert [path.name for path in answered] == ["1.answer", "2.answer"]
+
+
 def test_the_pace_counts_from_the_first_step_of_this_start(tmp_path):
     """A stage that goes on at step 50 has not done 50 steps in a second."""
-    window = Live(RunFolder(tmp_path), STAGES, DeadlinesConfig())
+    window = Live(RunFolder(tmp_path), [stage.name for stage in Hatch.stages], DeadlinesConfig())
     window.at("grpo", 0, 0)
     window.at("grpo", 51, 100)
     assert window._eta() is None
@@ -335,14 +377,14 @@ def test_the_pace_counts_from_the_first_step_of_this_start(tmp_path):
 
 def test_a_run_that_was_stopped_has_not_failed(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with pytest.raises(StopAsked), Live(run, STAGES, DeadlinesConfig()):
+    with pytest.raises(StopAsked), Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()):
         raise StopAsked
     assert read_status(run)["state"] == "was stopped"
 
 
 def test_how_a_run_ended_is_written(ray_cluster, tmp_path):
     run = RunFolder(tmp_path)
-    with pytest.raises(RuntimeError), Live(run, STAGES, DeadlinesConfig()):
+    with pytest.raises(RuntimeError), Live(run, [stage.name for stage in Hatch.stages], DeadlinesConfig()):
         raise RuntimeError("no more\nmemory")
     assert json.loads(run.status_path.read_text())["state"] == "failed: no more memory"
 
@@ -365,7 +407,7 @@ def rooms(folder):
 
 @pytest.mark.rest
 def test_a_stage_that_is_scaled_is_the_same_to_the_last_bit(ray_cluster, taught_model, tmp_path):
-    """More engines and judges, then fewer, by commands from outside, between the steps of a real GRPO stage."""
+    """More engines and reward actors, then fewer, by commands from outside, between the steps of a real GRPO stage."""
     tree = {
         "model": {"base": str(taught_model), "template": "compact-v1", "max_pixels": 112 * 112, "max_length": 512},
         "grpo": {"group_size": 4, "prompts_per_step": 2, "max_new_tokens": 16, "lr": 1e-3, "max_steps": 5, "epochs": 9},
@@ -378,14 +420,15 @@ def test_a_stage_that_is_scaled_is_the_same_to_the_last_bit(ray_cluster, taught_
     answers, statuses = [], []
     run_grpo(config, plain, taught_model, samples, lambda *_: None)
 
-    with Live(scaled, STAGES, DeadlinesConfig(start_seconds=120)) as window:
+    with Live(scaled, [stage.name for stage in Hatch.stages], DeadlinesConfig(start_seconds=120)) as window:
 
         def report(done, total):
             if done in orders:
                 caller = threading.Thread(target=lambda: answers.append(ask(scaled, {"scale": orders[done]}, 120)))
                 caller.start()
                 while caller.is_alive():  # the driver waits, as it does for its learner
-                    window._shown.stage._tend()
+                    for role in window._shown.roles.values():
+                        role.actors.tend()
                     time.sleep(0.1)
                 window.write()
                 statuses.append(read_status(scaled))

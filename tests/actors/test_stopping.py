@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.boards import ExperienceBoard
-from actors.checkpoints import Checkpoints, problem
-from actors.pasta_stage import run_pasta
-from actors.sft_stage import run_sft
-from actors.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
+from actors.experience.queues import ExperienceBoard
+from actors.runtime.checkpoints import Checkpoints, problem
+from actors.runtime.stopping import EXIT_CODE, StopAsked, asked, stage_at_work, stoppable
+from actors.stages.pasta import run_pasta
+from actors.stages.sft import run_sft
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from tests.support.runs import ALONE, ROOMS, SHORT, finish, metrics, rows_of, start, wait_for_step
@@ -43,7 +43,7 @@ def test_two_workers_save_at_one_step(ray_cluster, tiny_model, tmp_path, stage):
         with stoppable(run), stage_at_work():
             os.kill(os.getpid(), signal.SIGTERM)
             if stage == "pasta":
-                run_pasta(config, run, tiny_model, samples[:6], samples[6:], lambda *_: None)
+                run_pasta("pasta", config, run, tiny_model, samples[:6], samples[6:], lambda *_: None)
             else:
                 run_sft(stage, config, run, tiny_model, samples, lambda *_: None)
 

@@ -10,24 +10,27 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSelector, FileSystem
 from rich.console import Console
 
-from actors import mirror
-from actors.checkpoints import Checkpoints, problem
-from actors.mirror import Mirror
-from hatch_ray.bucket import BLOCK, Bucket, StorageError
+from actors.runtime import bucket_sync
+from actors.runtime.bucket_sync import pushed
+from actors.runtime.checkpoints import Checkpoints, problem
 from hatch_ray.config import make_config, save_config
 from hatch_ray.config_sections import CheckpointsConfig
 from hatch_ray.control import whoami
 from hatch_ray.run_folder import RunFolder, append_jsonl
 from hatch_ray.storage import (
+    BLOCK,
     MARK,
     Home,
+    StorageError,
     TakenOverError,
     driven_folder,
     everything,
@@ -104,7 +107,7 @@ def make_run(folder: Path, address: str) -> RunFolder:
     return run
 
 
-def train(run: RunFolder, stage: str, first: int, last: int) -> None:
+def train(run: RunFolder, stage: str, first: int, last: int, keep: int = 1) -> None:
     """Steps with their rows, and a state after the last."""
     for step in range(first, last + 1):
         run.log(stage, step, {"loss": 1 / step})
@@ -115,7 +118,7 @@ def train(run: RunFolder, stage: str, first: int, last: int) -> None:
         (state / "model" / "model.safetensors").write_bytes(f"weights {stage} {last}".encode())
         (state / "state.pt").write_bytes(b"optimizer" * last)
 
-    Checkpoints(run.checkpoints(stage), CheckpointsConfig(keep_last=1)).write(last, fill)
+    Checkpoints(run.checkpoints(stage), CheckpointsConfig(keep_last=keep)).write(last, fill)
 
 
 def finish_stage(run: RunFolder, stage: str) -> None:
@@ -137,57 +140,76 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names if name != MARK and not name.startswith("model/")}
 
 
+def names(home: Home) -> set[str]:
+    """Everything in the bucket but who pushes."""
+    found = home.bucket.get_file_info(FileSelector("", recursive=True, allow_not_found=True))
+    return {info.path for info in found if info.is_file} - {MARK}
+
+
 def pulled(address: str, root: Path) -> RunFolder:
     """The run on a new machine."""
-    return RunFolder(Home.of(address, root).pull(everything))
+    return RunFolder(Home(address, root).pull(everything))
+
+
+def taken(address: str, root: Path, every: float = 30) -> Home:
+    """A machine that goes on with the run."""
+    home = Home(address, root, every=every)
+    home.pull_to_train()
+    home.take()
+    return home
 
 
 def test_a_run_comes_back_whole_on_another_machine(address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     for name in (".stop", "control/1.json", "grpo/checkpoints/.writing.7/x", "cold_start/trainer/y", ".ray_train/z",
                  "grpo/checkpoints/bad-step-000001/x", "stacks/driver"):  # fmt: skip
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text("stays here")
     (run.stage_model("cold_start") / "more.safetensors").write_bytes(os.urandom(BLOCK + 2**20))  # in several parts
-    assert home.push() > 0
+    home.push()
     there = pulled(address, tmp_path / "b")
     assert there.path == tmp_path / "b" / "bucket" / address.rpartition("bucket/")[2]
     assert files(there.path) == {name: data for name, data in files(run.path).items() if data != b"stays here"}
     assert there.model.is_symlink() and os.readlink(there.model) == "cold_start/model"
     state = Checkpoints(there.checkpoints("grpo")).latest()
     assert state is not None and state.name == "step-000004" and problem(state) is None
-    assert home.push() == 0, "nothing changed"
+    Dying(address, tmp_path / "a", 0).push()  # nothing has changed
     for name, data in files(there.path).items():
         assert SECRET.encode() not in data and b"AKIA" not in data, name
-    assert SECRET not in (run.path / MARK).read_text() + (Bucket(address).read(MARK) or b"").decode()
+    assert SECRET not in (run.path / MARK).read_text() + (home.read(MARK) or b"").decode()
 
 
 class Killed(BaseException):
     """The process is gone."""
 
 
-class Dying(Bucket):
-    """Takes so many changes, then the process is killed."""
+class Dying(Home):
+    """Makes so many changes in the bucket, then the process is killed. noting: it still saves what it had pushed."""
 
-    def __init__(self, address: str, lives: int) -> None:
-        super().__init__(address)
-        self.lives, self.made = lives, 0
+    def __init__(self, address: str, root: Path, lives: int, noting: bool = False) -> None:
+        super().__init__(address, root)
+        self.lives, self.made, self.noting, self.dead = lives, 0, noting, False
         self._lock = threading.Lock()
 
     def _spend(self) -> None:
         with self._lock:
-            if self.made == self.lives:
+            self.dead = self.made == self.lives
+            if self.dead:
                 raise Killed
             self.made += 1
+
+    def _save(self):
+        if self.noting or not self.dead:
+            super()._save()
 
     def write(self, name, content):
         self._spend()
         super().write(name, content)
 
-    def put(self, name, source):
+    def put(self, name):
         self._spend()
-        super().put(name, source)
+        return super().put(name)
 
     def delete(self, name):
         self._spend()
@@ -202,16 +224,17 @@ def go_on(run: RunFolder) -> None:
     write_status(run, 2)
 
 
-def test_whatever_change_of_the_bucket_is_the_last_it_holds_a_run_that_goes_on(address, tmp_path):
+@pytest.mark.parametrize("noting", [True, False], ids=["noted", "not noted"])
+def test_whatever_change_of_the_bucket_is_the_last_it_holds_a_run_that_goes_on(noting, address, tmp_path):
     """A first push and a later one, killed after every change in turn; what is left over goes in the end."""
-    run = make_run(Home.of(address, tmp_path / "a").folder, address)
+    run = make_run(Home(address, tmp_path / "a").folder, address)
     moments = 0
     for later in (False, True):
         if later:
             go_on(run)
-        while True:
-            home = Home.of(address, tmp_path / "a")
-            home.bucket = Dying(address, 1)
+        for lives in count(1):
+            home = Dying(address, tmp_path / "a", 1 if noting else lives, noting)
+            home.pull_to_train()
             try:
                 home.push()
             except Killed:
@@ -220,52 +243,64 @@ def test_whatever_change_of_the_bucket_is_the_last_it_holds_a_run_that_goes_on(a
             else:
                 break
     assert moments > 18
-    assert home.bucket.list().keys() - {MARK} == files(run.path).keys()
+    assert names(home) == files(run.path).keys()
     assert files(pulled(address, tmp_path / "c").path) == files(run.path)
 
 
 @pytest.mark.parametrize("lives", [3, 5, 7])
 def test_what_a_push_left_that_was_killed_before_it_noted_anything_goes(lives, address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     home.push()
     train(run, "grpo", STEPS + 1, STEPS + 2)
-    noted = (run.path / MARK).read_bytes()
-    home.bucket = Dying(address, lives)
     with pytest.raises(Killed):
-        home.push()
-    (run.path / MARK).write_bytes(noted)
+        Dying(address, tmp_path / "a", lives).push()
     train(run, "grpo", STEPS + 3, STEPS + 4)  # which drops what the bucket may hold a part of
-    again = Home.of(address, tmp_path / "a")
-    again.take(30)
+    again = taken(address, tmp_path / "a")
     again.push()
-    assert again.bucket.list().keys() - {MARK} == files(run.path).keys()
+    assert names(again) == files(run.path).keys()
 
 
-@pytest.mark.parametrize("lives", [0, 1, 2, 7])
-def test_a_first_push_that_was_killed_before_it_noted_anything_is_gone_on_with(lives, address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
-    home.take(30)
-    run = make_run(home.folder, address)
+def test_no_checkpoint_is_there_without_its_rows_though_it_is_finished_while_files_are_listed(address, tmp_path):
+    """The folder is listed file by file: the rows as they are, then a checkpoint of later steps."""
+    run = make_run(Home(address, tmp_path / "a").folder, address)
+    taken(address, tmp_path / "a").push()
+    steps = count(STEPS + 1)
 
-    class DyingUnnoted(Dying):
-        noted: bytes | None = None
+    class Training(Dying):
+        def _list(self, files):
+            before = super()._list(files)
+            if files is self.local:
+                step = next(steps)
+                train(run, "grpo", step, step, keep=9)
+            return super()._list(files) | {name: stat for name, stat in before.items() if name.endswith(".jsonl")}
 
-        def _spend(self):
-            if self.made == 0 and (run.path / MARK).exists():
-                self.noted = (run.path / MARK).read_bytes()
-            super()._spend()
+    for lives in (1, 2, 3, 4, 5, 6, 8, 10, 99):
+        with suppress(Killed):
+            Training(address, tmp_path / "a", lives, noting=True).push()
+        check_goes_on(address, tmp_path / "b", later=True)
+    states = {int(name.split("/")[2][5:]) for name in names(Home(address, tmp_path / "a")) if "/checkpoints/" in name}
+    assert max(states) > STEPS + 9
 
-    home.bucket = dying = DyingUnnoted(address, lives)
-    with pytest.raises(Killed):
-        home.push()
-    (run.path / MARK).unlink()
-    if dying.noted is not None:
-        (run.path / MARK).write_bytes(dying.noted)
-    again = Home.of(address, tmp_path / "a")
-    again.take(30)
-    again.push()
-    assert files(pulled(address, tmp_path / "b").path) == files(run.path)
+
+def test_a_checkpoint_that_the_run_went_back_behind_is_withdrawn_before_its_rows_are(address, tmp_path):
+    """The newest one here was damaged: the stage goes on from the one before, and drops the rows beyond it."""
+    run = make_run(Home(address, tmp_path / "a").folder, address)
+    train(run, "grpo", STEPS + 1, STEPS + 2, keep=2)
+    taken(address, tmp_path / "a").push()
+    state = run.checkpoints("grpo") / "step-000006"
+    state.rename(state.with_name("bad-step-000006"))
+    run.forget_after("grpo", STEPS)
+    run.ledger.write_text("".join(f"{json.dumps(row)}\n" for row in rows_of(run.ledger)[:STEPS]))
+    for moment in count():
+        home = Dying(address, tmp_path / "a", 1, noting=True)
+        with suppress(Killed):
+            home.push()
+        check_goes_on(address, tmp_path / f"b{moment}", later=True)
+        if not home.dead:
+            break
+    assert moment >= 4
+    assert names(home) == {name for name in files(run.path) if "bad-step" not in name}
 
 
 def check_goes_on(place: str, root: Path, later: bool) -> None:
@@ -292,78 +327,79 @@ def check_goes_on(place: str, root: Path, later: bool) -> None:
 def test_a_state_that_vanishes_while_it_is_pushed_is_no_error_and_takes_no_older_one_with_it(
     address, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("hatch_ray.bucket.THREADS", 1)
-    home = Home.of(address, tmp_path / "a")
+    monkeypatch.setattr("hatch_ray.storage.THREADS", 1)
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     home.push()
     train(run, "grpo", STEPS + 1, STEPS + 2)
 
-    class Slow(Bucket):
-        def put(self, name, source):
-            super().put(name, source)
+    class Slow(Home):
+        def put(self, name):
+            there = super().put(name)
             if name.startswith("grpo/checkpoints/"):
                 shutil.rmtree(run.checkpoints("grpo") / "step-000006", ignore_errors=True)
+            return there
 
-    home.bucket = Slow(address)
-    home.push()
+    Slow(address, tmp_path / "a").push()
     there = pulled(address, tmp_path / "b")
     states = {state.name: problem(state) for state in Checkpoints(there.checkpoints("grpo")).all()}
     assert states.pop("step-000004") is None
     assert all("half-written" in (why or "") for why in states.values())
-    home.bucket = Bucket(address)
+    home = Home(address, tmp_path / "a")
     train(run, "grpo", STEPS + 3, STEPS + 4)
     home.push()
-    names = {name.split("/")[2] for name in home.bucket.list() if "/checkpoints/" in name}
-    assert names == {"step-000008"}
+    assert {name.split("/")[2] for name in names(home) if "/checkpoints/" in name} == {"step-000008"}
 
 
 def test_a_file_that_grows_while_it_is_pushed_is_pushed_again(address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
 
-    class Slow(Bucket):
-        def put(self, name, source):
-            super().put(name, source)
+    class Slow(Home):
+        def put(self, name):
+            there = super().put(name)
             if name == "metrics.jsonl":
                 run.log("grpo", 99, {"loss": 1.0})
+            return there
 
-    home.bucket = Slow(address)
+    Slow(address, tmp_path / "a").push()
+    home = Dying(address, tmp_path / "a", 1)  # that file alone
     home.push()
-    home.bucket = Bucket(address)
-    assert home.push() == 1
-    assert home.bucket.read("metrics.jsonl") == run.metrics_path.read_bytes()
+    assert home.read("metrics.jsonl") == run.metrics_path.read_bytes()
 
 
 def test_the_network_goes_and_comes_and_training_goes_on(server, address, tmp_path, caplog, monkeypatch):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     said: list[str] = []
     console = Console(file=(tmp_path / "said").open("w"))
-    with Mirror(home, 0.1, console):
-        wait_until(lambda: home.bucket.read("metrics.jsonl") is not None)
+    home.every = 0.1
+    with pushed(home, console):
+        wait_until(lambda: home.read("metrics.jsonl") is not None)
         server.stop()
         try:
             run.log("grpo", 50, {"loss": 0.5})
             wait_until(lambda: "not pushed" in caplog.text)
         finally:
             server.start()
-        wait_until(lambda: "pushed again after" in caplog.text)
+        wait_until(lambda: "pushed again" in caplog.text)
         said = [record.getMessage() for record in caplog.records if "not pushed" in record.getMessage()]
     assert len(said) == 1 and "training goes on" in said[0] and address in said[0] and "Traceback" not in said[0]
-    assert home.bucket.read("metrics.jsonl") == run.metrics_path.read_bytes()
+    assert home.read("metrics.jsonl") == run.metrics_path.read_bytes()
 
-    monkeypatch.setattr(mirror, "LAST_TRIES", 1)
-    pushing = Mirror(home, 60, console)
+    monkeypatch.setattr(bucket_sync, "LAST_TRIES", 1)
+    home.every = 60
+    pushing = pushed(home, console)
     pushing.__enter__()
     run.log("grpo", 51, {"loss": 0.5})
     server.stop()
     with pytest.raises(StorageError, match=rf"whole in {home.folder}; the same command"):
         pushing.__exit__(None, None, None)
     server.start()
-    assert home.bucket.read("metrics.jsonl") != run.metrics_path.read_bytes()
-    with Mirror(Home.of(address, tmp_path / "a"), 60, console):
+    assert home.read("metrics.jsonl") != run.metrics_path.read_bytes()
+    with pushed(Home(address, tmp_path / "a", every=60), console):
         pass
-    assert home.bucket.read("metrics.jsonl") == run.metrics_path.read_bytes()
+    assert home.read("metrics.jsonl") == run.metrics_path.read_bytes()
 
 
 def wait_until(what, seconds: float = 40) -> None:
@@ -375,10 +411,10 @@ def wait_until(what, seconds: float = 40) -> None:
 
 @pytest.mark.parametrize("end", [FloatingPointError("loss is nan"), SystemExit(143), KeyboardInterrupt()], ids=repr)
 def test_a_run_that_fails_or_is_stopped_is_pushed_and_ends_as_it_would(end, address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a", every=60)
 
     def run_to_its_end() -> None:
-        with Mirror(home, 60, Console(file=(tmp_path / "said").open("w"))):
+        with pushed(home, Console(file=(tmp_path / "said").open("w"))):
             make_run(home.folder, address)
             raise end
 
@@ -389,24 +425,24 @@ def test_a_run_that_fails_or_is_stopped_is_pushed_and_ends_as_it_would(end, addr
 
 
 def test_a_first_start_that_fails_before_training_leaves_no_run_behind(address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
-    with Mirror(home, 60, Console()):
+    home = Home(address, tmp_path / "a", every=0.1)
+    with pushed(home, Console()):
         save_config(make_config({}), home.folder / "config.yaml")
-    assert set(home.bucket.list()) == {MARK}
+        time.sleep(0.5)
+    assert names(home) == set()
 
 
 def test_machines_take_turns_and_neither_loses_work(address, tmp_path):
-    first, second = Home.of(address, tmp_path / "a"), Home.of(address, tmp_path / "b")
+    first = Home(address, tmp_path / "a")
     one = make_run(first.folder, address)
     first.push()
-    second.take(30)
+    second = taken(address, tmp_path / "b")
     two = RunFolder(second.folder)
     train(two, "grpo", STEPS + 1, STEPS + 2)
     second.push()
     with pytest.raises(TakenOverError, match=r"now pushed to by .*nothing more is pushed"):
         first.push()
-    again = Home.of(address, tmp_path / "a")
-    again.take(30)  # it had nothing of its own since
+    again = taken(address, tmp_path / "a")  # it had nothing of its own since
     assert [row["step"] for row in metrics(one.path, "grpo")] == list(range(1, STEPS + 3))
     assert (one.checkpoints("grpo") / "step-000006").is_dir()
     again.push()
@@ -415,20 +451,20 @@ def test_machines_take_turns_and_neither_loses_work(address, tmp_path):
     again.push()
     before = files(two.path)
     with pytest.raises(
-        StorageError, match=r"has work that is not there \(metrics.jsonl\). To go on from the bucket move"
+        StorageError, match=r"has work that is not there \(metrics.jsonl\). To continue from the bucket move"
     ):
-        Home.of(address, tmp_path / "b").take(30)
+        taken(address, tmp_path / "b")
     assert files(two.path) == before
-    assert again.bucket.read("metrics.jsonl") == one.metrics_path.read_bytes()
+    assert again.read("metrics.jsonl") == one.metrics_path.read_bytes()
 
 
 def test_a_run_that_another_machine_took_over_trains_to_its_end_and_then_says_so(address, tmp_path, caplog):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a", every=0.1)
     run = make_run(home.folder, address)
-    pushing = Mirror(home, 0.1, Console(file=(tmp_path / "said").open("w")))
+    pushing = pushed(home, Console(file=(tmp_path / "said").open("w")))
     pushing.__enter__()
-    wait_until(lambda: home.bucket.read("status.json") is not None)
-    Home.of(address, tmp_path / "b").take(30)
+    wait_until(lambda: home.read("status.json") is not None)
+    taken(address, tmp_path / "b")
     run.log("grpo", 9, {"loss": 1.0})
     wait_until(lambda: "nothing more is pushed" in caplog.text)
     with pytest.raises(TakenOverError, match="which keeps this run's work"):
@@ -437,50 +473,44 @@ def test_a_run_that_another_machine_took_over_trains_to_its_end_and_then_says_so
 
 
 def test_a_pull_that_was_killed_goes_on(address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     home.push()
-    killed = Home.of(address, tmp_path / "b")
 
-    class Dead(Bucket):
-        def get(self, name, size, target):
-            super().get(name, size, target)
+    class Dead(Home):
+        def get(self, name, time_ns):
+            super().get(name, time_ns)
             if name == "metrics.jsonl":
                 raise Killed
 
-    killed.bucket = Dead(address)
     with pytest.raises(Killed):
-        killed.pull(everything)
+        Dead(address, tmp_path / "b").pull(everything)
     assert files(pulled(address, tmp_path / "b").path).keys() >= files(run.path).keys()
 
 
 def test_a_run_that_is_live_elsewhere_is_refused(address, tmp_path, monkeypatch):
     monkeypatch.setattr("hatch_ray.storage.LOOK_SECONDS", 0.1)
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a", every=0.1)
     run = make_run(home.folder, address)
-    home.take(0.1)
     write_status(run, 5, "running")
     home.push()
-    other = Home.of(address, tmp_path / "b")
-    with pytest.raises(StorageError, match=rf"is being trained by process {os.getpid()} on {socket.gethostname()}"):
-        other.take(0.1)
-    write_status(run, 6, "running", pid=2**22 + 1)
-    home.push()
-    other.pull_to_train()  # a process of this machine that is no more
-    write_status(run, 7, "running", "elsewhere")
-    home.push()
-    beats = threading.Timer(1.0, lambda: (write_status(run, 8, "running", "elsewhere"), home.push()))
-    beats.start()
-    with pytest.raises(StorageError, match="on elsewhere"):
-        other.take(0.1)
-    beats.join()
+    beat = threading.Timer(1.0, lambda: (write_status(run, 6, "running"), home.push()))
+    beat.start()
+    with pytest.raises(StorageError, match=rf"is being trained on {socket.gethostname()} \({run.path}\); stop"):
+        taken(address, tmp_path / "b")
+    beat.join()
     began = time.monotonic()
-    other.take(0.1)  # silent for 3 x 0.1 s + 5 s
+    other = Home(address, tmp_path / "b")
+    other.pull_to_train()  # silent for 3 x 0.1 s + 5 s
     assert time.monotonic() - began > 5
+    write_status(run, 7, "running")
+    home.push()  # it lives after all
+    with pytest.raises(TakenOverError, match="now pushed to by"):
+        other.take()
 
 
 def test_readers_pull_what_they_need_and_use_the_folder_of_a_run_that_is_here(address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     home.push()
     assert local_run(address, for_status, tmp_path / "b") == run.path, "this machine has it"
@@ -492,8 +522,7 @@ def test_readers_pull_what_they_need_and_use_the_folder_of_a_run_that_is_here(ad
     with pytest.raises(StorageError, match=r"not worked on here; .* hatch scale [gs3]+://"):
         driven_folder(address, "scale")
     (there / "report.html").write_text("<p>")
-    reader = Home(address, there)
-    assert reader.put_back("report.html") == 1 and reader.put_back("report.html") == 0
+    Home(address, folder=there).put_back("report.html")
     shutil.move(tmp_path / "away", run.path)
     run.log("grpo", 9, {"loss": 1.0})
     home.push()
@@ -503,23 +532,22 @@ def test_readers_pull_what_they_need_and_use_the_folder_of_a_run_that_is_here(ad
     assert len(metrics(there, "grpo")) == STEPS + 1, "pulled again, and the report in between took nothing over"
     shutil.move(tmp_path / "away", run.path)
     home.push()
-    assert home.bucket.read("report.html") == b"<p>"
+    assert home.read("report.html") == b"<p>"
 
 
 def test_a_home_that_was_emptied_gets_everything_again(address, tmp_path):
-    home = Home.of(address, tmp_path / "a")
+    home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     home.push()
-    for name in home.bucket.list():
-        home.bucket.delete(name)
+    for name in names(home) | {MARK}:
+        home.bucket.delete_file(name)
     home.push()
     assert files(pulled(address, tmp_path / "b").path) == files(run.path)
 
 
 def test_a_bucket_that_is_not_there_or_not_allowed_is_one_line_before_anything_is_trained(server, tmp_path):
-    home = Home.of("s3://no-such-bucket/run", tmp_path)
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/run: .*NO_SUCH_BUCKET") as refusal:
-        home.take(30)
+        taken("s3://no-such-bucket/run", tmp_path)
     assert SECRET not in str(refusal.value)
 
 
@@ -538,21 +566,24 @@ def test_a_killed_run_goes_on_from_the_bucket_on_a_new_machine_and_is_read_from_
         "storage.mirror_seconds=0.3",
     ]  # fmt: skip
     process = start([*words, f"storage.work_dir={tmp_path / 'a'}"])
-    first = Home.of(address, tmp_path / "a")
+    first = Home(address, tmp_path / "a")
     try:
-        wait_until(lambda: process.poll() is not None or "checkpoint" in str(states_of(first.bucket)), 180)
-        wait_for_step(process, first.folder, "cold_start", max(states_of(first.bucket).values()) + 3, 60)
+        wait_until(lambda: process.poll() is not None or "checkpoint" in str(states_of(first)), 180)
+        wait_for_step(process, first.folder, "cold_start", max(states_of(first).values()) + 3, 60)
     finally:
         kill(process)
     assert process.stdout is not None
     assert f"run folder: {first.folder}, pushed to {address}" in process.stdout.read()
-    reached = max(states_of(first.bucket).values())
+    reached = max(states_of(first).values())
     before = metrics(first.folder, "cold_start")
     assert 10 <= reached < before[-1]["step"] < TRAINED, "it was killed between a state in the bucket and the end"
 
+    left = Home(address, tmp_path / "b").folder / "cold_start" / ".model.4711"
+    left.mkdir(parents=True)  # as by a process that was killed there before
     output = hatch_here(*words, f"storage.work_dir={tmp_path / 'b'}")
     assert f"pushed: {address}" in output
-    second = RunFolder(Home.of(address, tmp_path / "b").folder)
+    assert not left.exists()
+    second = RunFolder(Home(address, tmp_path / "b").folder)
     rows = metrics(second.path, "cold_start")
     assert [row["step"] for row in rows] == list(range(1, TRAINED + 1))
     assert [row["loss"] for row in rows[: len(before)]] == [row["loss"] for row in before]
@@ -564,14 +595,14 @@ def test_a_killed_run_goes_on_from_the_bucket_on_a_new_machine_and_is_read_from_
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "pushed: s3://" in hatch_here("report", address)
     assert "the run is not live: it ended" in hatch_here("status", address)
-    assert first.bucket.read("report.html") == (there / "report.html").read_bytes()
+    assert first.read("report.html") == (there / "report.html").read_bytes()
     assert not (there / "cold_start").exists() and b"cold_start" in (there / "metrics.jsonl").read_bytes()
     for command in (["scale", address, "reward=2"], ["serve", address, "--follow"]):
         with pytest.raises(StorageError, match="not worked on here"):
             hatch_here(*command)
 
 
-def states_of(bucket: Bucket) -> dict[str, int]:
+def states_of(home: Home) -> dict[str, int]:
     """The whole checkpoints in the bucket, with their steps."""
-    names = [name for name in bucket.list() if "/checkpoints/" in name and name.endswith("/manifest.json")]
-    return {name: int(name.split("/")[2].removeprefix("step-")) for name in names}
+    found = (name for name in names(home) if "/checkpoints/" in name and name.endswith("/manifest.json"))
+    return {name: int(name.split("/")[2].removeprefix("step-")) for name in found}

@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from actors.checkpoints import Checkpoints
-from actors.pasta_stage import run_pasta
-from actors.run_processes import RunProcesses
-from actors.sft_stage import run_sft
-from actors.supervised import check_finite, make_scheduler
-from actors.train_workers import stage_workers
+from actors.runtime.checkpoints import Checkpoints
+from actors.stages.pasta import run_pasta
+from actors.stages.run_processes import RunProcesses
+from actors.stages.sft import run_sft
+from actors.stages.supervised import check_finite
+from actors.stages.train_workers import stage_workers
 from hatch_ray.config import Config, make_config
-from hatch_ray.learning.order import SampleOrder
+from hatch_ray.data.order import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
-from hatch_ray.learning.sft import SampleEncoder
+from hatch_ray.learning.trainer_state import make_optimizer
 from hatch_ray.model.base import checksum, load_model, load_processor, part_checksum, set_trainable
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
+from tests.support.hatch import encoder_of
 from tests.support.trl_sft import trl_history
 from tests.support.wall_scene import wall_sample
 
@@ -72,8 +73,7 @@ def pasta_by_hand(config: Config, model_path: Path, samples: list[Sample]) -> li
     objective, pixels = PastaObjective(model.model.visual, settings), PixelCache(load_processor(model_path))
     targets = make_targets(samples, settings)
     order = PairOrder([pair.scene for pair in targets.pairs], settings.batch_size, config.seed)
-    optimizer = torch.optim.AdamW(model.model.visual.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    scheduler = make_scheduler(optimizer, settings, settings.max_steps)
+    optimizer, scheduler = make_optimizer(list(model.model.visual.parameters()), settings, settings.max_steps)
     losses = []
     for step in range(settings.max_steps):
         loss = objective(make_batch(targets, order.batch(step), pixels))
@@ -125,7 +125,9 @@ def test_pasta_on_two_workers_stopped_and_resumed(
     config = config_of(run.path)
 
     def stage() -> dict[str, Any]:
-        return run_pasta(config, run, tiny_model, samples[:4], samples[4:6], lambda *done: seen.append(done), processes)
+        return run_pasta(
+            "pasta", config, run, tiny_model, samples[:4], samples[4:6], lambda *done: seen.append(done), processes
+        )
 
     result = stage()
     rows = read_jsonl(run.metrics_path)
@@ -166,7 +168,7 @@ def test_sft_on_two_workers_stopped_and_resumed(
     result = stage()
     rows = read_jsonl(run.metrics_path)
     assert [row["step"] for row in rows] == list(range(1, 8))
-    encoder = SampleEncoder(load_processor(tiny_model), "direct", config.model)
+    encoder = encoder_of(load_processor(tiny_model), "direct", config.model)
     order = SampleOrder(len(samples), 4, config.seed)
     batches = [[samples[index] for index in order.indices(step)] for step in range(7)]
     settings = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "weight_decay": 0.0, "max_grad_norm": 1.0}

@@ -14,8 +14,8 @@ import ray
 from ray import cloudpickle
 from ray.train import get_context
 
-from actors.recovery import WorkerDiedError
-from actors.train_workers import TrainWorkers
+from actors.runtime.recovery import WorkerDiedError
+from actors.stages.train_workers import TrainWorkers
 from hatch_ray.config import Config, make_config
 from hatch_ray.run_folder import RunFolder
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from actors import benchmark as runner
-from actors.benchmark import Asker, Engines, ask, check_names, evaluate_benchmarks, open_source, parts_of
+from actors.commands import benchmark as runner
+from actors.commands.benchmark import Asker, Engines, ask, check_names, evaluate_benchmarks, open_source, parts_of
 from hatch_ray.benchmarks.kept import Kept
 from hatch_ray.benchmarks.registry import BENCHMARKS, FORMS
 from hatch_ray.benchmarks.report import report_benchmarks
@@ -16,7 +16,7 @@ from hatch_ray.benchmarks.results import predict_row
 from hatch_ray.benchmarks.rooms import build_rooms, read_rooms
 from hatch_ray.benchmarks.spar_scorers import KINDS, check_gold
 from hatch_ray.config import ConfigError, make_config
-from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
+from hatch_ray.model.prompt_tokens import process_image, prompt_length, tokenize_prompt
 from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder
 from tests.support import benchmark_files as files
@@ -155,11 +155,11 @@ def test_mistakes_of_the_command(names, roots, scorer, said):
 
 def test_prompt_length_is_counted_as_the_learner_does(tmp_path):
     run, config = make_run(tmp_path / "run")
-    asker = Asker(config, run.stage_model("grpo"), "actions")
+    asker = Asker(config, run.stage_model("grpo"), "grpo")
     images = [photo(1), photo(2, 300, 200), photo(3, 40, 60)]
     text = "Image: " + "<|vision_start|><|image_pad|><|vision_end|>" * 3 + " How far is it? 2.5"
     prompt = tokenize_prompt(asker.processor, text, [process_image(asker.processor, image) for image in images])
-    assert asker.length(text, images) == len(prompt.token_ids)
+    assert prompt_length(asker.processor, text, [image.size for image in images]) == len(prompt.token_ids)
 
 
 def test_rooms_ask_every_task_of_spar_bench_in_its_form(tmp_path):
@@ -194,7 +194,7 @@ def test_two_benchmarks_are_asked_stopped_resumed_and_scored_again(ray_cluster, 
     monkeypatch.setattr(runner, "PART", 2)
 
     engines = Engines(run.stage_model("grpo"), config, console)
-    asker = Asker(config, run.stage_model("grpo"), "actions")
+    asker = Asker(config, run.stage_model("grpo"), "grpo")
     source = open_source("spar_mv", config, run, roots, console)
     kept = Kept(run, "spar_mv")
     asked = []

@@ -1,4 +1,4 @@
-"""`hatch doctor`: every failure is found and comes with a mend; a good machine passes."""
+"""`hatch doctor`: every failure is found and comes with a fix; a good machine passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_failure_prints_its_mend_and_the_exit_code_is_1(monkeypatch):
     page = io.StringIO()
     assert doctor.main(Console(file=page, width=200)) == 1
     assert "[absent]" in page.getvalue()
-    assert "mend libnuma: apt-get install libnuma1" in page.getvalue()
+    assert "fix libnuma: apt-get install libnuma1" in page.getvalue()
     assert "1 of 2 checks failed" in page.getvalue()
 
 
@@ -35,7 +35,7 @@ def test_a_cpu_without_avx2(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
     check = doctor.check_cpu(tmp_path / "cpuinfo")
     assert not check.ok
-    assert "AVX2" in check.mend
+    assert "AVX2" in check.fix
 
 
 @pytest.mark.parametrize(("limit", "gib"), [("max", 8.0), (str(3 * 2**30), 2.0)])
@@ -56,7 +56,7 @@ def test_too_little_memory(monkeypatch):
 def test_missing_shared_memory(tmp_path):
     check = doctor.check_shared_memory(tmp_path / "shm")
     assert not check.ok
-    assert "mount" in check.mend
+    assert "mount" in check.fix
 
 
 def test_a_version_other_than_the_locks(tmp_path):
@@ -81,14 +81,14 @@ def test_a_broken_torchvision_is_told_how_to_be_mended(monkeypatch):
     monkeypatch.setattr(doctor, "in_own_process", lambda code: (False, why))
     check = doctor.check_torch()
     assert (check.ok, check.detail) == (False, why)
-    assert "python -m hatch_ray.torchvision_mend" in check.mend
+    assert "python -m hatch_ray.torchvision_mend" in check.fix
 
 
 def test_a_torchaudio_that_does_not_load(monkeypatch):
     monkeypatch.setattr(doctor, "installed", lambda name: "2.11.0" if name == "torchaudio" else None)
     check = doctor.check_audio()  # it is absent here, so importing it fails for real
     assert not check.ok
-    assert check.mend.startswith("pip uninstall --yes torchaudio")
+    assert check.fix.startswith("pip uninstall --yes torchaudio")
 
 
 def test_a_process_that_hangs_is_a_failed_check():

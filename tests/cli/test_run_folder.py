@@ -6,11 +6,14 @@ import errno
 import json
 import logging
 import os
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 
 from hatch_ray import __version__, disk
 from hatch_ray.config import Config, ConfigError, make_config, save_config
-from hatch_ray.disk import is_full, when_there_is_room
+from hatch_ray.disk import clear_leftovers, is_full, replace_folder, when_there_is_room
 from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
 from hatch_ray.run_version import compare_with_run, write_version
 
@@ -91,7 +94,7 @@ def fill_up(path: Path) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_full_disk_pauses_every_writer_and_loses_nothing(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from actors.checkpoints import Checkpoints
+    from actors.runtime.checkpoints import Checkpoints
 
     state, rows = small_disk / "progress.json", small_disk / "rows.jsonl"
     states = Checkpoints(small_disk / "checkpoints")
@@ -225,6 +228,41 @@ def test_a_failed_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(PermissionError):
         write_atomic(tmp_path / "x.json", "{}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_folder_is_whole_and_alone_after_the_start_that_follows_a_killed_replacement(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each rename and each removal in turn; the old folder or the new one is there, and nothing else."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = count()
+
+    def dying(act: Callable[..., None]) -> Callable[..., None]:
+        def call(*words: Any, **options: Any) -> None:
+            if next(calls) == moment:
+                raise Killed
+            act(*words, **options)
+
+        return call
+
+    for folder in (tmp_path / "grpo", tmp_path / "grpo" / "checkpoints"):
+        new, target = folder / ".model.4711", folder / "model"
+        for path in (new, target):
+            path.mkdir(parents=True)
+            (path / "config.json").write_text("new" if path == new else "old")
+        calls = count()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying(os.replace))
+            patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+            with pytest.raises(Killed):
+                replace_folder(new, target)
+        clear_leftovers(tmp_path)
+        assert (target / "config.json").read_text() == ("old" if moment < 3 else "new")
+        assert sorted(path.name for path in folder.iterdir() if path.name != "checkpoints") == ["model"]
 
 
 # --- run folders of other versions and configs ------------------------------------------------------------------------

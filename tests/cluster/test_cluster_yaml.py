@@ -19,8 +19,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from hatch_ray.config import ConfigError, load_config, parse_override
+from hatch_ray.config import ConfigError, load_config, make_config, parse_override
 from serve.application import application
+from serve.deployment import proxy_variables
 
 ROLES = ("learner", "rollout", "reward")
 FILES = ("cluster.yaml", "cluster.local.yaml")
@@ -189,7 +190,14 @@ def test_serve_accepts_the_services_config(service):
     schema = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (app,) = schema.applications
     assert app.import_path == f"{application.__module__}:{application.__name__}"
-    assert [deployment.name for deployment in app.deployments] == ["ReasonService"]
+    assert not app.deployments, "options of a deployment there would take the place of all that the config gives it"
+    tree = {key.removeprefix("serve."): value for key, value in map(parse_override, app.args["overrides"])}
+    config = make_config({"serve": tree})
+    assert (config.serve.replicas, config.serve.cpus, config.serve.gpus) == (2, 4, 1)
+    assert schema.http_options.request_timeout_s > config.serve.deadline_seconds
+    (container,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    assert environment.items() >= proxy_variables(config).items()
     with pytest.raises(ConfigError, match=r"/shared/runs/hatch_3b.*has no finished model"):
         application(app.args)
     with pytest.raises(ConfigError, match="unknown args"):

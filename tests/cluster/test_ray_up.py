@@ -23,12 +23,12 @@ import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from actors.checkpoints import Checkpoints, problem
+from actors.runtime.checkpoints import Checkpoints, problem
 from hatch_ray.run_folder import RunFolder
 from tests.support.own_sshd import OwnSshd, missing, processes_of, stop_ray
 from tests.support.runs import REPOSITORY, ROOMS, SHORT, metrics, reserve_ports
 
-TITLES = ("RayTrainWorker", "TrainController", "RolloutEngine", "RewardJudge", "ExperienceBoard", "WeightsBoard")
+TITLES = ("RayTrainWorker", "TrainController", "RolloutEngine", "Verifier", "ExperienceBoard", "WeightsBoard")
 RAY = str(Path(sys.executable).parent / "ray")
 AGENT_SECONDS = 120
 STEPS = 250
@@ -38,7 +38,12 @@ STEPS = 250
 def test_the_upload_leaves_data_environment_and_runs_behind(tmp_path):
     """By Ray's own packing, of a checkout with all that lies about in one that is used."""
     tree = tmp_path / "checkout"
-    ours = ("hatch_ray/data/store.py", "hatch_ray/model/weights/tiny.safetensors", "configs/tiny.yaml", "actors/fit.py")
+    ours = (
+        "hatch_ray/data/store.py",
+        "hatch_ray/model/weights/tiny.safetensors",
+        "configs/tiny.yaml",
+        "actors/stages/fit.py",
+    )
     left = ("data/train/0.png", "scans/a.bin", "shared/x", "runs/tiny/model/model.safetensors", ".venv/bin/python",
             ".git/objects/aa", "docs/images/a.png", "tests/a.py", "actors/__pycache__/fit.pyc",
             ".pytest_cache/a")  # fmt: skip

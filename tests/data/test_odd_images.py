@@ -1,4 +1,4 @@
-"""Odd and hostile image files: read as what they show, or refused by name with the mend."""
+"""Odd and hostile image files: read as what they show, or refused by name with the fix."""
 
 from __future__ import annotations
 

@@ -17,17 +17,18 @@ from hatch_ray.data.questions.choices import LETTERS
 from hatch_ray.data.rooms import Room
 from hatch_ray.data.scene import SceneObject
 from hatch_ray.data.store import read_dataset
-from hatch_ray.evaluation.baselines import constant_replies, still_replies
 from hatch_ray.evaluation.control import swap_images
-from hatch_ray.evaluation.heldout import score_rows, summarise
+from hatch_ray.evaluation.heldout import summarise
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.learning.pasta import collect_pairs, make_targets
-from hatch_ray.learning.sft import SampleEncoder, pack_samples
+from hatch_ray.learning.sft import pack_samples
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
 from hatch_ray.rewards.answer import score_text
-from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.sample import Sample
+from hatch_ray.systems.hatch.baselines import constant_replies, still_replies
+from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from tests.support.hatch import encoder_of, judged, total
 
 MARKS = {
     "view_change_infer": "",
@@ -357,9 +358,9 @@ def test_single_views_are_asked_for_the_answer_alone(samples: list[Sample]) -> N
         assert ("<action>" in text) == (len(sample.views) > 1)
         reply = gold_reply(sample, "actions")
         score = score_reply(reply, RewardTarget.from_sample(sample), RewardConfig())
-        assert (score.answer, score.format, score.reasons) == (1, 1, ())
-        assert score.action == (None if sample.task in SINGLE else pytest.approx(1))
-        assert score.total == pytest.approx(2 if sample.task in SINGLE else 3)
+        assert (score.terms["answer"], score.terms["format"], score.reasons) == (1, 1, ())
+        assert score.terms["action"] == (None if sample.task in SINGLE else pytest.approx(1))
+        assert total(score) == pytest.approx(2 if sample.task in SINGLE else 3)
 
 
 def test_nothing_earns_nothing(samples: list[Sample]) -> None:
@@ -367,26 +368,26 @@ def test_nothing_earns_nothing(samples: list[Sample]) -> None:
         target = RewardTarget.from_sample(sample, "direct")
         for empty in ("", "<answer></answer>", "<answer> </answer>"):
             score = score_reply(empty, target, RewardConfig())
-            assert score.answer == 0
+            assert score.terms["answer"] == 0
             assert any(reason.startswith("answer:") for reason in score.reasons)
         if sample.task == "view_change_infer":
             zeros = re.sub(r":[\d.]+", ":0", sample.answer)
             score = score_reply(f"<answer>{zeros}</answer>", target, RewardConfig())
-            assert (score.answer, score.reasons) == (0, ("answer:all_zero",))
+            assert (score.terms["answer"], score.reasons) == (0, ("answer:all_zero",))
 
 
 def test_baselines_and_control_take_every_task(samples: list[Sample]) -> None:
     reward = RewardConfig()
     chosen = [sample for sample in samples if sample.task != MAP][::2]
-    constant = score_rows(chosen, constant_replies(chosen, reward), reward)
-    still = score_rows(chosen, still_replies(chosen), reward)
+    constant = judged(chosen, constant_replies(chosen, reward), reward)
+    still = judged(chosen, still_replies(chosen), reward)
     assert all(row["terms"]["format"] == 1 for row in [*constant, *still])
     found = summarise(constant, 50, 0)
     assert set(found["tasks"]) == set(TASKS) - {MAP}
     assert found["tasks"]["spatial_volume_infer"]["action"] is None
     assert found["overall"]["action"]["n"] == sum(len(sample.views) > 1 for sample in chosen)
     single = [sample for sample in chosen if len(sample.views) == 1]
-    assert all(row["terms"]["action"] is None for row in score_rows(single, constant_replies(single, reward), reward))
+    assert all(row["terms"]["action"] is None for row in judged(single, constant_replies(single, reward), reward))
     assert all(len(a.views) == len(b.views) for a, b in zip(chosen, swap_images(chosen, 0), strict=True))
 
 
@@ -394,7 +395,7 @@ def test_training_batches_mix_one_view_and_several(samples: list[Sample], tiny_m
     """Cold start asks single views for the answer alone, beside others with actions; PaStA takes no pair of them."""
     chosen = [of_task(samples, name)[0] for name in ("spatial_volume_infer", "view_change_infer", MAP)]
     processor = load_processor(tiny_model)
-    encoder = SampleEncoder(processor, "actions", ModelConfig(template="compact-v1", max_length=512))
+    encoder = encoder_of(processor, "actions", ModelConfig(template="compact-v1", max_length=512))
     batch = pack_samples(load_model(tiny_model), encoder, chosen)
     for number, sample in enumerate(chosen):
         learned = processor.tokenizer.decode(batch.target[batch.reply == number])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hatch_ray.config import Config, ConfigError
+from hatch_ray.config import ConfigError, make_config
 from hatch_ray.config_sections import DataConfig, SparConfig
 from hatch_ray.data.build import build_dataset, build_splits
 from hatch_ray.data.images import load_depth, model_images, save_depth
@@ -361,10 +361,10 @@ def test_the_data_page_shows_them(tmp_path: Path, rgbd: bool) -> None:
 
 
 def test_what_a_run_cannot_use_is_said_before_it_starts(tmp_path: Path) -> None:
-    from actors.recipe import check_inputs
+    from actors.stages.recipe import check_inputs
 
     def check(**data: Any) -> None:
-        check_inputs(Config(data=DataConfig(kind="spar", **data)))
+        check_inputs(make_config({"data": {"kind": "spar"} | data}))
 
     with pytest.raises(ConfigError, match=r"needs data\.root=PATH.*or data\.spar\.hub"):
         check()

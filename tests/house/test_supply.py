@@ -26,10 +26,10 @@ SECRETS = {
 
 @pytest.fixture(scope="module")
 def nodes(repository: Path) -> list[tuple[str, ast.AST]]:
-    """Every node of the product's and the benchmarks' sources, with where it stands."""
+    """Every node of the product's, the tools' and the benchmarks' sources, with where it stands."""
     return [
         (f"{path.relative_to(repository)}:{getattr(node, 'lineno', 0)}", node)
-        for folder in ("hatch_ray", "actors", "serve", "bench")
+        for folder in ("hatch_ray", "actors", "serve", "tools", "bench")
         for path in sorted((repository / folder).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     ]

@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hatch_ray.config import make_config
 from hatch_ray.config_sections import GrpoConfig
 from hatch_ray.learning.health import Health
 from hatch_ray.run_folder import RunFolder, read_jsonl
+from hatch_ray.systems import system_of
 from tests.support.healthy_curve import HEALTHY
 
 CONFIG = GrpoConfig(prompts_per_step=8)
+RATES = system_of(make_config({})).rates()
 FINE = {
     "reward_total": 1.5, "reward_format": 0.95, "entropy": 0.6, "reward_std": 0.3, "clip_share": 0.0,
     "correction_share": 0.0, "ended_share": 1.0, "skipped": 0.0,
@@ -28,7 +31,7 @@ def healthy_rows():
 
 def said_by(rows, health=None):
     """[(step, warning)]; steps count from 1."""
-    health = health or Health(CONFIG)
+    health = health or Health(CONFIG, RATES)
     return [(step, text) for step, row in enumerate(rows, start=1) for text in health.add(step, row)]
 
 
@@ -71,9 +74,9 @@ def test_a_resumed_run_says_nothing_twice(name):
     rows = [FINE] * 40 + [FINE | TROUBLES[name][0]] * 60
     whole = said_by(rows)
     for stop in (30, whole[0][0] - 1, whole[0][0], 90):
-        resumed = Health(CONFIG)
+        resumed = Health(CONFIG, RATES)
         before = [text for step, row in enumerate(rows[:stop], 1) for text in resumed.add(step, row)]
-        again = Health(CONFIG)
+        again = Health(CONFIG, RATES)
         for step, row in enumerate(rows[:stop], 1):
             again.add(step, row)
         after = [text for step, row in enumerate(rows[stop:], stop + 1) for text in again.add(step, row)]
@@ -87,17 +90,24 @@ def test_a_slow_collapse_is_seen_too_and_its_figures_are_right():
     assert step < 30 + 40
 
 
+def test_a_rate_is_watched_where_the_system_says_so():
+    rows = [FINE | {"reward_shape": 0.9}] * 40 + [FINE | {"reward_shape": 0.4, "reward_format": 0.4}] * 60
+    ((_, text),) = said_by(rows, Health(CONFIG, {"shape": "show it more shapes"}))
+    assert text.startswith("shape rate falling since step ") and text.endswith("show it more shapes")
+    assert said_by(rows, Health(CONFIG, {})) == []
+
+
 def test_few_groups_a_step_need_more_steps_without_variance():
     rows = [FINE | {"reward_std": 0.0}] * 40
-    assert said_by(rows, Health(GrpoConfig(prompts_per_step=64)))[0][0] == 5
-    assert said_by(rows, Health(GrpoConfig(prompts_per_step=2)))[0][0] == 16
+    assert said_by(rows, Health(GrpoConfig(prompts_per_step=64), RATES))[0][0] == 5
+    assert said_by(rows, Health(GrpoConfig(prompts_per_step=2), RATES))[0][0] == 16
 
 
 def test_every_skipped_step_is_a_line():
     rows = [FINE, {"skipped": 1.0, "batch_kept": 1.0}, FINE, {"skipped": 1.0, "batch_kept": 0.0}]
     (one, first), (two, second) = said_by(rows)
     assert (one, two) == (2, 4)
-    assert "hatch replay RUN/bad_batches/step-000002-rank0" in first
+    assert "python -m tools.replay RUN/bad_batches/step-000002-rank0" in first
     assert "step-000004-rank0 could not be written" in second
 
 

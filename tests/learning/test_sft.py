@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hatch_ray.config_sections import ModelConfig, SftConfig
-from hatch_ray.learning.order import SampleOrder
-from hatch_ray.learning.sft import SampleEncoder, choose_samples, pack_samples, reply_loss, total_steps
+from hatch_ray.config_sections import GrpoConfig, ModelConfig, SftConfig
+from hatch_ray.data.order import SampleOrder, stage_steps
+from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss, share_by_task
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.sample import Mark, Sample
+from tests.support.hatch import encoder_of
 from tests.support.trl_sft import Collator, trl_history
 from tests.support.wall_scene import wall_sample, wall_view
 
@@ -41,7 +42,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 def test_what_is_scored_is_exactly_the_reply_and_its_end_token(
     samples: list[Sample], processor, tiny_model, mode
 ) -> None:  # type: ignore[no-untyped-def]
-    batch = pack_samples(load_model(tiny_model), SampleEncoder(processor, mode, MODEL), samples)
+    batch = pack_samples(load_model(tiny_model), encoder_of(processor, mode, MODEL), samples)
     for number, sample in enumerate(samples):
         scored = batch.reply == number
         text = processor.tokenizer.decode(batch.target[scored])
@@ -54,7 +55,7 @@ def test_what_is_scored_is_exactly_the_reply_and_its_end_token(
 @pytest.mark.parametrize("template", ["compact-v1", "full-v1"])
 def test_a_training_row_starts_with_the_tokens_of_inference(samples, processor, mode, template) -> None:  # type: ignore[no-untyped-def]
     """The whole processor on the inference prompt (add_generation_prompt) is the reference."""
-    encoder = SampleEncoder(processor, mode, replace_template(template))
+    encoder = encoder_of(processor, mode, replace_template(template))
     for sample in samples:
         prompt, reply = encoder.prompt(sample), encoder.reply(sample)
         text = processor.apply_chat_template(
@@ -78,7 +79,7 @@ def replace_template(template: str) -> ModelConfig:
 
 
 def test_the_yardsticks_collator_agrees_with_the_processor_on_a_batch(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
-    encoder = SampleEncoder(processor, "direct", MODEL)
+    encoder = encoder_of(processor, "direct", MODEL)
     batch = Collator(encoder, samples)([{"sample": 0}, {"sample": 1}])
     texts, images = [], []
     for sample in samples:
@@ -110,7 +111,7 @@ def train(model, encoder: SampleEncoder, batches: list[list[Sample]], lr: float)
 
 def test_our_steps_are_those_of_trls_trainer(samples, processor, tiny_model, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Losses and weights after four steps over unequal images, one of them marked, twice in a batch."""
-    encoder = SampleEncoder(processor, "actions", MODEL)
+    encoder = encoder_of(processor, "actions", MODEL)
     many = [*samples, replace(samples[0], id="again"), replace(samples[1], id="once more")]
     order = SampleOrder(len(many), 3, 0)
     batches = [[many[index] for index in order.indices(step)] for step in range(4)]
@@ -126,7 +127,7 @@ def test_our_steps_are_those_of_trls_trainer(samples, processor, tiny_model, tmp
 
 
 def test_the_parts_of_workers_make_the_loss_of_the_whole_batch(samples, processor, tiny_model) -> None:  # type: ignore[no-untyped-def]
-    encoder, model = SampleEncoder(processor, "actions", MODEL), load_model(tiny_model)
+    encoder, model = encoder_of(processor, "actions", MODEL), load_model(tiny_model)
     scorer = ReplyScorer(model)
     tokens = sum(len(encoder.reply(sample)) for sample in samples)
     with torch.no_grad():
@@ -144,7 +145,7 @@ def test_training_learns_the_replies(samples, processor, tiny_model) -> None:  #
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if rank:
             add_lora(model, rank)
-        losses = train(model, SampleEncoder(processor, "direct", MODEL), [samples] * 8, 2e-3)
+        losses = train(model, encoder_of(processor, "direct", MODEL), [samples] * 8, 2e-3)
         assert losses[-1] < losses[0]
         trained = merged_state(model) if rank else model.state_dict()
         changed = {name for name, tensor in trained.items() if not torch.equal(tensor, before[name])}
@@ -154,7 +155,7 @@ def test_training_learns_the_replies(samples, processor, tiny_model) -> None:  #
 
 def test_recomputed_activations_give_the_same_gradient(samples, processor, tiny_model) -> None:  # type: ignore[no-untyped-def]
     """What the stage switches on on GPUs, over packed rows."""
-    encoder, gradients = SampleEncoder(processor, "actions", MODEL), []
+    encoder, gradients = encoder_of(processor, "actions", MODEL), []
     for recomputed in (False, True):
         model = load_model(tiny_model).train()
         if recomputed:
@@ -168,24 +169,27 @@ def test_recomputed_activations_give_the_same_gradient(samples, processor, tiny_
 
 def test_a_share_keeps_every_task_and_follows_the_seed(samples: list[Sample]) -> None:
     many = [replace(samples[0], id=str(i), task="rare" if i % 30 == 0 else "common") for i in range(60)]
-    chosen = choose_samples(many, 0.1, seed=0)
+    chosen = share_by_task(many, 0.1, seed=0)
     assert sorted(sample.task for sample in chosen) == ["common"] * 6 + ["rare"]
-    assert chosen == choose_samples(many, 0.1, seed=0)
-    assert chosen != choose_samples(many, 0.1, seed=1)
-    assert choose_samples(many, 1.0, seed=3) == many
+    assert chosen == share_by_task(many, 0.1, seed=0)
+    assert chosen != share_by_task(many, 0.1, seed=1)
+    assert share_by_task(many, 1.0, seed=3) == many
 
 
 def test_a_sample_longer_than_the_context_is_refused(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
-    encoder = SampleEncoder(processor, "actions", ModelConfig(template="compact-v1", max_length=100))
+    encoder = encoder_of(processor, "actions", ModelConfig(template="compact-v1", max_length=100))
     with pytest.raises(ValueError, match=r"sample depth_prediction_oc_mv-0 has \d+ tokens .* model.max_length=100"):
         encoder.check(samples)
 
 
 def test_two_samples_of_one_name_are_refused(samples: list[Sample], processor) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="two samples are called 'depth_prediction_oc_mv-0'"):
-        SampleEncoder(processor, "actions", MODEL).check([samples[0], samples[0]])
+        encoder_of(processor, "actions", MODEL).check([samples[0], samples[0]])
 
 
-def test_total_steps() -> None:
-    assert total_steps(10, SftConfig(epochs=2, batch_size=4)) == 5
-    assert total_steps(10, SftConfig(epochs=2, batch_size=4, max_steps=5)) == 5
+def test_steps_of_a_stage() -> None:
+    assert stage_steps(SftConfig(epochs=2), 10, 4) == 5
+    assert stage_steps(SftConfig(epochs=1), 10, 4) == 3, "the last step is filled from the next epoch"
+    assert stage_steps(SftConfig(max_steps=2), 10, 4) == 2
+    assert stage_steps(SftConfig(max_steps=2000), 500, 1) == 2000, "max_steps stands in place of epochs"
+    assert stage_steps(GrpoConfig(max_steps=2000), 500, 1) == 2000, "and means the same for GRPO"

@@ -73,7 +73,7 @@ def test_copies_share_what_their_originals_share() -> None:
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_the_learners_snapshot_is_written_as_it_was_taken(tiny_model: Path, tmp_path: Path, lora_rank: int) -> None:
     """The folder holds the policy of the moment of the copy, and another learner that restores it is the same one."""
-    from actors.learner import Learner
+    from actors.learner.learner import Learner
     from hatch_ray.model.base import load_model
 
     config = make_config({"model": {"lora_rank": lora_rank}, "grpo": {"beta": 0, "lr": 1e-3}})

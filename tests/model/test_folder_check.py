@@ -13,9 +13,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from actors.plan import describe
-from hatch_ray.config import Config
-from hatch_ray.config_sections import ModelConfig
+from actors.stages.dry_run import describe
+from hatch_ray.config import make_config
 from hatch_ray.model.base import load_model
 from hatch_ray.model.folder_check import check_model_folder, plain_name, qwen_shapes
 
@@ -97,7 +96,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_the_dry_run(tiny_model: Path, 
     spoil, said = FAULTS[fault]
     spoil(folder)
     with pytest.raises(ValueError, match=said) as refused:
-        describe(Config(model=ModelConfig(base=str(folder))), Console(quiet=True))
+        describe(make_config({"model": {"base": str(folder)}}), Console(quiet=True))
     assert str(folder) in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 600

@@ -63,6 +63,9 @@ def test_names_are_left_to_the_hub_and_paths_must_exist():
 
 def test_a_mistake_is_told_before_torch_is_imported():
     """`hatch train` knows what is wrong with its inputs within a second or two."""
-    modules = "import actors.recipe, actors.plan, sys; print(*{'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    modules = (
+        "import actors.stages.recipe, actors.stages.dry_run, sys; "
+        "print(*{'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", modules], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

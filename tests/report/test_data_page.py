@@ -17,10 +17,11 @@ from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.rooms import camera_pose
 from hatch_ray.data.scene import SceneObject
-from hatch_ray.data.store import read_dataset, write_dataset
-from hatch_ray.report.data_page import choose_samples, sample_plan, show_dataset
+from hatch_ray.data.store import read_dataset
+from hatch_ray.report.data_page import each_task_in_turn, sample_plan, show_dataset
 from hatch_ray.report.plan import PlanCamera, PlanPoint, horizontal_fov, plan_svg
 from hatch_ray.report.words import atoms_in_words
+from tests.support.datasets import write_dataset
 
 SVG = "{http://www.w3.org/2000/svg}"
 UP = np.array([0.0, 0.0, 1.0])
@@ -36,7 +37,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_shows_questions_answers_actions_and_plans(dataset: Path, tmp_path: Path) -> None:
     out = show_dataset(dataset, tmp_path / "pages" / "samples.html", count=8, seed=1)
     page = out.read_text(encoding="utf-8")
-    shown = choose_samples(read_dataset(dataset), 8, 1)
+    shown = each_task_in_turn(read_dataset(dataset), lambda sample: sample.task, 8, 1)
     assert len({sample.task for sample in shown}) == 8
     for sample in shown:
         assert sample.question.replace("'", "&#39;") in page

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hatch_ray.config import make_config, save_config
-from hatch_ray.config_sections import RewardConfig
+from hatch_ray.config import load_config, make_config, save_config
 from hatch_ray.evaluation.findings import write_findings
 from hatch_ray.evaluation.heldout import score_rows, write_evaluation
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.charts import Series, interval_chart, line_chart, smooth, ticks
 from hatch_ray.report.matches import match_svg
 from hatch_ray.report.run_report import write_report
-from hatch_ray.run_folder import STAGES, RunFolder, write_atomic
+from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.sample import ActionFrame, Mark, PairPlan, Sample, View
+from hatch_ray.systems import system_of
 from tests.support.pictures import photo
 
 
@@ -60,7 +60,7 @@ def make_samples(folder: Path, count: int = 12, frame: ActionFrame | None = TILT
 
 
 def fill(run: RunFolder, samples: list[Sample], names: tuple[str, ...]) -> None:
-    reward = RewardConfig()
+    system = system_of(load_config(run.config_path))
     gold = [gold_reply(sample, "actions") for sample in samples]
     worse = [
         gold_reply(
@@ -71,12 +71,12 @@ def fill(run: RunFolder, samples: list[Sample], names: tuple[str, ...]) -> None:
     ]
     texts = {"base": ["<script>alert(1)</script>"] * len(samples), "cold_start": worse, "final": gold}
     for name in names:
-        write_evaluation(run, name, score_rows(samples, texts.get(name, worse), reward), 50, 0)
-    write_findings(run, 50, 0)
+        write_evaluation(run, name, score_rows(system, "grpo", samples, texts.get(name, worse)), 50, 0)
+    write_findings(system, run, 50, 0)
 
 
 def log_stages(run: RunFolder) -> None:
-    for stage in STAGES:
+    for stage in load_config(run.config_path).stages:
         for step in range(1, 21):
             terms = {"reward_action": 0.3, "reward_answer": 0.2, "reward_format": 1.0, "reward_total": 1.5, "kl": 0.01}
             run.log(stage, step, terms if stage == "grpo" else {"loss": 1 / step, "lr": 1e-4})

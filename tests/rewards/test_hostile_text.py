@@ -22,11 +22,13 @@ from hatch_ray.protocol.prompt import Mode, gold_reply
 from hatch_ray.protocol.response import MAX_ANSWER_CHARS, MAX_REPLY_CHARS, _cut, parse_response
 from hatch_ray.protocol.values import LETTER, numbers_in, parse_box
 from hatch_ray.rewards.answer import SCORERS, score_answer
-from hatch_ray.rewards.score import RewardTarget, Score, score_reply
+from hatch_ray.rewards.score import Score, check_scores
 from hatch_ray.sample import AnswerForm
+from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
 from tests.support.hostile import ANSWERS, GIANTS, GOLD, MILLION, ODD, TAGS, action, answer, hostile_reply, target_of
 
 REWARD = RewardConfig()
+WEIGHTS = reward_weights(REWARD)
 MODES: tuple[Mode, ...] = ("actions", "language", "direct")
 CASES = 100_000
 SAMPLES = DataConfig(
@@ -48,13 +50,10 @@ odd_text = st.lists(st.one_of(st.sampled_from(ODD), st.text(max_size=6)), max_si
 
 def check(score: Score) -> None:
     """What is promised of every score."""
-    terms = [score.format, score.answer, *(pair.reward for pair in score.pairs)]
-    terms += [] if score.action is None else [score.action]
-    errors = [score.d_t, score.d_r, *(pair.d_t for pair in score.pairs), *(pair.d_r for pair in score.pairs)]
-    assert all(0 <= term <= 1 for term in terms) and 0 <= score.total <= 3
-    assert all(error is None or 0 <= error < math.inf for error in errors)
-    assert score.parsed_answer is None or len(score.parsed_answer) <= MAX_ANSWER_CHARS
-    assert bool(score.reasons) or score.format == 1
+    assert check_scores("s", [score.row(WEIGHTS)], WEIGHTS) == []
+    assert set(score.terms) == {"answer", "format", "action"} and score.terms["answer"] is not None
+    assert score.answer is None or len(score.answer) <= MAX_ANSWER_CHARS
+    assert bool(score.reasons) or score.terms["format"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +80,11 @@ def test_a_hundred_thousand_hostile_replies(gold: list[tuple[str, RewardTarget]]
             score = score_reply(text, target, REWARD)
             check(score)
             if case % 20 == 0:
-                json.dumps(score.to_dict(), allow_nan=False)
+                json.dumps(score.row(WEIGHTS), allow_nan=False)
         except Exception as error:
             raise AssertionError(f"case {case}, {target.answer_form}, {target.mode}: {text!r}") from error
         reasons.update(score.reasons)
-        good.update([target.answer_form] if score.answer else [])
+        good.update([target.answer_form] if score.terms["answer"] else [])
     # The cases reach every branch: all faults are met, and all forms are answered both rightly and wrongly.
     assert {name for name in PROBLEMS if not reasons[f"format:{name}"]} == set()
     assert set(good) == set(SCORERS) and sum(good.values()) < CASES
@@ -97,7 +96,7 @@ def test_giants_are_judged(name: str) -> None:
         for mode in MODES if name in TAGS else MODES[:1]:
             score = score_reply(GIANTS[name], target_of(form, mode), REWARD)
             check(score)
-            assert len(json.dumps(score.to_dict(), allow_nan=False)) < 20_000
+            assert len(json.dumps(score.row(WEIGHTS), allow_nan=False)) < 60_000
 
 
 @pytest.mark.parametrize("name", list(MILLION))

@@ -20,8 +20,9 @@ from hatch_ray.rewards.answer import (
     score_text,
     score_view_change,
 )
-from hatch_ray.rewards.score import RewardTarget, score_reply
 from hatch_ray.sample import ActionFrame, PairPlan
+from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from tests.support.hatch import total
 
 REWARD = RewardConfig()
 GOLD = PairPlan(0, 1, (("turn_right_deg", 30.0), ("move_forward_m", 1.4), ("turn_left_deg", 12.0)), ActionFrame(-5, 2))
@@ -34,55 +35,60 @@ def reply(atoms, answer="2.4"):
 
 def test_the_gold_reply_earns_everything():
     score = score_reply(reply(GOLD.atoms), TARGET, REWARD)
-    assert (score.total, score.action, score.answer, score.format) == (pytest.approx(3), pytest.approx(1), 1, 1)
-    assert score.reasons == () and score.d_t == pytest.approx(0, abs=1e-9)
+    assert (total(score), score.terms["action"], score.terms["answer"], score.terms["format"]) == (
+        pytest.approx(3),
+        pytest.approx(1),
+        1,
+        1,
+    )
+    assert score.reasons == () and score.measures["d_t"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_action_term_is_equation_10():
     atoms = (("turn_right_deg", 30.0), ("move_forward_m", 1.4), ("turn_left_deg", 2.0))
     score = score_reply(reply(atoms), TARGET, REWARD)
-    assert score.d_t == pytest.approx(0) and score.d_r == pytest.approx(10, abs=1e-6)
-    assert score.action == pytest.approx(math.exp(-10 / 30))
+    assert score.measures["d_t"] == pytest.approx(0) and score.measures["d_r"] == pytest.approx(10, abs=1e-6)
+    assert score.terms["action"] == pytest.approx(math.exp(-10 / 30))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["turn_right_deg", "move_forward_m", "turn_up_deg"]), st.floats(0, 20))))
 def test_every_term_stays_in_its_range(atoms):
     score = score_reply(reply(atoms[:12]), TARGET, REWARD)
-    assert 0 <= score.action <= 1 and 0 <= score.answer <= 1 and score.format in (0, 1)
-    assert score.total == pytest.approx(score.action + score.answer + score.format)
+    assert 0 <= score.terms["action"] <= 1 and 0 <= score.terms["answer"] <= 1 and score.terms["format"] in (0, 1)
+    assert total(score) == pytest.approx(score.terms["action"] + score.terms["answer"] + score.terms["format"])
 
 
 def test_staying_is_punished_only_where_the_camera_moved():
     assert score_reply(reply([]), TARGET, REWARD).reasons == ("action:stop_like",)
-    assert score_reply(reply([]), TARGET, RewardConfig(punish_stop=False)).action > 0
+    assert score_reply(reply([]), TARGET, RewardConfig(punish_stop=False)).terms["action"] > 0
     still = RewardTarget("s", 2, "2.4", "number", (PairPlan(0, 1, (), ActionFrame(0, 0)),))
-    assert score_reply(reply([]), still, REWARD).action == 1
+    assert score_reply(reply([]), still, REWARD).terms["action"] == 1
 
 
 def test_a_missing_pair_counts_as_zero():
     three = RewardTarget("s", 3, "2.4", "number", (GOLD, PairPlan(0, 2, GOLD.atoms), PairPlan(1, 2, GOLD.atoms)))
     score = score_reply(reply(GOLD.atoms), three, REWARD)
-    assert score.action == pytest.approx(1 / 3) and score.format == 0
+    assert score.terms["action"] == pytest.approx(1 / 3) and score.terms["format"] == 0
     assert "format:missing_pair" in score.reasons and "action:no_plan" in score.reasons
 
 
 def test_direct_mode_has_no_action_term():
     target = RewardTarget("s", 2, "2.4", "number", (GOLD,), mode="direct")
     score = score_reply("<answer>2.4</answer>", target, REWARD)
-    assert score.action is None and score.total == 2
+    assert score.terms["action"] is None and total(score) == 2
 
 
 def test_words_earn_no_action_reward():
     """What is said in words cannot be verified: answer and form count alone."""
     target = RewardTarget("s", 2, "2.4", "number", (GOLD,), mode="language")
     score = score_reply("<think>turn right</think><answer>2.4</answer>", target, REWARD)
-    assert score.action is None and score.total == 2
+    assert score.terms["action"] is None and total(score) == 2
     assert score_reply("<answer>2.4</answer>", target, REWARD).reasons == ("format:no_think_block",)
 
 
 def test_weights_of_equation_8():
     weights = RewardConfig(action_weight=2, answer_weight=3, format_weight=5)
-    assert score_reply(reply(GOLD.atoms), TARGET, weights).total == pytest.approx(10)
+    assert total(score_reply(reply(GOLD.atoms), TARGET, weights), weights) == pytest.approx(10)
 
 
 @pytest.mark.parametrize(

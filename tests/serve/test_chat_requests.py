@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from types import SimpleNamespace
 from typing import Any, cast
 
+import httpx
 import pytest
 
-from serve import chat
 from serve.chat import ChatRequest, _chat_words, reason_request
-from serve.forms import _checked
 from serve.images import decode_image
-from serve.schema import ReasonRequest, Refusal
+from serve.schema import Refusal
 from serve.settings import Settings
 from tests.serve.test_serve import encoded
 from tests.support.pictures import photo
@@ -44,13 +42,13 @@ def image(url: object = URL, **fields: Any) -> dict[str, Any]:
     ],
 )
 def test_what_clients_send_is_taken(sent: dict[str, Any]) -> None:
-    asked = reason_request(_checked(sent, ChatRequest), SETTINGS)
+    asked = reason_request(ChatRequest.model_validate(sent), SETTINGS)
     assert asked.question == "How far is it?"
     assert decode_image(asked.images[0], 0).size == (112, 112)
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "where", "mend"),
+    ("sent", "code", "where", "what_to_do"),
     [
         (request(image(detail="ultra")), "wrong_value", "messages.0.content.0.image_url.detail", "listed values"),
         (request(image(detail=3)), "wrong_value", "messages.0.content.0.image_url.detail", "listed values"),
@@ -68,40 +66,32 @@ def test_what_clients_send_is_taken(sent: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_where_it_stands(sent: dict[str, Any], code: str, where: str, mend: str) -> None:
-    with pytest.raises(Refusal) as refused:
-        _checked(sent, ChatRequest)
-    body = refused.value.body
-    assert (body["code"], body["where"]) == (code, where)
-    assert mend in body["what_to_do"]
+def test_what_is_wrong_is_said_where_it_stands(
+    service: str, sent: dict[str, Any], code: str, where: str, what_to_do: str
+) -> None:
+    response = httpx.post(f"{service}/v1/chat/completions", json=sent, timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, code, where)
+    assert what_to_do in error["message"]
 
 
-def test_an_unknown_field_of_reason_names_the_fields_of_reason() -> None:
-    with pytest.raises(Refusal) as refused:
-        _checked({"images": [A], "question": "?", "stop": "."}, ReasonRequest)
-    assert "the fields are images, question, answer_form" in refused.value.body["what_to_do"]
+def test_an_unknown_field_of_reason_names_the_fields_of_reason(service: str) -> None:
+    response = httpx.post(f"{service}/reason", json={"images": [A], "question": "?", "stop": "."}, timeout=60)
+    assert "the fields are images, question, answer_form" in response.json()["what_to_do"]
 
 
-def test_a_picture_that_is_none_is_named_by_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_is_none_is_named_by_its_part(service: str) -> None:
     """The engine says images.1; the client sent it as the third part."""
-
-    async def written_for(*_: Any) -> Any:
-        decode_image(base64.b64encode(b"no image").decode(), 1)
-        yield
-
-    monkeypatch.setattr(chat, "written_for", written_for)
-    text = {"type": "text", "text": "and"}
-    asked = _checked(request(image(), text, image()), ChatRequest)
-    with pytest.raises(Refusal) as refused:
-        asyncio.run(chat.complete(None, SETTINGS, asked, cast(Any, None)))
-    assert refused.value.body["code"] == "not_an_image"
-    assert refused.value.body["where"] == "messages.0.content.2.image_url"
+    none = image(f"data:image/png;base64,{base64.b64encode(b'no image').decode()}")
+    sent = request(image(), {"type": "text", "text": "and"}, none)
+    error = httpx.post(f"{service}/v1/chat/completions", json=sent, timeout=60).json()["error"]
+    assert (error["code"], error["param"]) == ("not_an_image", "messages.0.content.2.image_url")
 
 
 @pytest.mark.parametrize(
     ("where", "said"), [("question", "messages.0.content"), ("samples", "n"), ("server", "server")]
 )
 def test_other_places_are_the_chat_requests_own(where: str, said: str) -> None:
-    with pytest.raises(Refusal) as refused, _chat_words(_checked(request(image()), ChatRequest)):
-        raise Refusal("code", "what", where, "mend")
+    with pytest.raises(Refusal) as refused, _chat_words(ChatRequest.model_validate(request(image()))):
+        raise Refusal("code", "what", where, "what to do")
     assert refused.value.body["where"] == said

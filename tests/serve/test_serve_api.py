@@ -25,8 +25,9 @@ from pydantic import ValidationError
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from serve.examples import QUESTION as QUESTION_EXAMPLE
+from hatch_ray.config import make_config
 from serve.schema import ReasonReply, ReasonRequest, Refusal
+from serve.settings import Settings
 from tests.support.pictures import photo
 
 
@@ -154,6 +155,8 @@ JSON, FORM = "application/json", "multipart/form-data"
         (b'{"seed": ' + b"9" * 5000 + b"}", JSON, 422, "not_json", "body"),
         (b"\xff\xfe{}", JSON, 422, "not_json", "body"),
         (b"[]", JSON, 422, "wrong_value", "body"),
+        (b'{"\\ud800": 1}', JSON, 422, "wrong_value", "body"),
+        (b'{"images": ["x"], "question": "?", "' + b"y" * 1000 + b'": 1}', JSON, 422, "unknown_field", "y" * 200),
         (b"", JSON, 422, "not_json", "body"),
         (b"question=x", "application/x-www-form-urlencoded", 415, "wrong_content_type", "content-type"),
         (b"x", FORM, 422, "bad_form", "body"),
@@ -183,7 +186,9 @@ def test_a_form_gives_what_json_gives(service):
         ({"samples": "1.5"}, "wrong_value", "samples"),
         ({"question": ["a", "b"]}, "repeated_field", "question"),
         ({"top_p": "1"}, "unknown_field", "top_p"),
-        ({"question": "x" * 300_000}, "bad_form", "body"),
+        ({"question": "x" * 300_000}, "too_long", "question"),
+        ({"question": "x" * 2_000_000}, "bad_form", "body"),
+        ({"images": "not a file"}, "wrong_value", "images.0"),
         ({"question": "x" * 9_000}, "too_long", "question"),
         ({"options": ["a"] * 27}, "too_many", "options"),
     ],
@@ -295,12 +300,15 @@ def test_errors_and_silence_within_a_stream():
 def test_options_stand_in_the_prompt_as_training_writes_them():
     from hatch_ray.data.questions.choices import as_choice
     from hatch_ray.data.questions.registry import Question
+    from hatch_ray.sample import ANSWER_FORMS
     from serve.prepare import asked_question
 
     question = Question("Where is the lamp?", "left", {}, wrong=("right", "behind", "above"))
     trained = as_choice(question, "text", np.random.default_rng(3))
     rendered = {
-        asked_question(ReasonRequest(images=[A], question="Where is the lamp?", options=list(order))): order
+        asked_question(
+            ReasonRequest(images=[A], question="Where is the lamp?", options=list(order)), ANSWER_FORMS
+        ): order
         for order in permutations(("left", "right", "behind", "above"))
     }
     assert len(rendered) == 24
@@ -345,13 +353,10 @@ PIECES = st.sampled_from(
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(PIECES | st.text(max_size=6), min_size=1, max_size=8).map("".join), st.booleans())
 def test_no_question_changes_roles_or_images(processor, text, as_option):
-    from types import SimpleNamespace
-
     from serve.prepare import prepare, special_tokens
 
-    settings = SimpleNamespace(
-        max_images=4, max_pixels=224 * 224, mode="actions", template="compact-v1", max_length=4096, max_new_tokens=64
-    )
+    model = {"max_images": 4, "max_pixels": 224 * 224, "template": "compact-v1", "max_length": 4096}
+    settings = Settings("", "v1", "actions", "", make_config({"model": model, "serve": {"max_new_tokens": 64}}))
 
     def rendered(question: str, options: list[str]) -> str:
         form = "letter"
@@ -470,26 +475,37 @@ def description(service) -> dict[str, Any]:
 
 
 def test_the_examples_of_the_description_are_true(service, description):
+    """They fit their schemas, and what the service is asked in them it answers."""
     schemas = description["components"]["schemas"]
     root = {"components": {"schemas": schemas}}
-    seen = 0
-    for path, operations in description["paths"].items():
-        for operation in operations.values():
-            for status, response in operation["responses"].items():
-                for kind, content in response.get("content", {}).items():
-                    if kind != "application/json":
-                        continue
-                    assert "example" in content or status == "200", (path, status)
-                    if "example" in content:
-                        jsonschema.validate(content["example"], root | content["schema"])
-                        seen += 1
-    assert seen > 10
-    for path in ("/reason", "/v1/chat/completions"):
-        body = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-        for example in body["examples"].values():
-            jsonschema.validate(example["value"], root | body["schema"])
-    asked = QUESTION_EXAMPLE | {"max_tokens": 8}
-    assert httpx.post(f"{service}/reason", json=asked, timeout=60).status_code == 200
+    for name in ("ReasonRequest", "ChatRequest"):
+        assert schemas[name]["examples"]
+    for schema in schemas.values():
+        for example in [*schema.get("examples", []), *([schema["example"]] if "example" in schema else [])]:
+            jsonschema.validate(example, root | schema)
+    for path, name in (("/reason", "ReasonRequest"), ("/v1/chat/completions", "ChatRequest")):
+        for example in schemas[name]["examples"]:
+            response = httpx.post(f"{service}{path}", json=example | {"max_tokens": 8}, timeout=60)
+            assert response.status_code == 200, response.text
+
+
+def test_the_description_is_that_of_the_models_with_one_form_of_errors(description):
+    reason = description["paths"]["/reason"]["post"]
+    content = reason["requestBody"]["content"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ReasonRequest"}
+    form = content["multipart/form-data"]["schema"]
+    assert list(form["properties"]) == list(ReasonRequest.model_fields)
+    assert form["properties"]["images"]["items"]["format"] == "binary"
+    for path, method, error in (
+        ("/reason", "post", "ErrorBody"), ("/v1/chat/completions", "post", "OpenAIError"),
+        ("/metrics", "get", "ErrorBody"),
+    ):  # fmt: skip
+        responses = description["paths"][path][method]["responses"]
+        assert {"401", "503"} <= set(responses)
+        for status, response in responses.items():
+            if status != "200":
+                assert response["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{error}"}
+    assert not {"HTTPValidationError", "ValidationError"} & set(description["components"]["schemas"])
 
 
 BUDGET_S = 25.0

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import hatch_ray.manifest
-from actors.checkpoints import Checkpoints
+from actors.runtime.checkpoints import Checkpoints
 from hatch_ray.config import make_config
 from hatch_ray.run_folder import RunFolder
 from serve.follow import Follower, newest_model
 from serve.settings import Settings
+
+STAGES = ("qa_sft", "grpo")
 
 
 def write_model(folder: Path, weights: str) -> None:
@@ -42,40 +44,40 @@ def settings(run: RunFolder) -> Settings:
 
 
 def test_the_newest_is_the_last_good_state_of_what_still_trains(run, tmp_path, monkeypatch):
-    assert newest_model(RunFolder(tmp_path / "empty")) is None
-    assert newest_model(run) == run.stage_model("qa_sft")
+    assert newest_model(RunFolder(tmp_path / "empty"), STAGES) is None
+    assert newest_model(run, STAGES) == run.stage_model("qa_sft")
     first = write_state(run, "grpo", 9, "b")
-    assert newest_model(run) == first / "model"
+    assert newest_model(run, STAGES) == first / "model"
     second = write_state(run, "grpo", 10, "c")
-    assert newest_model(run) == second / "model"
+    assert newest_model(run, STAGES) == second / "model"
     (second / "model" / "model.safetensors").write_text("C")
     monkeypatch.setattr(hatch_ray.manifest, "_good", set())  # as in a process that has not written the states
-    assert newest_model(run) == first / "model", "a damaged state is passed over"
+    assert newest_model(run, STAGES) == first / "model", "a damaged state is passed over"
     (first / "manifest.json").unlink()
-    assert newest_model(run) == run.stage_model("qa_sft"), "and a half-written one"
+    assert newest_model(run, STAGES) == run.stage_model("qa_sft"), "and a half-written one"
 
 
 def test_a_stage_that_is_done_comes_before_its_states_and_those_of_former_stages(run):
     write_state(run, "grpo", 10, "b")
     write_model(run.stage_model("grpo"), "c")
     run.link_model("grpo")
-    assert newest_model(run) == run.stage_model("grpo")
+    assert newest_model(run, STAGES) == run.stage_model("grpo")
 
 
 def test_a_model_folder_that_is_no_link_stays(run):
     run.model.unlink()
     shutil.copytree(run.stage_model("qa_sft"), run.model)
     write_state(run, "grpo", 10, "b")
-    assert newest_model(run) == run.model
+    assert newest_model(run, STAGES) == run.model
 
 
 def test_the_version_and_the_way_of_asking_follow_the_stage(run, settings):
-    assert settings.mode == "direct"
+    assert settings.stage == "qa_sft"
     state = write_state(run, "grpo", 10, "b")
     newest = Follower(settings).first(settings)
     assert newest.model == str(state / "model")
     assert newest.version.startswith("grpo-")
-    assert newest.mode == "actions"
+    assert newest.stage == "grpo"
 
 
 def test_each_new_model_is_told_once_and_a_wrong_one_is_refused_once(run, settings, caplog):

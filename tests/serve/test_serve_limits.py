@@ -1,4 +1,4 @@
-"""Places, deadlines, keys and bodies of the service, without an engine."""
+"""The door, keys, bodies and errors of the service, and what Ray Serve is told of it: without an engine."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 import serve.guard
-from hatch_ray.config import ConfigError, make_config
-from serve.guard import Edge, EdgeLimits, Guard, allow_origins
-from serve.limits import Admission
+from hatch_ray.config import ConfigError, make_config, save_config
+from hatch_ray.run_folder import RunFolder
+from serve.app import ReasonService, allow_origins
+from serve.application import application
+from serve.deployment import SPARE_PLACES, bound
+from serve.door import Door
+from serve.errors import add_error_handlers
+from serve.guard import Counted, Guard, edge
 from serve.metrics import Metrics, exposition
 from serve.schema import Refusal
+from serve.settings import Settings
 
 JSON_KEYS = {"code", "what", "where", "what_to_do"}
 
 
-def places(running: int = 2, waiting: int = 1, deadline: float = 5.0) -> Admission:
-    serving = {"max_running": running, "max_waiting": waiting, "deadline_seconds": deadline}
-    settings = SimpleNamespace(config=make_config({"serve": serving}))
-    return Admission(lambda: settings, Metrics("0"))
-
-
-async def hold(admission: Admission, until: asyncio.Event) -> str:
+async def stay(door: Door, until: asyncio.Event) -> str:
     try:
-        async with admission.admit():
+        async with door.place():
             await until.wait()
             return "done"
     except Refusal as refusal:
@@ -50,79 +50,132 @@ async def hold(admission: Admission, until: asyncio.Event) -> str:
 
 def test_beyond_the_queue_a_request_is_refused_at_once():
     async def go() -> None:
-        admission, until = places(), asyncio.Event()
-        tasks = [asyncio.create_task(hold(admission, until)) for _ in range(5)]
+        door, until = Door(2, 1), asyncio.Event()
+        tasks = [asyncio.create_task(stay(door, until)) for _ in range(5)]
         done, _ = await asyncio.wait(tasks, timeout=0.1)
         assert [task.result() for task in done] == ["busy", "busy"]
-        assert (admission.running, admission.waiting) == (2, 1)
+        assert (door.inside, door.waiting) == (2, 1)
         with pytest.raises(Refusal) as refusal:
-            async with admission.admit():
+            async with door.place():
                 pass
         assert (refusal.value.status, refusal.value.retry_after_s) == (429, 2)
         until.set()
         assert sorted(await asyncio.gather(*tasks)) == ["busy", "busy", "done", "done", "done"]
-        assert (admission.running, admission.waiting) == (0, 0)
+        assert (door.inside, door.waiting) == (0, 0)
 
     asyncio.run(go())
 
 
-def test_the_deadline_counts_while_waiting_and_frees_the_place():
+def test_without_a_queue_a_place_that_is_free_is_given():
     async def go() -> None:
-        admission, never = places(running=1, deadline=0.05), asyncio.Event()
-        assert await asyncio.gather(hold(admission, never), hold(admission, never)) == ["too_slow", "too_slow"]
-        assert (admission.running, admission.waiting) == (0, 0)
+        door, until = Door(1, 0), asyncio.Event()
+        tasks = [asyncio.create_task(stay(door, until)) for _ in range(2)]
+        await asyncio.sleep(0)
+        until.set()
+        assert await asyncio.gather(*tasks) == ["done", "busy"]
 
     asyncio.run(go())
 
 
-@given(st.lists(st.tuples(st.sampled_from(["start", "cancel", "finish"]), st.integers(0, 11)), max_size=40))
-def test_no_order_of_starts_ends_and_cancels_loses_a_place(steps):
+async def close(door: Door) -> None:
+    async with door.alone():
+        for _ in range(3):
+            assert door.inside == 0
+            await asyncio.sleep(0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["enter", "cancel", "leave", "alone"]), st.integers(0, 11)), max_size=40))
+def test_no_order_of_comings_goings_and_changes_loses_a_place(steps):
     async def go() -> None:
-        admission = places(running=2, waiting=3)
+        door = Door(2, 3)
         ends = [asyncio.Event() for _ in range(12)]
         tasks: dict[int, asyncio.Task[str]] = {}
+        changes: list[asyncio.Task[None]] = []
         for what, index in steps:
-            if what == "start" and index not in tasks:
-                tasks[index] = asyncio.create_task(hold(admission, ends[index]))
+            if what == "enter" and index not in tasks:
+                tasks[index] = asyncio.create_task(stay(door, ends[index]))
             elif what == "cancel" and index in tasks:
                 tasks[index].cancel()
-            elif what == "finish":
+            elif what == "leave":
                 ends[index].set()
+            elif what == "alone" and all(change.done() for change in changes):  # a follower's, one after the other
+                changes.append(asyncio.create_task(close(door)))
             if index % 2:  # else the next step comes before the loop has run: a place is given and taken back at once
                 await asyncio.sleep(0)
-            assert admission.running <= 2
-            assert admission.waiting <= 3
+            assert door.inside <= 2
+            assert door.waiting <= 3
         for end in ends:
             end.set()
+        await asyncio.gather(*changes)
         await asyncio.gather(*tasks.values(), return_exceptions=True)
-        assert (admission.running, admission.waiting) == (0, 0)
-        assert await hold(admission, ends[0]) == "done"
+        assert (door.inside, door.waiting, door.closed) == (0, 0, False)
+        assert await stay(door, ends[0]) == "done"
 
     asyncio.run(go())
 
 
-def test_alone_waits_for_those_that_run_and_makes_the_others_wait():
+def test_a_change_of_models_waits_for_those_that_run_and_makes_the_others_wait():
     async def go() -> None:
-        admission, until, events = places(), asyncio.Event(), []
-        first = asyncio.create_task(hold(admission, until))
+        door, until, events = Door(2, 1), asyncio.Event(), []
+        first = asyncio.create_task(stay(door, until))
         await asyncio.sleep(0)
 
         async def change() -> None:
-            async with admission.alone():
-                events.append((admission.running, admission.waiting))
+            async with door.alone():
+                events.append((door.inside, door.waiting))
                 await asyncio.sleep(0.02)
-                events.append((admission.running, admission.waiting))
+                events.append((door.inside, door.waiting))
 
         changing = asyncio.create_task(change())
         await asyncio.sleep(0.01)
         assert events == []
-        later = asyncio.create_task(hold(admission, until))
+        later = asyncio.create_task(stay(door, until))
         await asyncio.sleep(0.01)
         until.set()
         assert await asyncio.gather(first, changing, later) == ["done", None, "done"]
         assert events == [(0, 1), (0, 1)]
 
     asyncio.run(go())
+
+
+# --- what Ray Serve is told
+
+
+@pytest.fixture
+def run(tiny_model, tmp_path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    (run.path / "grpo").mkdir(parents=True)
+    run.stage_model("grpo").symlink_to(tiny_model)
+    run.link_model("grpo")
+    save_config(make_config({"run_dir": str(run.path), "serve": {"replicas": 2}}), run.config_path)
+    return run
+
+
+def told(app: Any) -> Any:
+    return app._bound_deployment
+
+
+def test_a_config_file_of_ray_serve_gets_what_hatch_serve_gets(run, monkeypatch):
+    """Kubernetes and `serve deploy` name serve.application: the same queue, limits, stop, key and scaling."""
+    overrides = ["serve.max_running=7", "serve.max_waiting=9", "serve.deadline_seconds=50", "serve.max_replicas=4",
+                 "serve.cpus=3", "serve.gpus=0.5", "serve.api_key_env=OUR_KEY"]  # fmt: skip
+    with pytest.raises(ConfigError, match="OUR_KEY, which is not set"):
+        application({"run": str(run.path), "overrides": overrides})
+    monkeypatch.setenv("OUR_KEY", "s3cret")
+    found = told(application({"run": str(run.path), "overrides": overrides}))
+    assert found.name == ReasonService.name == "ReasonService"
+    assert found.max_ongoing_requests == 7 + 9 + SPARE_PLACES, "the replica itself refuses, and tells its health"
+    assert found.max_queued_requests == 7 + 9
+    config = found._deployment_config
+    assert config.graceful_shutdown_timeout_s == 50
+    assert (config.backpressure_config.status_code, config.backpressure_config.retry_after_s) == (429, 1)
+    assert (config.autoscaling_config.min_replicas, config.autoscaling_config.max_replicas) == (2, 4)
+    options = found.ray_actor_options
+    assert (options["num_cpus"], options["num_gpus"]) == (3, 0.5)
+    assert options["runtime_env"]["env_vars"]["OUR_KEY"] == "s3cret"
+    launched = told(bound(Settings.of(found.init_args[0].config, run)))
+    assert launched.ray_actor_options == options
+    assert launched._deployment_config.model_dump() == config.model_dump()
 
 
 # --- around the routes
@@ -134,10 +187,6 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(len(message["body"])).encode()})
 
 
-async def fails(scope: Any, receive: Any, send: Any) -> None:
-    raise ValueError("a secret of the request")
-
-
 def ask(app: Any, path: str = "/reason", method: str = "POST", **request: Any) -> httpx.Response:
     async def go() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
@@ -146,8 +195,8 @@ def ask(app: Any, path: str = "/reason", method: str = "POST", **request: Any) -
     return asyncio.run(go())
 
 
-def guard(app: Any = echo, key: str = "", metrics: Metrics | None = None) -> Guard:
-    return Guard(app, metrics or Metrics("0"), max_body=100, body_seconds=0.1, key=key, log_requests=False)
+def guard(app: Any = echo, key: str = "", metrics: Metrics | None = None) -> Counted:
+    return Counted(Guard(app, max_body=100, body_seconds=0.1, key=key), metrics or Metrics("0"))
 
 
 async def chunks(count: int, pause: float = 0.0) -> AsyncIterator[bytes]:
@@ -156,7 +205,7 @@ async def chunks(count: int, pause: float = 0.0) -> AsyncIterator[bytes]:
         yield b"x" * 30
 
 
-AROUND: list[Callable[[], Any]] = [guard, lambda: Edge(echo, EdgeLimits(100, 0.1))]
+AROUND: list[Callable[[], Any]] = [guard, lambda: edge(echo, 100, 0.1)]
 
 
 @pytest.mark.parametrize("around", AROUND, ids=["replica", "proxy"])
@@ -295,14 +344,21 @@ def test_only_pages_of_a_named_origin_may_ask_and_read_the_answer(origin, allowe
     assert "access-control-allow-origin" not in ask(guard(), headers={"origin": origin}).headers
 
 
-def test_a_mistake_of_ours_is_told_without_what_the_request_held():
-    metrics = Metrics("0")
-    response = ask(guard(fails, metrics=metrics), content=b"{}")
+def test_a_mistake_of_ours_is_told_without_what_the_request_held(caplog):
+    api, metrics = FastAPI(), Metrics("0")
+    add_error_handlers(api)
+
+    @api.post("/reason")
+    def fails() -> None:
+        raise ValueError("a secret of the request")
+
+    response = ask(guard(api, metrics=metrics), content=b"{}")
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
     assert "secret" not in response.text
-    assert (
-        'hatch_requests_total{path="other",replica="0",status="500"} 1.0' in exposition([metrics.families()]).decode()
-    )
+    assert [record.message for record in caplog.records if record.name == "hatch_ray.serve"] == ["POST /reason failed"]
+    text = exposition([metrics.families()]).decode()
+    assert 'hatch_requests_total{path="/reason",replica="0",status="500"} 1.0' in text
+    assert 'hatch_refused_total{code="internal_error",replica="0"} 1.0' in text
 
 
 def answers(status: int, text: str, kind: str = "text/plain") -> Any:
@@ -328,24 +384,24 @@ async def silent(scope: Any, receive: Any, send: Any) -> None: ...
     ],
 )
 def test_what_ray_serve_answers_itself_gets_our_form(app, status, code):
-    response = ask(Edge(app, EdgeLimits(100, 1.0)))
+    response = ask(edge(app, 100, 1.0))
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert response.json().keys() == JSON_KEYS
     assert response.headers.get("retry-after") == ("7" if status == 429 else None)
 
 
 def test_the_proxy_leaves_alone_what_the_service_answers():
-    assert ask(Edge(answers(422, '{"code": "x"}', "application/json"), EdgeLimits(100, 1.0))).json() == {"code": "x"}
-    assert ask(Edge(answers(200, "hatch_x 1"), EdgeLimits(100, 1.0))).text == "hatch_x 1"
+    assert ask(edge(answers(422, '{"code": "x"}', "application/json"), 100, 1.0)).json() == {"code": "x"}
+    assert ask(edge(answers(200, "hatch_x 1"), 100, 1.0)).text == "hatch_x 1"
 
 
 def test_metrics_of_replicas_are_one_text_each_family_once():
     replicas = [Metrics("a"), Metrics("b")]
     for number, metrics in enumerate(replicas):
-        metrics.request("/reason", 200)
+        metrics.requests.labels("/reason", 200).inc()
         metrics.phases({"queue": 0.01, "total": 1.0 + number})
-        metrics.model("grpo-1")
-        metrics.model("grpo-2")
+        metrics.serves("grpo-1")
+        metrics.serves("grpo-2")
     text = exposition(metrics.families() for metrics in replicas).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert text.count("# TYPE hatch_requests_total ") == 1

@@ -24,15 +24,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import hatch_ray.manifest
-from actors.checkpoints import Checkpoints
+from actors.runtime.checkpoints import Checkpoints
 from hatch_ray.config import Config, make_config, save_config
-from hatch_ray.model.tiny import TinyConfig, make_tiny
 from hatch_ray.run_folder import RunFolder
 from serve.follow import newest_model
 from serve.reason import prepare
 from serve.schema import ReasonRequest
 from serve.settings import Settings, model_version
 from tests.support.pictures import photo
+from tools.tiny import TinyConfig, make_tiny
 
 pytestmark = pytest.mark.rest
 MODEL = {"template": "compact-v1", "max_images": 3, "max_length": 768, "max_pixels": 112 * 112}
@@ -75,7 +75,8 @@ class Replica:
     """A `Service` without Ray Serve: the same ASGI application, asked in memory."""
 
     def __init__(self, config: Config, run: RunFolder) -> None:
-        from serve.app import Service
+        from serve.app import asgi_app
+        from serve.service import Service
 
         self.run_folder = run
         self.loop = asyncio.new_event_loop()
@@ -84,7 +85,7 @@ class Replica:
             return Service(Settings.of(config, run))
 
         self.service = self.do(start())
-        transport = httpx.ASGITransport(self.service.app())
+        transport = httpx.ASGITransport(asgi_app(self.service))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://service", timeout=120)
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -114,7 +115,7 @@ def replica(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, engine_pool, tiny_model, replica):
     """Model, prompt, images and seed are the same, the temperature is 1: so are the words."""
-    from actors.messages import Request, Sampling, StoredImage
+    from actors.runtime.messages import Request, Sampling, StoredImage
     from hatch_ray.data.images import image_hash
 
     service = replica.service
@@ -132,7 +133,7 @@ def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, engine_pool, tiny
 
 
 def test_beyond_the_queue_the_rest_is_told_to_come_again(replica, monkeypatch):
-    monkeypatch.setattr(replica.service.admission, "max_waiting", 2)
+    monkeypatch.setattr(replica.service.door, "most_waiting", 2)
 
     async def go() -> list[httpx.Response]:
         return await asyncio.gather(*(replica.ask() for _ in range(9)))
@@ -144,11 +145,24 @@ def test_beyond_the_queue_the_rest_is_told_to_come_again(replica, monkeypatch):
     assert int(busy.headers["retry-after"]) >= 1
 
 
+def test_the_deadline_counts_while_waiting_and_frees_the_place(replica, monkeypatch):
+    monkeypatch.setattr(replica.service, "deadline_s", 0.05)
+
+    async def go() -> httpx.Response:
+        async with replica.service.door.alone():
+            return await replica.ask()
+
+    response = replica.do(go())
+    assert (response.status_code, response.json()["code"]) == (504, "too_slow")
+    assert (replica.service.door.inside, replica.service.door.waiting) == (0, 0)
+
+
 def test_a_deadline_ends_the_generation(replica, monkeypatch):
-    monkeypatch.setattr(replica.service.admission, "deadline_s", 0.01)
+    monkeypatch.setattr(replica.service, "deadline_s", 0.01)
     response = replica.do(replica.ask())
     assert (response.status_code, response.json()["code"]) == (504, "too_slow")
     replica.do(replica.idle())
+    assert replica.service.door.inside == 0
     monkeypatch.undo()
     assert replica.do(replica.ask()).status_code == 200
 
@@ -163,13 +177,13 @@ def test_a_cancelled_request_ends_its_generation(replica):
         with pytest.raises(asyncio.CancelledError):
             await asked
         await replica.idle()
-        assert replica.service.admission.running == 0
+        assert replica.service.door.inside == 0
 
     replica.do(go())
 
 
 def test_ready_means_that_the_engine_wrote_a_token(replica, monkeypatch):
-    monkeypatch.setattr("serve.app.READY_SECONDS", 60.0)
+    monkeypatch.setattr("serve.service.READY_SECONDS", 60.0)
     ready = replica.do(replica.client.get("/readyz"))
     assert ready.status_code == 200
     assert ready.json()["model_version"] == replica.service.engine.settings.version
@@ -202,7 +216,7 @@ def test_a_new_model_is_taken_over_under_load_and_no_reply_is_mixed(replica, tmp
 
     async def under_load() -> list[tuple[str, str]]:
         asked = asyncio.create_task(all_seeds())
-        while service.admission.running < 4:
+        while service.door.inside < 4:
             await asyncio.sleep(0)
         await look()
         return await asked
@@ -224,7 +238,7 @@ def test_a_new_model_is_taken_over_under_load_and_no_reply_is_mixed(replica, tmp
     (half / "model" / "model.safetensors").write_bytes(b"half")
     monkeypatch.setattr(hatch_ray.manifest, "_good", set())  # as in a process that has not written the states
     replica.do(look())
-    assert newest_model(run) == state / "model"
+    assert newest_model(run, ["grpo"]) == state / "model"
     shutil.rmtree(half)
     make_tiny(tmp_path / "wide", 0, TinyConfig(text_inner=96))
     write_state(run, 30, tmp_path / "wide")

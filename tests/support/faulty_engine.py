@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from actors.rollout import RolloutEngine
+from actors.rollout.engine import RolloutEngine
 from hatch_ray.model.base import checksum
 
 NORM = "model.language_model.norm.weight"

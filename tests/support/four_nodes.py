@@ -25,13 +25,13 @@ os.environ.update(RAY_raylet_start_wait_time_s="120")  # a busy machine is slowe
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from actors.boards import ExperienceBoard  # noqa: E402
-from actors.engines import EnginePool  # noqa: E402
-from actors.fit import fit_stage  # noqa: E402
-from actors.placement import Need, reward_resources, stage_needs  # noqa: E402
-from actors.resources import room_for, wait_for_nodes  # noqa: E402
-from actors.reward import JudgePool  # noqa: E402
-from actors.train_workers import TrainWorkers  # noqa: E402
+from actors.experience.queues import ExperienceBoard  # noqa: E402
+from actors.reward.verifier import RewardActors  # noqa: E402
+from actors.rollout.engines import EnginePool  # noqa: E402
+from actors.runtime.placement import stage_needs  # noqa: E402
+from actors.runtime.resources import wait_for_nodes  # noqa: E402
+from actors.stages.fit import fit_stage  # noqa: E402
+from actors.stages.train_workers import TrainWorkers  # noqa: E402
 from hatch_ray.config import ConfigError, make_config  # noqa: E402
 from hatch_ray.run_folder import RunFolder  # noqa: E402
 
@@ -51,8 +51,8 @@ TREE = {
 class LightEngine:
     """Stands where a vLLM engine would."""
 
-    def __init__(self, model, config, version=0):
-        self.version = version
+    def __init__(self, model, config):
+        self.version = 0
 
     def ready(self):
         return self.version
@@ -64,14 +64,14 @@ def note_node(board):
     ray.get(board.arrive.remote(rank, ray.get_runtime_context().get_node_id()), timeout=60)
 
 
-def nodes_of(pool):
-    """The nodes of a pool's actors, once all are up."""
+def nodes_of(actors):
+    """The nodes of a role's actors, once all are up."""
     end = time.monotonic() + 120
-    while len(pool.places) < pool.target:
-        pool.tend()
-        assert time.monotonic() < end, f"{pool.role}: {len(pool.places)} of {pool.target} are up"
+    while len(actors.places) < actors.target:
+        actors.tend()
+        assert time.monotonic() < end, f"{actors.role}: {len(actors.places)} of {actors.target} are up"
         time.sleep(0.1)
-    return {place.node for place in pool.places.values()}
+    return {place.node for place in actors.places.values()}
 
 
 def refused(config):
@@ -114,15 +114,15 @@ def main():
     # Each role only on its kind.
     engines = EnginePool("no model", config, engine=LightEngine)
     engines.ready()
-    judges = JudgePool(config, room=lambda n: room_for(Need("reward_actors", n, reward_resources(config))))
+    rewards = RewardActors(config)
     board = ray.remote(ExperienceBoard).options(num_cpus=0).remote()
     run = RunFolder(SCRATCH / "run")
     run.path.mkdir()
     with TrainWorkers(config, run) as workers:
         fit_stage(workers, note_node, board, run, "grpo", 2, 1, lambda *_: None)
     assert set(ray.get(board.nodes.remote(2), timeout=60).values()) == {kinds["learner"]}
-    assert nodes_of(engines) == {kinds["rollout"]}
-    assert nodes_of(judges) == {kinds["reward"]}
+    assert nodes_of(engines.pool.actors) == {kinds["rollout"]}
+    assert nodes_of(rewards.pool.actors) == {kinds["reward"]}
     print("roles are where they belong", flush=True)
 
     # More than the nodes of the kind hold is refused, and fits once another one has joined.
@@ -130,14 +130,14 @@ def main():
     assert "rollout: 4 x {CPU 1, rollout 1} are needed, 2 find a place" in refused(more)
     second = cluster.add_node(object_store_memory=80 * MEBIBYTE, **KINDS["rollout"]).node_id
     wait_for_nodes(stage_needs(more, "grpo"), 30, print)
-    engines.target = 4
-    assert nodes_of(engines) == {kinds["rollout"], second}
-    assert Counter(place.node for place in engines.places.values()) == {kinds["rollout"]: 2, second: 2}
+    engines.pool.actors.target = 4
+    assert nodes_of(engines.pool.actors) == {kinds["rollout"], second}
+    assert Counter(place.node for place in engines.pool.actors.places.values()) == {kinds["rollout"]: 2, second: 2}
     print("a second rollout node is used", flush=True)
 
-    # Judges are called for only where there is room.
-    assert judges._room(10) == 1
-    assert len({place.pid for place in judges.places.values()}) == 3
+    # Reward actors are called for only where there is room.
+    assert rewards._room(10) == 1
+    assert len({place.pid for place in rewards.pool.actors.places.values()}) == 3
     engines.stop()
     print("room is counted", flush=True)
 
@@ -146,9 +146,10 @@ def main():
     config = make_config(shared | {"grpo": {"prompts_per_step": 2}})
     beside = EnginePool("no model", config, engine=LightEngine, beside=[kinds["learner"], kinds["rollout"]])
     beside.ready()
-    nodes_of(beside)
-    assert Counter(place.node for place in beside.places.values()) == {kinds["learner"]: 1, kinds["rollout"]: 1}
-    threads = ray.get([e.__ray_call__.remote(lambda _: os.environ["OMP_NUM_THREADS"]) for e in beside.actors])
+    actors = beside.pool.actors
+    nodes_of(actors)
+    assert Counter(place.node for place in actors.places.values()) == {kinds["learner"]: 1, kinds["rollout"]: 1}
+    threads = ray.get([e.__ray_call__.remote(lambda _: os.environ["OMP_NUM_THREADS"]) for e in actors])
     assert threads == ["2", "2"]
     ray.shutdown()
     cluster.shutdown()

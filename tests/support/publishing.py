@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import torch
 
-from actors.weights import Publisher
+from actors.weights.publish import Publisher
 from hatch_ray.config_sections import WeightsCarrier
 from hatch_ray.model.base import load_model
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from hatch_ray.config import ConfigError
-from hatch_ray.config_sections import DataConfig, Stage
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.geometry_check import check_geometry, refuse_misread
 from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, gold_plans
 from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
@@ -30,13 +30,13 @@ GENERATOR = "spar-v1"
 """Version of the reader, stored with every sample."""
 CHECK_EVERY = 200
 """Rows between looks at the share of bad ones."""
-NEED_POSES: tuple[Stage, ...] = ("pasta", "cold_start", "grpo")
+NEED_POSES: tuple[str, ...] = ("pasta", "cold_start", "grpo")
 
 Split = Literal["train", "heldout"]
 Progress = Callable[[int, int], None]
 
 
-def check_spar(data: DataConfig, stages: list[Stage]) -> None:
+def check_spar(data: DataConfig, stages: list[str]) -> None:
     """Refuse what a run could not use, before anything is read: no data, unknown tasks, stages that need poses.
 
     Raises ConfigError (a ValueError).

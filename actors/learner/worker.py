@@ -1,0 +1,113 @@
+"""What a Ray Train worker of GRPO does from its first step to its last: take shards, learn, publish, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import get_device
+
+from actors.experience.ledger import mean
+from actors.learner.learner import Learner
+from actors.runtime.checkpoints import Checkpoints, CheckpointWriter
+from actors.runtime.deadlines import collectives, enter_process, limits, wait_for
+from actors.runtime.messages import Probe
+from actors.weights.publish import Publisher
+from hatch_ray.config import Config
+from hatch_ray.learning.trainer_state import read_state
+from hatch_ray.run_folder import RunFolder, append_jsonl
+
+REPORTS = "reports.jsonl"
+"""In a checkpoint: the learner's numbers of the steps since the one before, which the driver may not have seen."""
+
+
+@dataclass(frozen=True)
+class GrpoJob:
+    """What a worker needs. `model` is the stage's first model and the reference of the KL term; probes: fewest images
+    first."""
+
+    config: Config
+    run: Path
+    model: str
+    steps: int
+    experience: ray.actor.ActorHandle
+    weights: ray.actor.ActorHandle
+    probes: tuple[Probe, ...] = ()
+
+
+def learner_loop(job: GrpoJob) -> None:
+    """What every worker of the learner runs. Rank 0 reports, publishes and saves."""
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    enter_process(f"learner rank {rank}", job.config.model_copy(update={"run_dir": job.run}), [job.experience])
+    node = ray.get_runtime_context().get_node_id()
+    wait_for(job.experience.arrive.remote(rank, node), "grpo: meeting the driver", limits.call)
+    torch.set_num_threads(max(1, math.floor(job.config.learner.cpus)))
+    torch.manual_seed(job.config.seed)
+    learner = Learner(job.config, job.model, job.steps, get_device(), world, job.run)
+    run = RunFolder(job.run)
+    checkpoints = Checkpoints(run.checkpoints("grpo"), job.config.checkpoints)
+    latest = checkpoints.latest()
+    first = 0
+    if latest is not None:
+        first = checkpoints.step(latest)
+        learner.restore(read_state(latest))
+    reports: list[dict[str, Any]] = []
+    publisher = Publisher(job.weights, job.config.rollout.weights)
+    if rank == 0:
+        scores = [learner.score_probe(probe, first, with_blank=True) for probe in job.probes]
+        wait_for(job.experience.put_probes.remote(scores), "grpo: handing over the learner's probes", limits.call)
+    rewards: list[float] = []
+    before = time.monotonic()
+    with CheckpointWriter(checkpoints) as writer:
+        for step in range(first, job.steps):
+            taken = job.experience.take.remote(step, rank)
+            shard = wait_for(taken, f"grpo: shard of step {step}", limits.call, publisher.check)
+            if shard is None:
+                saving = job.experience.saving.remote()
+                unsaved = step > first and step % job.config.grpo.save_every
+                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved and rank == 0:
+                    writer.save(step, partial(snapshot, learner, job.model, reports), mean(rewards))
+                return
+            start = time.monotonic()
+            with collectives(f"grpo: step {step}", rank):
+                metrics = learner.update(shard)
+            metrics["seconds_learn"] = time.monotonic() - start
+            metrics |= {"time_began": time.time() - metrics["seconds_learn"], "time_ended": time.time()}
+            metrics["seconds"] = time.monotonic() - before
+            before = time.monotonic()
+            reports.append({"step": step} | metrics)
+            rewards.append(shard.reward)
+            done = step + 1
+            if done % job.config.grpo.save_every == 0 and done < job.steps:
+                if rank == 0:
+                    writer.save(done, partial(snapshot, learner, job.model, reports), mean(rewards))
+                rewards.clear()
+                reports.clear()
+            if rank == 0:
+                if done == job.steps:
+                    writer.wait()
+                    learner.save(run.stage_model("grpo"), job.model)
+                wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", limits.call)
+                probe = learner.score_probe(job.probes[-1], done) if job.probes else None
+                publisher.publish(learner.learned_weights(), done, probe)
+        publisher.wait()
+
+
+def snapshot(learner: Learner, first: str | Path, reports: Sequence[dict[str, Any]]) -> Callable[[Path], None]:
+    """Copy in memory all that a checkpoint holds; what is returned writes it into a folder, in any thread."""
+    write, told = learner.snapshot(first), list(reports)
+
+    def write_all(folder: Path) -> None:
+        write(folder)
+        append_jsonl(folder / REPORTS, told)
+
+    return write_all

@@ -1,0 +1,86 @@
+"""What a run of HATCH is to show: patches are matched, replies are well formed, GRPO helps, and the model looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hatch_ray.evaluation.findings import FINAL, Claim, Evaluations, claim, interval_text, retrieval_text
+from hatch_ray.evaluation.heldout import SWAPPED, Row, in_order_of, read_table, term
+from hatch_ray.evaluation.intervals import Bootstrap, Interval, all_hold, verdict
+
+VALID_FORMAT = 0.95
+MARGIN_SHARE = 0.5
+"""A model's actions look when its images are worth at least this share of its margin over the best constant plan."""
+
+
+def claims(found: Evaluations) -> list[Claim]:
+    return [
+        _retrieval(found),
+        _format(found),
+        found.raised("GRPO raises the mean action reward", "action"),
+        found.raised("GRPO does not lower the answer reward", "answer", above=False),
+        _actions_look(found),
+        found.looks("Its answers look: another question's images cost answer reward", "answer"),
+    ]
+
+
+def _retrieval(found: Evaluations) -> Claim:
+    text = "PaStA raises patch retrieval"
+    table = read_table(found.run, "patch_retrieval")
+    if table is None:
+        return claim(text)
+    gain = _retrieval_gain(table, found.bootstrap, found.seed)
+    if gain is None:
+        return claim(text, retrieval_text(table))
+    return claim(text, f"{interval_text(gain)}; {retrieval_text(table)}", gain, verdict(gain))
+
+
+def _retrieval_gain(table: dict[str, Any], bootstrap: int, seed: int) -> Interval | None:
+    """By how much PaStA raised the share of patches that are matched: paired, pair by pair of views, by scene.
+
+    None where RUN/eval/patch_retrieval.json has no figures by pair, as in runs of older versions.
+    """
+    if (pairs := table.get("by_pair")) is None:
+        return None
+    more = np.array(pairs["after"], dtype=np.float64) - np.array(pairs["before"], dtype=np.float64)
+    return Bootstrap(pairs["scene"], bootstrap, seed).ratio(more, np.array(pairs["judged"], dtype=np.float64))
+
+
+def _format(found: Evaluations) -> Claim:
+    text = f"Cold start brings valid format to {100 * VALID_FORMAT:g} % or more"
+    summary = read_table(found.run, "cold_start")
+    if summary is None:
+        return claim(text)
+    rate = summary["overall"]["format"]
+    return claim(text, interval_text(rate), rate, verdict(rate, VALID_FORMAT, above=False))
+
+
+def _actions_look(found: Evaluations) -> Claim:
+    text = "Its actions look: another question's images cost at least half of the margin over the best constant plan"
+    names = (FINAL, FINAL + SWAPPED, "constant")
+    if not all(name in found.rows for name in names):
+        return claim(text)
+    seen, swapped, constant = (found.rows[name] for name in names)
+    fall, margin, surplus = action_falls(seen, swapped, constant, found.bootstrap, found.seed)
+    if fall is None or margin is None or surplus is None:
+        return claim(text)
+    measured = (
+        f"they cost {interval_text(fall)}, margin {interval_text(margin)}; "
+        f"cost less half of the margin: {interval_text(surplus)}"
+    )
+    return claim(text, measured, surplus, all_hold(verdict(margin), verdict(surplus, above=False)))
+
+
+def action_falls(
+    seen: Sequence[Row], swapped: Sequence[Row], constant: Sequence[Row], bootstrap: int, seed: int
+) -> tuple[Interval | None, Interval | None, Interval | None]:
+    """By how much the action reward of a model falls with other images; its margin over the best constant plan (chosen
+    on these very samples); the fall less `MARGIN_SHARE` of the margin. None where no actions were due.
+    """
+    draws = Bootstrap([row["scene"] for row in seen], bootstrap, seed)
+    action, blind, fixed = (term(in_order_of(seen, rows), "action") for rows in (seen, swapped, constant))
+    fall, margin = action - blind, action - fixed
+    return draws.mean(fall), draws.mean(margin), draws.mean(fall - MARGIN_SHARE * margin)
