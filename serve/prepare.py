@@ -11,18 +11,13 @@ from PIL import Image
 
 from hatch_ray.data.images import shrink
 from hatch_ray.data.questions.choices import listed
-from hatch_ray.model.prompt_tokens import image_tokens_by_size
+from hatch_ray.model.prompt_tokens import image_tokens_by_size, prompt_length
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import System
 from serve.images import decode_image
 from serve.schema import GREEDY_BELOW, ReasonRequest, Refusal
 from serve.settings import Settings
-
-
-def prompt_length(processor: Any, prompt: str, images: Sequence[Image.Image]) -> int:
-    """Tokens of a rendered prompt as the engine counts them: an image's placeholder becomes its merged patches."""
-    return len(processor.tokenizer(prompt).input_ids) - len(images) + image_length(processor, images)
 
 
 def image_length(processor: Any, images: Sequence[Image.Image]) -> int:
@@ -47,7 +42,7 @@ def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple
     if special_tokens(processor, token_ids) != _own_tokens(processor, *asked):
         what = "the question changes the chat template's own tokens"
         raise Refusal("reserved_token", what, "question", "remove what looks like a token of the chat template")
-    length = len(token_ids) - len(images) + image_length(processor, images)
+    length = prompt_length(processor, prompt, [image.size for image in images])
     if length >= model.max_length:
         what = f"the prompt has {length} tokens, images included; the context has {model.max_length}"
         what_to_do = "shorten the question, or send fewer or smaller images"

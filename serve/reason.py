@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from serve.prepare import form_of, image_length, prepare, prompt_length
+from hatch_ray.model.prompt_tokens import prompt_length
+from serve.prepare import form_of, image_length, prepare
 from serve.reply import Clock, Written, read, seconds_of
 from serve.schema import ReasonReply, ReasonRequest, Refusal
 from serve.settings import Settings
@@ -37,7 +38,11 @@ def sampling_of(engine: Any, request: ReasonRequest, settings: Settings, prompt:
     max_tokens = request.max_tokens or settings.config.serve.max_new_tokens
     grammar = None
     if request.constrained:
-        room = min(max_tokens, settings.config.model.max_length - prompt_length(engine.processor, prompt, images))
+        room = min(
+            max_tokens,
+            settings.config.model.max_length
+            - prompt_length(engine.processor, prompt, [image.size for image in images]),
+        )
         grammar = StructuredOutputsParams(grammar=_grammar(engine.processor.tokenizer, request, settings, room))
     return engine.sampling(
         n=request.samples,

@@ -81,14 +81,14 @@ def test_usual_images_become_upright_rgb():
 def test_prompt_length_is_what_the_processor_makes_of_it(tiny_model):
     from hatch_ray.model.base import load_processor
     from hatch_ray.protocol.prompt import build_prompt
-    from serve.reason import prompt_length
+    from hatch_ray.model.prompt_tokens import prompt_length
 
     processor = load_processor(tiny_model)
     images = [photo(0), photo(1, 150, 97), photo(2, 60, 300)]
     messages = build_prompt("How far is it?", 3, "number")
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     whole = processor(text=[prompt], images=images, return_tensors="np")
-    assert prompt_length(processor, prompt, images) == whole["input_ids"].shape[1]
+    assert prompt_length(processor, prompt, [image.size for image in images]) == whole["input_ids"].shape[1]
 
 
 # --- the whole service
