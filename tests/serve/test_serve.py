@@ -80,8 +80,8 @@ def test_usual_images_become_upright_rgb():
 
 def test_prompt_length_is_what_the_processor_makes_of_it(tiny_model):
     from hatch_ray.model.base import load_processor
-    from hatch_ray.protocol.prompt import build_prompt
     from hatch_ray.model.prompt_tokens import prompt_length
+    from hatch_ray.protocol.prompt import build_prompt
 
     processor = load_processor(tiny_model)
     images = [photo(0), photo(1, 150, 97), photo(2, 60, 300)]
