@@ -40,6 +40,14 @@ def load_system(name: str) -> type[System]:
     if not (isinstance(found, type) and all(hasattr(found, name) for name in ("Config", "stages", "score"))):
         raise ValueError(f"system {name!r}: {module_name} has no class {class_name} that is a hatch_ray System")
     system: type[System] = found
+    for stage in system.stages:
+        if (stage.kind == "grpo") != (stage.name == "grpo"):
+            raise ValueError(f"system {name!r}: the stage of kind grpo is called grpo, and no other one is")
+        for section in (stage.name, stage.data):
+            if section not in system.Config.model_fields:
+                raise ValueError(
+                    f"system {name!r}: its Config has no section {section}, which stage {stage.name} needs"
+                )
     return system
 
 

@@ -13,6 +13,7 @@ from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.store import read_dataset
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import Sample
+from hatch_ray.systems.base import Stage
 
 
 def test_a_sample_that_the_system_cannot_judge_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -42,3 +43,23 @@ def test_what_a_system_does_not_say_has_a_plain_default() -> None:
     with pytest.raises(ValueError, match="has no grammar for constrained replies"):
         system.grammar(2, "photo", "grpo", 0, lambda text: True)
     assert system.prompt(Sample.asked("Which?", 2, "photo"), "grpo")[0]["content"][-1]["text"].startswith("Which?")
+
+
+class Misnamed(Brighter):
+    stages = (Stage("teach", "sft", "Teach"), Stage("practice", "grpo", "Practice"))
+
+
+class Homeless(Brighter):
+    stages = (Stage("teach", "sft", "Teach"), Stage("repeat", "sft", "Repeat"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Misnamed", "the stage of kind grpo is called grpo, and no other one is"),
+        ("Homeless", "its Config has no section repeat, which repeat needs"),
+    ],
+)
+def test_a_system_that_cannot_work_is_refused_by_what_it_lacks(name: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make_config({"system": f"tests.systems.test_base:{name}"})
