@@ -215,8 +215,8 @@ def _read_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def _without_nothing(tree: Any, section: type[BaseModel]) -> Any:
-    """The tree with None where a field that may be None says so."""
+def _completed(tree: Any, section: type[BaseModel]) -> Any:
+    """The tree with None where a field that may be None says so, and what sections have by default under what they say."""
     if not isinstance(tree, dict):
         return tree
     found = {}
@@ -224,7 +224,9 @@ def _without_nothing(tree: Any, section: type[BaseModel]) -> Any:
         field = section.model_fields.get(name)
         kind = field.annotation if field else None
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            value = _without_nothing(value, kind)
+            value = _completed(value, kind)
+            if isinstance(value, dict) and field and isinstance(field.default, BaseModel):
+                value = field.default.model_dump(exclude_unset=True) | value  # what the section has by default stays
         elif field and isinstance(value, str) and value in NOTHING and type(None) in _kinds(kind):
             value = None
         found[name] = value
@@ -268,7 +270,7 @@ def make_config(tree: dict[str, Any], where: str = "config") -> Config:
     section = config_class(str(tree.get("system", "hatch")))
     names = [stage.name for stage in load_system(str(tree.get("system", "hatch"))).stages]
     try:
-        return section.model_validate(_without_nothing({"stages": names} | tree, section))
+        return section.model_validate(_completed({"stages": names} | tree, section))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_mistake(error, section)}") from None
 

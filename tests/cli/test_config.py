@@ -63,6 +63,13 @@ def test_unreadable_files(tmp_path, text):
         load_config(tmp_path / "absent.yaml")
 
 
+def test_a_key_of_a_section_leaves_the_sections_other_defaults(pytestconfig):
+    assert make_config({"cold_start": {"lr": "1e-3"}}).cold_start.fraction == 0.1
+    assert make_config({"cold_start": {"fraction": 1}}).cold_start.fraction == 1
+    teach = load_config(pytestconfig.rootpath / "examples" / "brighter.yaml").teach
+    assert (teach.batch_size, teach.lr, teach.max_steps) == (8, 1e-3, 60)
+
+
 def test_every_shipped_config_is_valid(pytestconfig):
     for path in sorted((pytestconfig.rootpath / "configs").glob("*.yaml")):
         load_config(path)
