@@ -216,7 +216,7 @@ def _read_yaml(text: str) -> Any:
 
 
 def _completed(tree: Any, section: type[BaseModel]) -> Any:
-    """The tree with None where a field that may be None says so, and what sections have by default under what they say."""
+    """The tree with None where a field that may be None says so, and the defaults of its sections."""
     if not isinstance(tree, dict):
         return tree
     found = {}
