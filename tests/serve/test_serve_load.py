@@ -238,7 +238,7 @@ def test_a_new_model_is_taken_over_under_load_and_no_reply_is_mixed(replica, tmp
     (half / "model" / "model.safetensors").write_bytes(b"half")
     monkeypatch.setattr(hatch_ray.manifest, "_good", set())  # as in a process that has not written the states
     replica.do(look())
-    assert newest_model(run, ["grpo"]) == state / "model"
+    assert newest_model(run, ["cold_start", "grpo"]) == state / "model"
     shutil.rmtree(half)
     make_tiny(tmp_path / "wide", 0, TinyConfig(text_inner=96))
     write_state(run, 30, tmp_path / "wide")
