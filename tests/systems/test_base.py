@@ -57,7 +57,7 @@ class Homeless(Brighter):
     ("name", "told"),
     [
         ("Misnamed", "the stage of kind grpo is called grpo, and no other one is"),
-        ("Homeless", "its Config has no section repeat, which repeat needs"),
+        ("Homeless", "its Config has no section repeat, which stage repeat needs"),
     ],
 )
 def test_a_system_that_cannot_work_is_refused_by_what_it_lacks(name: str, told: str) -> None:
