@@ -11,7 +11,7 @@ from PIL import Image
 
 from hatch_ray.data.images import shrink
 from hatch_ray.data.questions.choices import listed
-from hatch_ray.model.prompt_tokens import image_tokens_by_size, prompt_length
+from hatch_ray.model.prompt_tokens import image_tokens_by_size, widened_length
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import System
@@ -42,7 +42,7 @@ def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple
     if special_tokens(processor, token_ids) != _own_tokens(processor, *asked):
         what = "the question changes the chat template's own tokens"
         raise Refusal("reserved_token", what, "question", "remove what looks like a token of the chat template")
-    length = prompt_length(processor, prompt, [image.size for image in images])
+    length = widened_length(processor, len(token_ids), [image.size for image in images])
     if length >= model.max_length:
         what = f"the prompt has {length} tokens, images included; the context has {model.max_length}"
         what_to_do = "shorten the question, or send fewer or smaller images"

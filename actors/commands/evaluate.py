@@ -17,7 +17,7 @@ from actors.rollout.prompts import PromptMaker
 from actors.runtime.messages import Sampling
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import ANSWERED, Report, Told, nobody, progress_bar
-from actors.stages.recipe import load_datasets, sections, start_ray
+from actors.stages.recipe import load_datasets, start_ray
 from actors.stages.run_processes import RunProcesses
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.evaluation.control import swap_images
@@ -91,8 +91,8 @@ def evaluate_run(config: Config, console: Console, processes: RunProcesses | Non
     """
     run = RunFolder(config.run_dir)
     models = models_of(config, run)
-    system, section = system_of(config), sections(config)[-1]
-    samples = load_datasets(config, run, console, section).heldout[: config.eval.samples]
+    system = system_of(config)
+    samples = load_datasets(config, run, console, system.sections()[-1]).heldout[: config.eval.samples]
     swapped = swap_images(samples, config.seed)
     start_ray(config, engine_needs(config))
     with ExitStack() as stack:

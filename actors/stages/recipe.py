@@ -89,7 +89,7 @@ def check_inputs(config: Config) -> None:
     source = Path(model_source(config.model.base))
     if source.is_dir():
         count_parameters(config.model.base)
-    for section in sections(config):
+    for section in system_of(config).sections():
         _check_data(section, config)
 
 
@@ -112,11 +112,6 @@ def _check_data(section: str, config: Config) -> None:
     built = RunFolder(config.run_dir).data("train", section)
     if root is not None and data.kind == "rgbd" and not is_dataset(root / "train") and not is_dataset(built):
         read_sequences(data)
-
-
-def sections(config: Config) -> list[str]:
-    """The sections of the config that the run's stages take their data from, in the order of the stages."""
-    return list(dict.fromkeys(stage.data for stage in system_of(config).stages if stage.name in config.stages))
 
 
 def load_datasets(config: Config, run: RunFolder, console: Console, section: str = "data") -> Datasets:
@@ -262,7 +257,7 @@ def _run_stages(
     config: Config, run: RunFolder, fresh: bool, console: Console, processes: RunProcesses, told: Told
 ) -> None:
     try:
-        data = {section: load_datasets(config, run, console, section) for section in sections(config)}
+        data = {section: load_datasets(config, run, console, section) for section in system_of(config).sections()}
     except Exception:
         processes.workers.end()
         if fresh:

@@ -50,8 +50,12 @@ def image_tokens_by_size(processor: Any, width: int, height: int) -> int:
 
 def prompt_length(processor: Any, text: str, sizes: Iterable[tuple[int, int]]) -> int:
     """Tokens of a chat text whose image placeholders stand for images of these (width, height), nothing decoded."""
-    words = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-    return words + sum(image_tokens_by_size(processor, width, height) - 1 for width, height in sizes)
+    return widened_length(processor, len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]), sizes)
+
+
+def widened_length(processor: Any, tokens: int, sizes: Iterable[tuple[int, int]]) -> int:
+    """The same of a chat text that has so many tokens, a placeholder for each image among them."""
+    return tokens + sum(image_tokens_by_size(processor, width, height) - 1 for width, height in sizes)
 
 
 def tokenize_prompt(processor: Any, text: str, images: Sequence[ImagePatches]) -> Prompt:
