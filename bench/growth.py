@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from actors.experience.batch import make_groups, make_shards
 from actors.learner.learner import Learner
@@ -51,7 +50,7 @@ class Stepper:
         self.model = make_tiny(folder / "model", 0, shape)
         self.config = settings(self.model, folder, options)
         self.engine = RolloutEngine(self.model, self.config)
-        self.learner = Learner(self.config, self.model, 1000, torch.device("cpu"))
+        self.learner = Learner(self.config, self.model, 1000)
         self.version = 0
 
     def __call__(self, samples: list[Sample], sampling: Sampling) -> dict[str, float]:

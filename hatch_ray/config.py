@@ -106,9 +106,23 @@ class Config(Section):
                 f"grpo.prompts_per_step={self.grpo.prompts_per_step} must be a multiple of "
                 f"learner.workers={self.learner.workers}"
             )
+        for stage in load_system(self.system).stages:
+            if stage.name in self.stages:
+                self._check_trainable(stage.name, stage.kind)
         if self.colocated:
             self._check_colocated()
         return self
+
+    def _check_trainable(self, stage: str, kind: str) -> None:
+        part = self.settings(stage).trainable
+        if part == "all":
+            return
+        if kind == "pasta":
+            raise ValueError(f"{stage}.trainable={part}: this stage trains the image encoder alone; leave it out")
+        if self.model.lora_rank:
+            raise ValueError(
+                f"{stage}.trainable={part}: LoRA trains its adapters alone; leave it out, or set model.lora_rank=0"
+            )
 
     def _check_colocated(self) -> None:
         learner, rollout = self.learner, self.rollout

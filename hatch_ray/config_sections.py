@@ -164,6 +164,9 @@ class Trained(Section):
     """The paper keeps the rate fixed; cosine falls to zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
+    trainable: Literal["all", "language", "vision"] = "all"
+    """What learns: everything, all but the image encoder, or the image encoder alone. PaStA trains the encoder only,
+    and LoRA its adapters; both leave this at "all"."""
     grad_clip: Rate = 1.0
     """Largest gradient norm."""
     save_every: Positive = 50
@@ -308,6 +311,11 @@ class LearnerConfig(Placed):
     recompute: bool | None = None
     """Compute each layer's activations again in the backward pass: much less memory, about a third more time. None: on
     GPUs."""
+    sharding: Literal["none", "full", "hybrid"] = "none"
+    """Several workers: each holds the whole model (none), an equal part of weights, gradients and moments (full), or of
+    what its node holds whole (hybrid). docs/memory.md says what fits."""
+    offload_reference: bool = False
+    """Keep the reference of the KL term in the CPU's memory, and on the GPU only while it is asked, once a batch."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs of each worker (Ray's count)."""
     gpus: Gpus = 0

@@ -20,6 +20,7 @@ from actors.learner.bad_batches import BadBatch
 from actors.learner.learner import Learner, TokenTerms
 from actors.learner.microbatches import Row, split_rows
 from hatch_ray.cli import run_command
+from hatch_ray.learning.workers import Workers
 from hatch_ray.storage import for_service, local_run
 from tools.kept_batches import read_bad_batch
 
@@ -83,7 +84,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 def load_learner(batch: BadBatch, weights: Mapping[str, torch.Tensor], model: str, device: torch.device) -> Learner:
     """The learner as it was before the update. Raises ValueError when the weights are not this model's."""
-    learner = Learner(batch.config, model, 1, device)
+    learner = Learner(batch.config, model, 1, Workers(batch.config.learner, device))
     learning = {name: p for name, p in learner.model.named_parameters() if p.requires_grad}
     odd = sorted(learning.keys() ^ weights.keys())
     odd += [name for name in learning.keys() & weights.keys() if learning[name].shape != weights[name].shape]
@@ -105,7 +106,8 @@ def replay_batch(learner: Learner, batch: BadBatch) -> Replay:
     terms: list[TokenTerms] = []
     with _watch(learner) as watch:
         for index, rows in enumerate(batches):
-            found = learner.token_terms(rows, learner.packed(rows), old, index)
+            packed = learner.packed(rows)
+            found = learner.token_terms(rows, packed, old, index, learner.reference_logprobs([packed])[0])
             (found.loss.loss.sum() / batch.tokens).backward()
             terms.append(found)
     learning = {name: p.grad for name, p in learner.model.named_parameters() if p.grad is not None}
@@ -210,7 +212,9 @@ def _reply_facts(learner: Learner, batch: BadBatch, terms: list[TokenTerms], alo
 def _gradient_alone(learner: Learner, row: Row, old: torch.Tensor, batch: BadBatch) -> bool:
     """Whether the gradient of one reply by itself is finite."""
     learner.optimizer.zero_grad(set_to_none=True)
-    found = learner.token_terms([row], learner.packed([row]), [old] if batch.update else [], 0)
+    packed = learner.packed([row])
+    reference = learner.reference_logprobs([packed])[0]
+    found = learner.token_terms([row], packed, [old] if batch.update else [], 0, reference)
     (found.loss.loss.sum() / batch.tokens).backward()
     return all(p.grad is None or _finite(p.grad) for p in learner.learning)
 

@@ -6,14 +6,14 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from actors.learner.bad_batches import BadBatch, write_bad_batch
 from actors.learner.microbatches import Row, split_rows
@@ -22,24 +22,25 @@ from actors.weights.probe_scores import score_probe
 from actors.weights.publish import learned_parts, only_learned
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Precision
+from hatch_ray.disk import when_there_is_room
 from hatch_ray.learning.grpo import TokenLoss, grpo_loss
 from hatch_ray.learning.trainer_state import (
     TrainerState,
     copied,
-    in_parallel,
+    load_state,
     make_optimizer,
-    restore_state,
     take_state,
+    write_numbers,
+    write_shards,
     write_state,
 )
+from hatch_ray.learning.workers import Workers, final_weights, frozen_checksum, save_trained, whole, write_weights
 from hatch_ray.model.base import (
     banned_token_ids,
     eos_token_ids,
-    in_dtype,
-    load_model,
     load_processor,
     recompute_activations,
-    save_model,
+    set_trainable,
 )
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
@@ -68,11 +69,17 @@ class TokenTerms:
     loss: TokenLoss
 
 
+def size(batch: PackedBatch) -> int:
+    """Tokens of a micro-batch."""
+    return batch.input_ids.shape[1]
+
+
 class Learner:
     """One worker's policy, reference and optimizer; `update` is one GRPO step. Runs with or without other workers.
 
     `run` is the run's folder (config.run_dir where it is not given): bad batches are kept below it. `bad_in_a_row`
-    counts the last steps that were skipped.
+    counts the last steps that were skipped. Where the model is in shards (`workers.sharded`), all workers call each
+    method that computes with it or reads it, at the same time.
     """
 
     def __init__(
@@ -80,19 +87,21 @@ class Learner:
         config: Config,
         model: str | Path,
         steps: int,
-        device: torch.device,
-        world: int = 1,
+        workers: Workers | None = None,
         run: str | Path | None = None,
     ) -> None:
         grpo = config.grpo
-        self.config, self.device, self.world = config, device, world
+        self.config = config
+        self.workers = workers or Workers(config.learner)
+        self.device = self.workers.device
         self.first_model, self.run = str(model), RunFolder(run or config.run_dir)
         self.bad_in_a_row = 0
         self.processor = load_processor(model, config.model.max_pixels)
         self._processor_to_save: Any = None
         learner = config.learner
         self.model = self._load(model, learner.compute if config.model.lora_rank else learner.master).train()
-        recompute_activations(self.model, learner.recompute, device)
+        set_trainable(self.model, grpo.trainable)
+        recompute_activations(self.model, learner.recompute, self.device)
         banned = banned_token_ids(
             self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
         )
@@ -104,28 +113,26 @@ class Learner:
         elif grpo.beta:
             frozen = self._load(model, learner.compute).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
+            self.workers.shard(self.reference, offload=learner.offload_reference)
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
-        self.wrapped = in_parallel(self.scorer) if world > 1 else self.scorer
+        self.wrapped = self.workers.wrap(self.scorer, ["distributions"])
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.learned_parts = learned_parts(self.model)
         self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
 
     def _load(self, folder: str | Path, dtype: Precision) -> Any:
-        model = load_model(folder, dtype).to(self.device)
+        model = self.workers.load(folder, dtype)
         speed_up_vision(model, self.device)
         return model
 
     def learned_weights(self) -> dict[str, torch.Tensor]:
         """What an engine needs to become this version: the parts in which something learns, in the engine's dtype."""
-        return in_dtype(only_learned(self.weights(), self.learned_parts), self.config.rollout.dtype)
+        learned = only_learned(final_weights(self.model), self.learned_parts)
+        return self.workers.gathered(learned, self.config.rollout.dtype)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The full state dict: adapters merged, the head included."""
-        if not self.config.model.lora_rank:
-            return self.model.state_dict()
-        from hatch_ray.model.lora import merged_state
-
-        return merged_state(self.model)
+        """The full state dict: adapters merged, the head included. Of a sharded model on rank 0 alone."""
+        return self.workers.gathered(final_weights(self.model))
 
     def update(self, shard: Shard) -> dict[str, float]:
         """Train on one shard. Returns the step's metrics, equal on all workers and finite.
@@ -142,11 +149,13 @@ class Learner:
         prompts = [self.prompt(group) for group in shard.groups]
         batches = split_rows(prompts, shard.groups, grpo.token_budget, grpo.shared_prefix)
         packed = [self.packed(rows) for rows in batches]
+        packed += [min(packed, key=size)] * (self.workers.passes(len(packed)) - len(packed))
+        reference = self.reference_logprobs(packed)
         old: list[torch.Tensor] = []
         metrics: dict[str, float] = {}
         for update in range(grpo.updates_per_step):
-            own = self._gradients(batches, packed, old, shard.global_tokens)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.learning if p.grad is not None])
+            own = self._gradients(batches, packed, old, reference, shard.global_tokens)
+            norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.learning if p.grad is not None]))
             good, sums = self._agree(own, norm)
             if update == 0:
                 metrics = dict(zip(SUMS, (sums / shard.global_tokens).tolist(), strict=True))
@@ -165,35 +174,52 @@ class Learner:
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def _gradients(
-        self, batches: list[list[Row]], packed: list[PackedBatch], old: list[torch.Tensor], tokens: int
+        self,
+        batches: list[list[Row]],
+        packed: list[PackedBatch],
+        old: list[torch.Tensor],
+        reference: list[torch.Tensor | None],
+        tokens: int,
     ) -> torch.Tensor:
-        """Forward and backward of all micro-batches; returns the sums of SUMS over this worker's tokens."""
+        """Forward and backward of all micro-batches; returns the sums of SUMS over this worker's tokens.
+
+        `packed` may be longer than `batches`: other workers of a sharded model have more, and this one goes with them.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), device=self.device)
-        for index, (rows, batch) in enumerate(zip(batches, packed, strict=True)):
-            last = index == len(batches) - 1
-            with nullcontext() if last or self.world == 1 else self.wrapped.no_sync():
-                sums += self._backward(rows, batch, old, index, tokens)
+        # DistributedDataParallel and FSDP average over workers; the loss is a sum over all tokens of all workers.
+        scale = self.workers.world / tokens
+        for index, (rows, batch) in enumerate(zip(batches, packed, strict=False)):
+            with nullcontext() if index == len(packed) - 1 else self._no_sum():
+                terms = self.token_terms(rows, batch, old, index, reference[index])
+                (terms.loss.loss.sum() * scale).backward()
+            gap = (terms.logprobs.detach() - terms.sampled).abs()
+            loss = terms.loss
+            values = (loss.loss.detach(), loss.kl, loss.clipped, loss.corrected, terms.entropy, gap)
+            sums += torch.stack([value.sum() for value in values])
+        for filler in packed[len(batches) :]:
+            (self.wrapped(filler)[0].sum() * 0).backward()
         return sums
 
-    def _backward(
-        self, rows: list[Row], batch: PackedBatch, old: list[torch.Tensor], index: int, tokens: int
-    ) -> torch.Tensor:
-        """Forward and backward of one micro-batch; returns the sums of SUMS over its tokens."""
-        terms = self.token_terms(rows, batch, old, index)
-        # DistributedDataParallel averages over workers; the loss is a sum over all tokens of all workers.
-        (terms.loss.loss.sum() * (self.world / tokens)).backward()
-        gap = (terms.logprobs.detach() - terms.sampled).abs()
-        loss = terms.loss
-        values = (loss.loss.detach(), loss.kl, loss.clipped, loss.corrected, terms.entropy, gap)
-        return torch.stack([value.sum() for value in values])
+    def _no_sum(self) -> AbstractContextManager[None]:
+        """Whole copies sum their gradients once, after the last micro-batch; shards have no room for unsummed ones."""
+        return self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
 
-    def token_terms(self, rows: list[Row], batch: PackedBatch, old: list[torch.Tensor], index: int) -> TokenTerms:
-        """Forward pass of one micro-batch. `old` keeps pi_old by index: the first pass over a batch appends it."""
+    def token_terms(
+        self,
+        rows: list[Row],
+        batch: PackedBatch,
+        old: list[torch.Tensor],
+        index: int,
+        reference: torch.Tensor | None = None,
+    ) -> TokenTerms:
+        """Forward pass of one micro-batch. `old` keeps pi_old by index: the first pass over a batch appends it.
+
+        reference (N,): the reference's log-probabilities (`reference_logprobs`), where grpo.beta is not 0.
+        """
         grpo = self.config.grpo
         sampled = torch.cat([torch.tensor(r.logprobs) for row in rows for r in row.replies]).to(self.device)
         advantages = torch.tensor([a for row in rows for a in row.advantages], device=self.device)[batch.reply]
-        reference = self._reference_logprobs(batch)
         logprobs, entropy = self.wrapped(batch)
         if index == len(old):
             old.append(logprobs.detach())
@@ -206,9 +232,7 @@ class Learner:
     def _agree(self, own: torch.Tensor, norm: torch.Tensor) -> tuple[bool, torch.Tensor]:
         """Whether every worker's sums and gradient are finite, one answer for all, and the sums over all workers."""
         bad = not (torch.isfinite(own).all() and torch.isfinite(norm))
-        vote = torch.cat([own, torch.tensor([float(bad)], device=self.device)])
-        if self.world > 1:
-            distributed.all_reduce(vote)
+        vote = self.workers.sum(torch.cat([own, torch.tensor([float(bad)], device=self.device)]))
         return vote[-1].item() == 0, vote[:-1]
 
     def _skip(
@@ -216,17 +240,17 @@ class Learner:
     ) -> bool:
         """Keep the batch, let the schedule go on, and end the run over budget. Returns whether the batch was kept."""
         self.bad_in_a_row += 1
-        rank = distributed.get_rank() if self.world > 1 else 0
-        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        rank, gradients = self.workers.rank, [(name, p.grad) for name, p in self._learning_by_name().items()]
+        learning = self.workers.gathered(self._learning_by_name())
         batch = BadBatch(
             step=shard.step + 1,
             rank=rank,
-            world=self.world,
+            world=self.workers.world,
             update=update,
             tokens=shard.global_tokens,
             own_sums={name: repr(value) for name, value in zip(SUMS, own.tolist(), strict=True)},
             bad_gradients=tuple(
-                name for name, p in learning.items() if p.grad is not None and not torch.isfinite(p.grad).all()
+                name for name, grad in gradients if grad is not None and not whole(torch.isfinite(grad).all())
             ),
             config=self.config,
             model=self.first_model,
@@ -240,8 +264,7 @@ class Learner:
         except OSError as error:  # a full disk must not end a run that can go on; the driver says that it is missing
             kept = False
             warnings.warn(f"grpo: the bad batch of step {batch.step} could not be kept: {error}", stacklevel=2)
-        if self.world > 1:
-            distributed.barrier()  # no worker may end the run while another one writes
+        self.workers.wait()  # no worker may end the run while another one writes
         with warnings.catch_warnings():  # the first step of all may be one that is skipped
             warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)` before")
             for _ in range(update, self.config.grpo.updates_per_step):
@@ -257,16 +280,27 @@ class Learner:
             )
         return kept
 
-    def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
+    @torch.no_grad()
+    def reference_logprobs(self, packed: list[PackedBatch]) -> list[torch.Tensor | None]:
+        """The reference's log-probabilities of each micro-batch, (N,) each; None where grpo.beta is 0."""
         if not self.config.grpo.beta:
-            return None
-        with torch.no_grad():
-            if self.reference is not None:
-                return self.reference(batch)[0]
+            return [None] * len(packed)
+        if self.reference is None:
             from hatch_ray.model.lora import without_lora
 
             with without_lora(self.model):
-                return self.scorer(batch)[0]
+                return [self.scorer(batch)[0] for batch in packed]
+        moves = self.config.learner.offload_reference and not self.workers.sharded
+        if moves:
+            self.reference.to(self.device)
+        found: list[torch.Tensor | None] = [self.reference(batch)[0] for batch in packed]
+        if moves:
+            self.reference.to("cpu")
+        return found
+
+    def frozen_checksum(self) -> str:
+        """Of what grpo.trainable leaves as it is, this worker's part; empty where that is nothing."""
+        return frozen_checksum(self.model, self.config.grpo.trainable)
 
     def _check_agreement(self, shard: Shard, gap: float) -> None:
         """At equal weights the two engines must agree, or every gradient is wrong without a word."""
@@ -312,27 +346,28 @@ class Learner:
 
     def save(self, out: Path, first: str | Path) -> None:
         """The policy as a Hugging Face folder; with LoRA the merged weights in a model like `first`."""
-        self._save(self.weights(), self.processor, out, first)
-
-    def _save(self, weights: dict[str, torch.Tensor], processor: Any, out: Path, first: str | Path) -> None:
-        if self.config.model.lora_rank:
-            merged = load_model(first, self.config.learner.master)
-            merged.load_state_dict(weights)
-            save_model(merged, processor, out)
-        else:
-            save_model(self.model, processor, out, weights)
+        save_trained(self.workers, self.model, first, self.config.learner.master, self.processor, out)
 
     def snapshot(self, first: str | Path) -> Callable[[Path], None]:
         """Copy weights and state in memory; what is returned writes them into a checkpoint's folder, in any thread."""
         if self._processor_to_save is None:  # a fast tokenizer may not be used by two threads at once
             self._processor_to_save = copy.deepcopy(self.processor)
         weights, state, processor = copied(self.weights()), self.state(), self._processor_to_save
+        master = self.config.learner.master
 
         def write(folder: Path) -> None:
-            self._save(weights, processor, folder / "model", first)
+            write_weights(weights, self.model, first, master, processor, folder / "model")
             write_state(state, folder)
 
         return write
+
+    def write_together(self, folder: Path, first: str | Path) -> None:
+        """Write a checkpoint's content: each worker of a sharded model its part, rank 0 the model for the engines."""
+        numbers = write_shards(folder, self._learning_by_name(), self.optimizer, self.scheduler)
+        self.save(folder / "model", first)
+        if self.workers.first:
+            numbers |= {BAD_IN_A_ROW: self.bad_in_a_row}
+            when_there_is_room(folder, lambda: write_numbers(numbers, folder))
 
     def _learning_by_name(self) -> dict[str, torch.Tensor]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
@@ -343,7 +378,7 @@ class Learner:
         state.numbers[BAD_IN_A_ROW] = self.bad_in_a_row
         return state
 
-    def restore(self, state: TrainerState) -> None:
-        """Take over `state`."""
-        restore_state(state, self._learning_by_name(), self.optimizer, self.scheduler)
-        self.bad_in_a_row = state.numbers[BAD_IN_A_ROW]
+    def load(self, folder: Path) -> None:
+        """Take over the state in a checkpoint's folder, whatever number of workers wrote it."""
+        numbers = load_state(folder, self._learning_by_name(), self.optimizer, self.scheduler)
+        self.bad_in_a_row = numbers[BAD_IN_A_ROW]

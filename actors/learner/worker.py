@@ -22,7 +22,7 @@ from actors.runtime.deadlines import collectives, enter_process, limits, wait_fo
 from actors.runtime.messages import Probe
 from actors.weights.publish import Publisher
 from hatch_ray.config import Config
-from hatch_ray.learning.trainer_state import read_state
+from hatch_ray.learning.workers import Workers
 from hatch_ray.run_folder import RunFolder, append_jsonl
 
 REPORTS = "reports.jsonl"
@@ -52,30 +52,36 @@ def learner_loop(job: GrpoJob) -> None:
     wait_for(job.experience.arrive.remote(rank, node), "grpo: meeting the driver", limits.call)
     torch.set_num_threads(max(1, math.floor(job.config.learner.cpus)))
     torch.manual_seed(job.config.seed)
-    learner = Learner(job.config, job.model, job.steps, get_device(), world, job.run)
+    workers = Workers(job.config.learner, get_device(), rank, world, context.get_local_world_size())
     run = RunFolder(job.run)
     checkpoints = Checkpoints(run.checkpoints("grpo"), job.config.checkpoints)
-    latest = checkpoints.latest()
     first = 0
-    if latest is not None:
-        first = checkpoints.step(latest)
-        learner.restore(read_state(latest))
-    reports: list[dict[str, Any]] = []
+    with collectives("grpo: the learner's start", rank):
+        learner = Learner(job.config, job.model, job.steps, workers, run=job.run)
+        latest = workers.agreed(checkpoints.latest)
+        if latest is not None:
+            first = checkpoints.step(latest)
+            learner.load(latest)
+        untouched = learner.frozen_checksum()
+        # What a sharded model computes, all of its workers compute together.
+        answering = rank == 0 or workers.sharded
+        scores = [learner.score_probe(probe, first, with_blank=True) for probe in job.probes if answering]
     publisher = Publisher(job.weights, job.config.rollout.weights)
     if rank == 0:
-        scores = [learner.score_probe(probe, first, with_blank=True) for probe in job.probes]
         wait_for(job.experience.put_probes.remote(scores), "grpo: handing over the learner's probes", limits.call)
+    reports: list[dict[str, Any]] = []
     rewards: list[float] = []
     before = time.monotonic()
     with CheckpointWriter(checkpoints) as writer:
+        save = partial(save_state, learner, job.model, writer, reports, rewards)
         for step in range(first, job.steps):
             taken = job.experience.take.remote(step, rank)
             shard = wait_for(taken, f"grpo: shard of step {step}", limits.call, publisher.check)
             if shard is None:
                 saving = job.experience.saving.remote()
                 unsaved = step > first and step % job.config.grpo.save_every
-                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved and rank == 0:
-                    writer.save(step, partial(snapshot, learner, job.model, reports), mean(rewards))
+                if wait_for(saving, "grpo: whether to save", limits.call) and unsaved:
+                    save(step)
                 return
             start = time.monotonic()
             with collectives(f"grpo: step {step}", rank):
@@ -88,26 +94,47 @@ def learner_loop(job: GrpoJob) -> None:
             rewards.append(shard.reward)
             done = step + 1
             if done % job.config.grpo.save_every == 0 and done < job.steps:
-                if rank == 0:
-                    writer.save(done, partial(snapshot, learner, job.model, reports), mean(rewards))
+                save(done)
                 rewards.clear()
                 reports.clear()
-            if rank == 0:
-                if done == job.steps:
-                    writer.wait()
+            if done == job.steps:
+                writer.wait()
+                if learner.frozen_checksum() != untouched:
+                    raise RuntimeError(f"grpo changed weights outside grpo.trainable={job.config.grpo.trainable}")
+                if answering:
                     learner.save(run.stage_model("grpo"), job.model)
+            if rank == 0:
                 wait_for(job.experience.report.remote(step, metrics), "grpo: report of a step", limits.call)
-                probe = learner.score_probe(job.probes[-1], done) if job.probes else None
-                publisher.publish(learner.learned_weights(), done, probe)
+            if answering:
+                with collectives(f"grpo: version {done}", rank):
+                    probe = learner.score_probe(job.probes[-1], done) if job.probes else None
+                    weights = learner.learned_weights()
+                if rank == 0:
+                    publisher.publish(weights, done, probe)
+                del weights
         publisher.wait()
 
 
-def snapshot(learner: Learner, first: str | Path, reports: Sequence[dict[str, Any]]) -> Callable[[Path], None]:
-    """Copy in memory all that a checkpoint holds; what is returned writes it into a folder, in any thread."""
-    write, told = learner.snapshot(first), list(reports)
+def save_state(
+    learner: Learner,
+    first: str | Path,
+    writer: CheckpointWriter,
+    reports: Sequence[dict[str, Any]],
+    rewards: Sequence[float],
+    step: int,
+) -> None:
+    """Write the state of `step` beside the training: rank 0 from a copy in memory, a sharded model with all workers
+    at once, which wait for it. Holds the steps reported since the state before."""
+    workers, score = learner.workers, mean(rewards)
+    told = list(reports)
 
-    def write_all(folder: Path) -> None:
+    def write_all(write: Callable[[Path], None], folder: Path) -> None:
         write(folder)
-        append_jsonl(folder / REPORTS, told)
+        if workers.first:
+            append_jsonl(folder / REPORTS, told)
 
-    return write_all
+    if workers.sharded:
+        with collectives(f"grpo: saving step {step}", workers.rank):
+            writer.save_together(step, partial(write_all, partial(learner.write_together, first=first)), workers, score)
+    elif workers.first:
+        writer.save(step, lambda: partial(write_all, learner.snapshot(first)), score)

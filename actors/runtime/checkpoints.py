@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from hatch_ray import __version__
 from hatch_ray.config_sections import CheckpointsConfig
@@ -125,6 +126,15 @@ def _score(path: Path) -> float | None:
     return score if isinstance(score, float) else None
 
 
+class Together(Protocol):
+    """Workers that write one state together."""
+
+    first: bool
+
+    def wait(self) -> None:
+        """Until all of them have come here."""
+
+
 class CheckpointWriter:
     """Writes states in a thread, one at a time, while the training goes on.
 
@@ -142,10 +152,21 @@ class CheckpointWriter:
         write = take()
         self._last = self._thread.submit(self.checkpoints.write, step, write, score)
 
-    def adopt(self, written: Path, step: int, score: float | None = None) -> None:
-        """`Checkpoints.adopt` in the thread, for a folder that another library has written."""
+    def save_together(
+        self, step: int, write: Callable[[Path], None], workers: Together, score: float | None = None
+    ) -> None:
+        """Let each worker `write` its part into one folder, which rank 0 makes the state of `step` in the thread; all
+        workers call it. While the disk is full they wait together."""
         self.wait()
-        self._last = self._thread.submit(self.checkpoints.adopt, written, step, score)
+        folder = self.checkpoints.folder / f".writing.{step}"
+        if workers.first:
+            for unfinished in self.checkpoints.folder.glob(".writing.*"):
+                shutil.rmtree(unfinished)
+            folder.mkdir(parents=True)
+        workers.wait()
+        when_there_is_room(folder, lambda: write(folder))
+        if workers.first:
+            self._last = self._thread.submit(self.checkpoints.adopt, folder, step, score)
 
     def wait(self) -> None:
         """Until the last state is written. Raises what that failed with."""

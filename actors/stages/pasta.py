@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import get_device, prepare_model
+from ray.train.torch import get_device
 
 from actors.runtime.checkpoints import Checkpoints
 from actors.runtime.progress import Report
@@ -35,7 +35,8 @@ from hatch_ray.learning.pasta import (
     patch_retrieval,
 )
 from hatch_ray.learning.pixels import PixelCache
-from hatch_ray.model.base import load_model, load_processor, part_checksum, save_model, set_trainable
+from hatch_ray.learning.workers import Workers, save_trained
+from hatch_ray.model.base import load_model, load_processor, part_checksum, set_trainable
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.sample import Sample
@@ -96,16 +97,19 @@ def pasta_loop(job: PastaJob) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
-    model = load_model(job.model, config.learner.master)
     device = get_device()
+    workers = Workers(config.learner, device, rank, world, context.get_local_world_size())
+    model = load_model(job.model, config.learner.master)
     speed_up_vision(model, device)
     processor = load_processor(job.model, config.model.max_pixels)
     set_trainable(model, "vision")
     language = part_checksum(model, "language")
     visual = model.model.visual.to(device)
     pixels = PixelCache(processor)
-    before = patch_retrieval(visual, job.heldout, pixels, settings) if rank == 0 else None
-    trained = prepare_model(PastaObjective(visual, settings))
+    objective = PastaObjective(workers.shard(visual), settings)
+    trained = objective if workers.sharded else workers.wrap(objective)
+    judging = rank == 0 or workers.sharded  # what a sharded encoder computes, all workers compute together
+    before = patch_retrieval(visual, job.heldout, pixels, settings) if judging else None
     order = PairOrder([pair.scene for pair in job.train.pairs], settings.batch_size, config.seed)
     half = config.learner.compute == "bfloat16"
     visual.train()
@@ -117,14 +121,15 @@ def pasta_loop(job: PastaJob) -> None:
         return found
 
     weights = dict(visual.named_parameters())
-    finished = train(Lesson(job.stage, settings, job.steps, weights, loss), config, run, device)
-    if rank == 0 and finished:
+    finished = train(Lesson(job.stage, settings, job.steps, workers, weights, loss), config, run)
+    if judging and finished:
         assert before is not None
         after = patch_retrieval(visual, job.heldout, pixels, settings)
         if part_checksum(model, "language") != language:
             raise RuntimeError("PaStA changed weights outside the image encoder")
-        write_retrieval(run, job, before, after)
-        save_model(model.to("cpu"), processor, run.stage_model(job.stage))
+        if rank == 0:
+            write_retrieval(run, job, before, after)
+        save_trained(workers, model, job.model, config.learner.master, processor, run.stage_model(job.stage))
 
 
 def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Retrieval) -> None:

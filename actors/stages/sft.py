@@ -21,8 +21,8 @@ from hatch_ray.config import Config
 from hatch_ray.config_sections import SftConfig
 from hatch_ray.data.order import SampleOrder, stage_steps
 from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss, share_by_task
-from hatch_ray.learning.trainer_state import in_parallel
-from hatch_ray.model.base import load_model, load_processor, recompute_activations, save_model
+from hatch_ray.learning.workers import Workers, frozen_checksum, save_trained
+from hatch_ray.model.base import load_processor, recompute_activations, set_trainable
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.run_folder import RunFolder, read_jsonl
@@ -81,10 +81,11 @@ def sft_loop(job: SftJob) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
-    device = get_device()
-    learner = config.learner
+    learner, device = config.learner, get_device()
+    workers = Workers(learner, device, rank, world, context.get_local_world_size())
     dtype = learner.compute if config.model.lora_rank else learner.master
-    model = load_model(job.model, dtype).to(device).train()
+    model = workers.load(job.model, dtype).train()
+    set_trainable(model, job.settings.trainable)
     if config.model.lora_rank:
         from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
 
@@ -95,7 +96,8 @@ def sft_loop(job: SftJob) -> None:
     encoder = SampleEncoder(processor, system_of(config), job.stage)
     order = SampleOrder(len(job.samples), job.settings.batch_size, config.seed)
     scorer = ReplyScorer(model, compute=learner.compute)
-    trained = in_parallel(scorer) if world > 1 else scorer
+    trained = workers.wrap(scorer)
+    untouched = frozen_checksum(model, job.settings.trainable)
 
     def loss(step: int) -> torch.Tensor:
         batch = [job.samples[index] for index in order.indices(step)]
@@ -105,19 +107,7 @@ def sft_loop(job: SftJob) -> None:
         return reply_loss(logprobs, tokens, world)
 
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    finished = train(Lesson(job.stage, job.settings, job.steps, weights, loss), config, run, device)
-    if rank == 0 and finished:
-        save_trained(model, job, processor, run)
-
-
-def save_trained(model: torch.nn.Module, job: SftJob, processor: Any, run: RunFolder) -> None:
-    """RUN/<stage>/model; with LoRA the merged weights in a model like the stage's first."""
-    master = job.config.learner.master
-    if job.config.model.lora_rank:
-        from hatch_ray.model.lora import merged_state
-
-        final = load_model(job.model, master)
-        final.load_state_dict(merged_state(model))
-    else:
-        final = model.to("cpu")
-    save_model(final, processor, run.stage_model(job.stage))
+    if train(Lesson(job.stage, job.settings, job.steps, workers, weights, loss), config, run):
+        if frozen_checksum(model, job.settings.trainable) != untouched:
+            raise RuntimeError(f"{job.stage} changed weights outside {job.stage}.trainable={job.settings.trainable}")
+        save_trained(workers, model, job.model, learner.master, processor, run.stage_model(job.stage))

@@ -20,7 +20,16 @@ from actors.runtime.checkpoints import Checkpoints, CheckpointWriter
 from actors.runtime.stopping import workers_stop
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Trained
-from hatch_ray.learning.trainer_state import make_optimizer, read_state, restore_state, take_state, write_state
+from hatch_ray.disk import when_there_is_room
+from hatch_ray.learning.trainer_state import (
+    load_state,
+    make_optimizer,
+    take_state,
+    write_numbers,
+    write_shards,
+    write_state,
+)
+from hatch_ray.learning.workers import Workers, whole
 from hatch_ray.run_folder import RunFolder
 
 
@@ -35,26 +44,25 @@ class Lesson:
     stage: str
     settings: Trained
     steps: int
+    workers: Workers
     weights: Mapping[str, torch.Tensor]
     loss: Callable[[int], torch.Tensor]
 
 
-def train(lesson: Lesson, config: Config, run: RunFolder, device: torch.device) -> bool:
+def train(lesson: Lesson, config: Config, run: RunFolder) -> bool:
     """Take the stage's steps. False when the run was asked to stop before the last one; the state is saved then.
 
     Raises FloatingPointError naming the step at a loss or gradient that is not finite, on every worker.
     """
-    settings, stage = lesson.settings, lesson.stage
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    settings, stage, workers = lesson.settings, lesson.stage, lesson.workers
     learning = [weight for weight in lesson.weights.values() if weight.requires_grad]
     optimizer, scheduler = make_optimizer(learning, settings, lesson.steps)
     checkpoints = Checkpoints(run.checkpoints(stage), config.checkpoints)
     start = 0
-    if (latest := checkpoints.latest()) is not None:
-        restore_state(read_state(latest), lesson.weights, optimizer, scheduler)
+    if (latest := workers.agreed(checkpoints.latest)) is not None:
+        load_state(latest, lesson.weights, optimizer, scheduler)
         start = checkpoints.step(latest)
-    if rank == 0:
+    if workers.first:
         run.forget_after(stage, start)
     losses: list[float] = []
     with CheckpointWriter(checkpoints) as writer:
@@ -63,24 +71,26 @@ def train(lesson: Lesson, config: Config, run: RunFolder, device: torch.device) 
             loss = lesson.loss(step)
             optimizer.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(learning, settings.grad_clip)
-            total = loss.detach().clone()
-            if world > 1:
-                torch.distributed.all_reduce(total)
-            values = {"loss": total.item() / world, "grad_norm": norm.item()}
+            norm = whole(torch.nn.utils.get_total_norm([w.grad for w in learning if w.grad is not None]))
+            torch.nn.utils.clip_grads_with_norm_(learning, settings.grad_clip, norm)
+            total = workers.sum(loss.detach().clone())
+            values = {"loss": total.item() / workers.world, "grad_norm": norm.item()}
             check_finite(stage, step + 1, values)
             losses.append(values["loss"])
             rate = scheduler.get_last_lr()[0]
             optimizer.step()
             scheduler.step()
-            if rank == 0:
+            if workers.first:
                 speed = settings.batch_size / (time.perf_counter() - began)
                 run.log(stage, step + 1, values | {"lr": rate, "samples_per_s": speed})
-            stop = step + 1 < lesson.steps and workers_stop(run, device)
+            stop = step + 1 < lesson.steps and workers_stop(run, workers.device)
             if stop or (step + 1) % settings.save_every == 0 or step + 1 == lesson.steps:
-                if rank == 0:
-                    snapshot = partial(take_snapshot, lesson.weights, optimizer, scheduler)
-                    writer.save(step + 1, snapshot, score=-sum(losses) / len(losses))
+                score = -sum(losses) / len(losses)
+                if workers.sharded:
+                    write = partial(write_together, workers, lesson.weights, optimizer, scheduler)
+                    writer.save_together(step + 1, write, workers, score)
+                elif workers.first:
+                    writer.save(step + 1, partial(take_snapshot, lesson.weights, optimizer, scheduler), score)
                 losses.clear()
                 ray.train.report({"step": step + 1, "loss": values["loss"]})
             if stop:
@@ -93,6 +103,19 @@ def take_snapshot(
 ) -> Callable[[Path], None]:
     """Copy the state in memory; what is returned writes it into a checkpoint's folder."""
     return partial(write_state, take_state(weights, optimizer, scheduler))
+
+
+def write_together(
+    workers: Workers,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    folder: Path,
+) -> None:
+    """Write each worker's part of the state, and the numbers, into a checkpoint's folder."""
+    numbers = write_shards(folder, weights, optimizer, scheduler)
+    if workers.first:
+        when_there_is_room(folder, lambda: write_numbers(numbers, folder))
 
 
 def check_finite(stage: str, step: int, values: dict[str, float]) -> None:

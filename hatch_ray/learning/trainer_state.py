@@ -1,6 +1,7 @@
 """What a training loop needs to go on exactly where it was: weights, optimizer, schedule, random generators.
 
-On disk state.safetensors and state.json: nothing in them can run code.
+On disk state.json, and state.safetensors or, of a sharded model, shards/*.safetensors with each worker's part
+(torch.distributed.checkpoint): nothing in them can run code. Either is read by any number of workers, sharded or not.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from hatch_ray.config_sections import Trained
 
 TENSORS = "state.safetensors"
 NUMBERS = "state.json"
+SHARDS = "shards"
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,6 @@ class TrainerState:
 
     tensors: dict[str, torch.Tensor]
     numbers: dict[str, Any]
-
-
-def in_parallel(scorer: nn.Module) -> DistributedDataParallel:
-    """Gradients summed over the workers; the buckets that travel are the gradients, not copies."""
-    return DistributedDataParallel(scorer, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def make_optimizer(
@@ -65,8 +63,16 @@ def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def take_state(weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, scheduler: Any) -> TrainerState:
     """Copy the state of a loop that trains `weights`."""
+    living, numbers = _living(weights, optimizer, scheduler)
+    return TrainerState(copied(living), numbers)
+
+
+def _living(
+    weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, scheduler: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state's tensors, not copied, and a copy of its numbers."""
     state = optimizer.state_dict()
-    tensors = {f"weights.{name}": tensor for name, tensor in weights.items()}
+    tensors = {f"weights.{name}": tensor.detach() for name, tensor in weights.items()}
     for index, values in state["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
@@ -74,19 +80,16 @@ def take_state(weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optim
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     # Through JSON and back: the dictionaries are the living ones.
     numbers = {"param_groups": state["param_groups"], "scheduler": scheduler.state_dict()}
-    return TrainerState(copied(tensors), json.loads(json.dumps(numbers)))
+    return tensors, json.loads(json.dumps(numbers))
 
 
 def restore_state(
     state: TrainerState, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, scheduler: Any
 ) -> None:
     """Take over `state`, in place. Raises ValueError when it holds other weights."""
-    saved = _below(state.tensors, "weights.")
-    if saved.keys() != weights.keys():
-        name = sorted(saved.keys() ^ weights.keys())[0]
-        raise ValueError(f"the checkpoint and the model do not have the same weights (one has {name!r})")
+    _same_weights(_below(state.tensors, "weights."), weights)
     with torch.no_grad():
-        for name, value in saved.items():
+        for name, value in _below(state.tensors, "weights.").items():
             weights[name].copy_(value)
     values: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in _below(state.tensors, "optimizer.").items():
@@ -99,17 +102,74 @@ def restore_state(
         torch.cuda.set_rng_state(state.tensors["rng.cuda"])
 
 
-def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _same_weights(saved: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    if saved.keys() != weights.keys():
+        name = sorted(saved.keys() ^ weights.keys())[0]
+        raise ValueError(f"the checkpoint and the model do not have the same weights (one has {name!r})")
+
+
+def write_shards(
+    folder: Path, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, scheduler: Any
+) -> dict[str, Any]:
+    """Write this worker's part of a sharded state below `folder`; all workers call it. Returns the state's numbers."""
+    tensors, numbers = _living(weights, optimizer, scheduler)
+    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
+    return numbers
+
+
+def load_state(
+    folder: Path, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, scheduler: Any
+) -> dict[str, Any]:
+    """Take over the state in `folder`, in place, whatever number of workers wrote it; all workers call it. Returns its
+    numbers. Raises ValueError when it holds other weights.
+    """
+    shards, cut = folder / SHARDS, any(isinstance(weight, DTensor) for weight in weights.values())
+    if not shards.is_dir() and not cut:
+        state = read_state(folder)
+    else:
+        state = TrainerState(_read_parts(shards if shards.is_dir() else folder, weights), read_numbers(folder))
+    restore_state(state, weights, optimizer, scheduler)
+    return state.numbers
+
+
+def _read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This worker's part of every tensor below `folder`; the weights are filled in place."""
+    reader = HuggingFaceStorageReader(str(folder))
+    found = reader.read_metadata().state_dict_metadata
+    _same_weights(_below(found, "weights."), weights)
+    tensors: dict[str, torch.Tensor] = {f"weights.{name}": weight.detach() for name, weight in weights.items()}
+    by_index = list(weights.values())
+    for name, facts in found.items():
+        if name not in tensors:
+            index = name.split(".")[1]
+            like = by_index[int(index)] if name.startswith("optimizer.") else None
+            same = like is not None and facts.size == like.shape
+            tensors[name] = torch.zeros_like(like) if same else torch.zeros(facts.size, dtype=facts.properties.dtype)
+    dcp.load(tensors, storage_reader=reader)
+    return tensors
+
+
+def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def write_state(state: TrainerState, folder: Path) -> None:
     """Write state.safetensors and state.json."""
     save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / TENSORS)
-    (folder / NUMBERS).write_text(json.dumps(state.numbers), encoding="utf-8")
+    write_numbers(state.numbers, folder)
+
+
+def write_numbers(numbers: Mapping[str, Any], folder: Path) -> None:
+    """Write state.json."""
+    (folder / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+
+
+def read_numbers(folder: Path) -> dict[str, Any]:
+    """What `write_numbers` wrote."""
+    numbers: dict[str, Any] = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+    return numbers
 
 
 def read_state(folder: Path) -> TrainerState:
     """The state that `write_state` wrote."""
-    numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
-    return TrainerState(load_file(folder / TENSORS), numbers)
+    return TrainerState(load_file(folder / TENSORS), read_numbers(folder))

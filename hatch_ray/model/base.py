@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import xxhash
 from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from hatch_ray.disk import replace_folder, when_there_is_room
 from hatch_ray.model.folder_check import check_tensors
@@ -46,6 +47,19 @@ def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditi
         named = ", ".join(map(str, sorted(wrong, key=str)[:3]))
         raise ValueError(f"model.base={base}: {len(wrong)} tensors are missing or unexpected ({named}, ..)")
     return model
+
+
+def unfilled_model(base: str | Path, dtype: str) -> Any:
+    """The model without its values, whose memory is not touched until somebody writes to it: another process has them.
+
+    In eval mode, on the CPU, like `load_model`'s.
+    """
+    source = model_source(base)
+    config = AutoConfig.from_pretrained(source)
+    check_kind(base, config.model_type)
+    with no_init_weights():
+        kind = Qwen2_5_VLForConditionalGeneration
+        return kind._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
 
 
 def recompute_activations(model: Any, wanted: bool | None, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,14 @@ from hatch_ray.model.prompt_tokens import ImagePatches
 
 KEPT_BYTES = 256 * 2**20
 """Features of a frozen encoder kept in memory."""
+
+
+def blank_image(visual: nn.Module) -> ImagePatches:
+    """The smallest image: patches of one token."""
+    config: Any = visual.config
+    side = config.spatial_merge_size
+    values = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    return ImagePatches(torch.zeros(side * side, values), (1, side, side), "")
 
 
 class ImageEncoder:
@@ -47,11 +56,6 @@ class ImageEncoder:
         for key in parts.keys() & self._kept.keys():
             self._kept.move_to_end(str(key))
         return torch.cat([parts[image.key or id(image)] for image in images])
-
-    def forget(self) -> None:
-        """Drop what is kept."""
-        self._kept.clear()
-        self._bytes = 0
 
     def _length(self, image: ImagePatches) -> int:
         t, h, w = image.grid

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from hatch_ray.config_sections import Precision
 from hatch_ray.model.base import BAN_BIAS
 from hatch_ray.model.group_attention import use_group_attention
-from hatch_ray.model.image_features import ImageEncoder
+from hatch_ray.model.image_features import ImageEncoder, blank_image
 from hatch_ray.model.packing import PackedBatch
 
 HEAD_CHUNK = 2**28
@@ -38,6 +39,7 @@ class ReplyScorer(nn.Module):
         self.model = model
         self.encoder = ImageEncoder(model.model.visual)
         self.temperature = temperature
+        self.residual = next(model.parameters()).dtype
         self.half = compute == "bfloat16"
         vocabulary = model.lm_head.out_features
         bias = torch.zeros(vocabulary)
@@ -65,11 +67,14 @@ class ReplyScorer(nn.Module):
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         """(N, d): what the head turns into the logits of each scored token."""
         core = self.model.model
-        embedded = core.language_model.embed_tokens(batch.input_ids)
+        # Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the masters.
+        embedded = core.language_model.embed_tokens(batch.input_ids).to(self.residual)
         if batch.images:
             features = self.encoder(batch.images).to(embedded.dtype)[batch.feature]
             where = (batch.input_ids == core.config.image_token_id)[..., None]
             embedded = embedded.masked_scatter(where, features)
+        elif isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
+            embedded = embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
         hidden = core.language_model(
             inputs_embeds=embedded,
             position_ids=batch.position_ids,
@@ -85,4 +90,4 @@ class ReplyScorer(nn.Module):
         logprobs = self._logprobs(hidden)
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, target[:, None])[:, 0], entropy
+        return logprobs.gather(-1, target[:, None])[:, 0].clone(), entropy  # FSDP's hooks are lost on a view

@@ -33,6 +33,8 @@ from actors.weights.publish import (
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import load_image
 from hatch_ray.data.order import share_of
+from hatch_ray.learning.trainer_state import write_state
+from hatch_ray.learning.workers import Workers
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image
@@ -244,7 +246,7 @@ def test_token_budget_and_sharing_change_nothing(ray_cluster, tiny_model):
     found = {}
     for budget, shared in ((1, True), (120, True), (150, True), (9999, True), (9999, False)):
         config = make_settings(tiny_model, grpo={"token_budget": budget, "shared_prefix": shared})
-        learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+        learner = Learner(config, tiny_model, 10)
         metrics = learner.update(shard)
         found[budget, shared] = metrics["loss"], metrics["grad_norm"], learner.model.lm_head.weight.grad.clone()
     expected = found[9999, False]
@@ -298,7 +300,7 @@ def test_a_long_prompt_takes_few_short_ones_along():
 def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_update(ray_cluster, tiny_model):
     groups = make_batch(ray_cluster, tiny_model)
     (shard,) = make_shards(0, groups, 1)
-    learner = Learner(make_settings(tiny_model, grpo={"beta": 0.0}), tiny_model, 10, torch.device("cpu"))
+    learner = Learner(make_settings(tiny_model, grpo={"beta": 0.0}), tiny_model, 10)
     assert learner.reference is None
     first = learner.update(shard)
     second = learner.update(shard)
@@ -308,23 +310,21 @@ def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_upda
     batch = learner.packed(split_rows(prompts, groups, 9999)[0])
     weight = torch.tensor([a for group in groups for a in group.advantages])[batch.reply]
     with torch.no_grad():
-        gained = (
-            learner.scorer(batch)[0]
-            - Learner(make_settings(tiny_model), tiny_model, 10, torch.device("cpu")).scorer(batch)[0]
-        )
+        gained = learner.scorer(batch)[0] - Learner(make_settings(tiny_model), tiny_model, 10).scorer(batch)[0]
     assert (gained * weight).sum() > 0
 
 
-def test_a_resumed_learner_goes_on_exactly(ray_cluster, tiny_model):
+def test_a_resumed_learner_goes_on_exactly(ray_cluster, tiny_model, tmp_path):
     groups = make_batch(ray_cluster, tiny_model)
     (shard,) = make_shards(0, groups, 1)
     config = make_settings(tiny_model, grpo={"warmup_steps": 5, "schedule": "cosine"})
-    straight = Learner(config, tiny_model, 10, torch.device("cpu"))
+    straight = Learner(config, tiny_model, 10)
     straight.update(shard)
     state = straight.state()  # a copy, which the next step leaves as it is
     straight.update(shard)
-    resumed = Learner(config, tiny_model, 10, torch.device("cpu"))
-    resumed.restore(state)
+    write_state(state, tmp_path)
+    resumed = Learner(config, tiny_model, 10)
+    resumed.load(tmp_path)
     resumed.update(shard)
     assert part_checksum(resumed.model, "all") == part_checksum(straight.model, "all")
 
@@ -332,7 +332,7 @@ def test_a_resumed_learner_goes_on_exactly(ray_cluster, tiny_model):
 def test_lora_learns_adapters_only_and_saves_a_plain_model(ray_cluster, tiny_model, tmp_path):
     (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model), 1)
     config = make_settings(tiny_model, model={"lora_rank": 4})
-    learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+    learner = Learner(config, tiny_model, 10)
     assert learner.update(shard)["kl"] == pytest.approx(0, abs=1e-9)
     learner.update(shard)
     assert learner.update(shard)["kl"] > 0
@@ -342,14 +342,15 @@ def test_lora_learns_adapters_only_and_saves_a_plain_model(ray_cluster, tiny_mod
     assert changed
     assert all("language_model" in name and "proj" in name for name in changed)
     assert part_checksum(last, "vision") == part_checksum(first, "vision")
-    resumed = Learner(config, tiny_model, 10, torch.device("cpu"))
-    resumed.restore(learner.state())
+    resumed = Learner(config, tiny_model, 10)
+    write_state(learner.state(), tmp_path)
+    resumed.load(tmp_path)
     assert all(torch.equal(t, learner.weights()[n]) for n, t in resumed.weights().items())
 
 
 def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
     (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model, version=0), 1)
-    learner = Learner(make_settings(tiny_model), tiny_model, 10, torch.device("cpu"))
+    learner = Learner(make_settings(tiny_model), tiny_model, 10)
     with pytest.raises(RuntimeError, match="learner and vLLM differ"):
         learner.update(shard)
 
@@ -357,7 +358,7 @@ def test_a_learner_that_disagrees_with_vllm_stops(ray_cluster, tiny_model):
 def test_two_workers_do_what_one_does(ray_cluster, tiny_model):
     groups = make_batch(ray_cluster, tiny_model)
     config = make_settings(tiny_model, learner={"workers": 2, "cpus": 0.5})
-    alone = Learner(config, tiny_model, 10, torch.device("cpu"))
+    alone = Learner(config, tiny_model, 10)
     expected = alone.update(make_shards(0, groups, 1)[0])
 
     class Rank:
@@ -365,7 +366,7 @@ def test_two_workers_do_what_one_does(ray_cluster, tiny_model):
 
         def work(self, rank, shard, meeting):
             torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-            learner = Learner(config, tiny_model, 10, torch.device("cpu"), world=2)
+            learner = Learner(config, tiny_model, 10, Workers(config.learner, rank=rank, world=2))
             metrics = learner.update(shard)
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
@@ -409,7 +410,7 @@ def test_an_image_is_processed_once_whatever_asks_for_it(ray_cluster, tiny_model
         requests = [maker.request(sample) for sample in samples]
     assert maker.processed == maker.unique == 7
     assert requests[0].images[1] is requests[1].images[0]
-    prompt = Learner(make_settings(tiny_model), tiny_model, 1, torch.device("cpu"))._image(requests[0].images[0])
+    prompt = Learner(make_settings(tiny_model), tiny_model, 1)._image(requests[0].images[0])
     expected = process_image(load_processor(tiny_model, 112 * 112), load_image(samples[0].views[0].image_path))
     assert torch.equal(prompt.pixels, expected.pixels) and prompt.grid == expected.grid
 

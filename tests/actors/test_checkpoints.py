@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from actors.runtime.checkpoints import MANIFEST, Checkpoints, CheckpointWriter, problem
 from hatch_ray import __version__
-from hatch_ray.config_sections import CheckpointsConfig
+from hatch_ray.config_sections import CheckpointsConfig, LearnerConfig
+from hatch_ray.learning.workers import Workers
 
 WEIGHTS = "model/model.safetensors"
 
@@ -254,11 +255,9 @@ def test_an_error_of_the_training_is_not_hidden_by_one_of_the_writing(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"], "a state under way is finished"
 
 
-def test_a_folder_of_another_library_is_adopted(tmp_path: Path) -> None:
-    scratch = tmp_path / "trainer" / "checkpoint-4"
-    scratch.mkdir(parents=True)
-    fill(scratch)
+def test_what_workers_write_together_becomes_one_state(tmp_path: Path) -> None:
+    (tmp_path / "c" / ".writing.3").mkdir(parents=True)
     with CheckpointWriter(Checkpoints(tmp_path / "c")) as writer:
-        writer.adopt(scratch, 4, score=-1.5)
-    assert not scratch.exists()
+        writer.save_together(4, fill, Workers(LearnerConfig()), score=-1.5)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-000004"]
     assert problem(tmp_path / "c" / "step-000004") is None

@@ -20,6 +20,7 @@ from actors.runtime.messages import Reply, Request, Rollout
 from hatch_ray.config import make_config
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import prepare_environment
+from hatch_ray.learning.workers import Workers
 from hatch_ray.model.base import load_processor, part_checksum
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
@@ -116,7 +117,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_step_changes_nothing_is_kept_and_the_run_goes_on(tiny_model, groups, tmp_path, fault):
     config = make_settings(tiny_model, tmp_path / "run", schedule="cosine", warmup_steps=2)
-    learner = LocalLearner(config, tiny_model, 10, CPU)
+    learner = LocalLearner(config, tiny_model, 10)
     first = learner.update(shard(groups))
     assert first["skipped"] == 0.0
     before, rate = all_of(learner), learner.scheduler.get_last_lr()
@@ -141,7 +142,7 @@ def test_after_a_skipped_step_all_goes_on_as_if_it_had_not_been(tiny_model, grou
     bad = break_logprob(groups, math.nan)
     ends = []
     for steps in ((groups, groups), (bad, groups, bad, groups)):
-        learner = LocalLearner(config, tiny_model, 10, CPU)
+        learner = LocalLearner(config, tiny_model, 10)
         for number, step in enumerate(steps):
             learner.update(shard(step, number))
         ends.append(all_of(learner))
@@ -151,7 +152,7 @@ def test_after_a_skipped_step_all_goes_on_as_if_it_had_not_been(tiny_model, grou
 def test_a_gradient_that_is_not_finite_in_a_later_update(tiny_model, groups, tmp_path):
     """The loss is finite. The finite updates before it stay; it and those after it are left out; pi_old is kept."""
     config = make_settings(tiny_model, tmp_path, updates_per_step=3, token_budget=9999)
-    learner, other = (LocalLearner(config, tiny_model, 10, CPU) for _ in range(2))
+    learner, other = (LocalLearner(config, tiny_model, 10) for _ in range(2))
     passes = []
 
     def overflow(gradient):
@@ -175,7 +176,7 @@ def test_a_gradient_that_is_not_finite_in_a_later_update(tiny_model, groups, tmp
 
 
 def test_over_budget_the_run_ends_with_words_and_only_the_newest_batches_are_kept(tiny_model, groups, tmp_path):
-    learner = LocalLearner(make_settings(tiny_model, tmp_path), tiny_model, 10, CPU)
+    learner = LocalLearner(make_settings(tiny_model, tmp_path), tiny_model, 10)
     before = part_checksum(learner.model, "all")
     bad = break_logprob(groups, math.nan)
     for step, one in enumerate((bad, groups, bad)):
@@ -191,7 +192,7 @@ def test_over_budget_the_run_ends_with_words_and_only_the_newest_batches_are_kep
 
 def test_a_batch_that_cannot_be_written_is_said_and_the_run_goes_on(tiny_model, groups, tmp_path):
     (tmp_path / "bad_batches").write_text("a file where the folder should be")
-    learner = LocalLearner(make_settings(tiny_model, tmp_path), tiny_model, 10, CPU)
+    learner = LocalLearner(make_settings(tiny_model, tmp_path), tiny_model, 10)
     with pytest.warns(UserWarning, match="bad batch of step 1 could not be kept"):
         metrics = learner.update(shard(break_logprob(groups, math.nan)))
     assert metrics["batch_kept"] == 0.0
@@ -206,7 +207,7 @@ def work(rank, meeting, model, run, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     config = make_settings(model, run)
-    learner = LocalLearner(config, model, 10, CPU, world=2)
+    learner = LocalLearner(config, model, 10, Workers(config.learner, rank=rank, world=2))
     good = make_batch(model)
     bad = [good[0], break_logprob(good, -math.inf)[1]]
     found = []

@@ -69,7 +69,7 @@ class Pair:
         (self.engine,) = self.engines.pool.actors
         self.maker = PromptMaker(config, model, for_learner=True)
         self.probes = make_probes(samples, self.maker)
-        self.learner = Learner(config, model, 10, torch.device("cpu"))
+        self.learner = Learner(config, model, 10)
         self.version = 0
 
     def ask(self, method, *arguments):
@@ -163,7 +163,7 @@ def test_gate_names_a_learner_that_sees_no_pixels(pair, config, tied_model):
 
 
 def test_gate_names_other_weights_and_versions(pair, config, tied_model):
-    other = Learner(config, tied_model, 10, torch.device("cpu"))
+    other = Learner(config, tied_model, 10)
     with torch.no_grad():
         other.model.lm_head.weight.mul_(1.5)
     with pytest.raises(ParityError, match=r"learner and vLLM differ by 0\.\d+ nats a token with equal weights"):

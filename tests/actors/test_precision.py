@@ -58,7 +58,7 @@ def test_float32_masters_move_with_every_step_and_bfloat16_ones_do_not(ray_clust
         "masters": ("bfloat16", "float32"),
         "bfloat16": ("bfloat16", "bfloat16"),
     }.items():
-        learner = Learner(config_of(tiny_model, *kinds), tiny_model, STEPS, torch.device("cpu"))
+        learner = Learner(config_of(tiny_model, *kinds), tiny_model, STEPS)
         found[name] = train(learner, shard, STEPS)
     exact = found["float32"][1]
 
@@ -75,7 +75,7 @@ def test_engines_get_their_own_dtype_and_what_is_saved_is_the_master(
 ) -> None:
     from hatch_ray.model.base import load_model
 
-    learner = Learner(config_of(tiny_model, "bfloat16"), tiny_model, 10, torch.device("cpu"))
+    learner = Learner(config_of(tiny_model, "bfloat16"), tiny_model, 10)
     assert {tensor.dtype for tensor in learner.learned_weights().values()} == {torch.bfloat16}
     (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model), 1)
     learner.update(shard)
@@ -90,7 +90,7 @@ def test_adapters_are_float32_and_their_merged_weights_keep_small_steps(
     from hatch_ray.model.base import load_model
 
     config = config_of(tiny_model, "bfloat16", model={"lora_rank": 4}, grpo={"beta": 0.01})
-    learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+    learner = Learner(config, tiny_model, 10)
     assert {parameter.dtype for parameter in learner.learning} == {torch.float32}
     frozen = {p.dtype for p in learner.model.parameters() if not p.requires_grad}
     assert frozen == {torch.bfloat16} and learner.reference is None
@@ -130,7 +130,7 @@ def test_activations_that_are_computed_again_change_neither_loss_nor_gradient(
     found = []
     for recompute in (False, True):
         config = config_of(tiny_model, "float32", learner={"recompute": recompute}, grpo={"beta": 0.01})
-        learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+        learner = Learner(config, tiny_model, 10)
         layers = [m for m in learner.model.modules() if getattr(m, "gradient_checkpointing", False)]
         assert bool(layers) == recompute
         metrics = learner.update(shard)

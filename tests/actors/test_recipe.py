@@ -46,9 +46,9 @@ def words(run: Path, model: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def lose(process, run: Path, title: str, step: int) -> None:
+def lose(process, run: Path, title: str, step: int, stage: str = "grpo") -> None:
     """kill -9 of the run's worker of that title once the step is logged; until the run has noticed."""
-    wait_for_step(process, run, "grpo", step, timeout=240)
+    wait_for_step(process, run, stage, step, timeout=240)
     before = len(rows_of(run / "recoveries.jsonl"))
     kill_worker(process, title)
     end = time.monotonic() + 240

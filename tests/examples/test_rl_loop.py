@@ -57,7 +57,7 @@ def test_loss_and_gradient_are_those_of_a_real_step(ray_cluster: Any, engine_poo
     scores = [{"terms": {"total": value}} for values in rewards for value in values]
 
     (shard,) = make_shards(0, make_groups(requests, rollouts, scores), 1)
-    learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+    learner = Learner(config, tiny_model, 10)
     learner.reference.model.load_state_dict(reference.model.state_dict())
     found = learner.update(shard)
 

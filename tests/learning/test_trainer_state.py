@@ -77,7 +77,7 @@ def test_the_learners_snapshot_is_written_as_it_was_taken(tiny_model: Path, tmp_
     from hatch_ray.model.base import load_model
 
     config = make_config({"model": {"lora_rank": lora_rank}, "grpo": {"beta": 0, "lr": 1e-3}})
-    learner = Learner(config, tiny_model, 10, torch.device("cpu"))
+    learner = Learner(config, tiny_model, 10)
 
     def train(one: Learner) -> None:
         for parameter in one.learning:
@@ -94,8 +94,8 @@ def test_the_learners_snapshot_is_written_as_it_was_taken(tiny_model: Path, tmp_
     saved, direct = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "direct"))
     assert equal(saved, direct)
     assert equal(load_model(tmp_path / "model").state_dict(), policy)
-    other = Learner(config, tiny_model, 10, torch.device("cpu"))
-    other.restore(read_state(tmp_path))
+    other = Learner(config, tiny_model, 10)
+    other.load(tmp_path)
     assert equal(dict(other.weights()), policy)
     train(other)
     assert equal(dict(other.weights()), dict(learner.weights()))

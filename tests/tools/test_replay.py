@@ -26,7 +26,7 @@ def groups(tiny_model):
 
 def kept_after(tiny_model, groups, run, spoil=lambda learner: None, **grpo):
     """The folder of a batch that a learner kept; `spoil` is done to the learner before."""
-    learner = LocalLearner(make_settings(tiny_model, run, **grpo), tiny_model, 10, CPU)
+    learner = LocalLearner(make_settings(tiny_model, run, **grpo), tiny_model, 10)
     spoil(learner)
     assert learner.update(shard(groups))["skipped"] == 1.0
     return run / "bad_batches" / "step-000001-rank0"
