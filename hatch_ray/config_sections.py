@@ -228,7 +228,8 @@ class GrpoConfig(Trained):
     updates_per_step: Positive = 1
     """Optimizer steps on each batch of rollouts (GRPO's mu); the clip can act from the second on."""
     token_budget: Positive = 8192
-    """Tokens in one forward and backward pass of a worker: as many whole groups as fit (prompt once, completions)."""
+    """Tokens in one forward and backward pass of a worker: as many whole groups as fit (prompt once, completions, and
+    each image's tokens once more for the encoder's work on its patches)."""
     bad_steps: Positive = 3
     """Steps in a row with a loss or gradient that is not finite that end the run. Such a step is skipped (weights and
     optimizer stay as they were) and its batch kept in RUN/bad_batches for `tools.replay`; so many steps are kept."""

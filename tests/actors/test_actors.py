@@ -37,7 +37,7 @@ from hatch_ray.learning.trainer_state import write_state
 from hatch_ray.learning.workers import Workers
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
-from hatch_ray.model.prompt_tokens import Prompt, process_image
+from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, process_image
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
@@ -295,6 +295,22 @@ def test_a_long_prompt_takes_few_short_ones_along():
     assert sum(map(len, batches)) == 14
     assert max(map(padded_keys, batches)) <= 8 * 8192
     assert len(split_rows(prompts[1:], groups[1:], 8192)) == 1
+
+
+def test_an_image_counts_for_the_encoder_too_once():
+    """Two groups of 130 tokens and two images of 100: 360 with one image twice, 460 with two."""
+    reply = Reply((1,) * 10, "", np.zeros(10, np.float32), True)
+
+    def batches(*keys):
+        prompts = [Prompt((1,) * 110, (ImagePatches(torch.zeros(1), (1, 20, 20), key),)) for key in keys]
+        groups = [
+            Group(Request(str(i), "", ()), Rollout((reply,) * 2, 0, 110), (), np.zeros(2, np.float32), False)
+            for i in range(2)
+        ]
+        return len(split_rows(prompts, groups, 400))
+
+    assert batches("one", "one") == 1
+    assert batches("one", "another") == 2
 
 
 def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_update(ray_cluster, tiny_model):
