@@ -156,7 +156,7 @@ def test_gate_names_a_learner_that_sees_no_pixels(pair, config, tied_model):
             patches = super()._image(image)
             return replace(patches, pixels=torch.zeros_like(patches.pixels), key="")
 
-    blind = Blind(config, tied_model, 10, torch.device("cpu"))
+    blind = Blind(config, tied_model, 10)
     blind.model.load_state_dict(pair.learner.model.state_dict())
     with pytest.raises(ParityError, match=r"pixels are dropped in the learner: grey images move .* by 0 nats"):
         check_engines([pair.engine], pair.scores(blind))

@@ -19,12 +19,12 @@ STEPS = 6
 
 def words(run: Path, model: Path) -> list[str]:
     return [
-        "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
+        "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS, *ALONE,
         f"data.tasks=[{','.join(TASKS)}]", "stages=[pasta,cold_start,grpo]",
         "learner.workers=2", "learner.cpus=0.5", "learner.sharding=full",
         "pasta.batch_size=2", "pasta.max_steps=4", "pasta.save_every=2",
         "cold_start.batch_size=4", f"grpo.max_steps={STEPS}", "grpo.save_every=2", "grpo.lr=5e-4",
-        "reward_actors.actors=1", *ALONE,
+        "reward_actors.actors=1",
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from actors.experience.batch import make_shards
+from actors.runtime.deadlines import CollectiveError, collectives
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.environment import prepare_environment
 from hatch_ray.learning.trainer_state import write_state
@@ -26,7 +28,7 @@ from tests.support.runs import free_port
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 MOST = 4
 WAIT = 120.0
-PATIENCE = timedelta(seconds=60)
+PATIENCE, SHORT = timedelta(seconds=60), timedelta(seconds=8)
 
 
 def config_of(folder: Path, run: Path, **sections: dict[str, Any]) -> Config:
@@ -39,6 +41,19 @@ def config_of(folder: Path, run: Path, **sections: dict[str, Any]) -> Config:
         "grpo": grpo | sections.get("grpo", {}),
         "learner": {"sharding": "full"} | sections.get("learner", {}),
     })  # fmt: skip
+
+
+def one_stays_away(rank: int, world: int, config: Config) -> str:
+    """What rank 0 is told when the other worker, at the second step, does not come."""
+    learner = learner_of(config, rank, world)
+    shard = make_shards(0, groups_of(Path(config.model.base)), world)[rank]
+    learner.update(shard)
+    if rank:
+        time.sleep(2 * SHORT.total_seconds())
+        return ""
+    with pytest.raises(CollectiveError) as told, collectives("grpo: step 1", rank):
+        learner.update(shard)
+    return str(told.value)
 
 
 def without_images(model: Path) -> list[Any]:
@@ -76,11 +91,13 @@ class Processes:
         for process in self.all:
             process.start()
 
-    def __call__(self, world: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def __call__(
+        self, world: int, work: Callable[..., Any], *arguments: Any, patience: timedelta = PATIENCE
+    ) -> list[Any]:
         """`work(rank, world, *arguments)` in so many processes; what each returned, by rank."""
         meeting = f"tcp://127.0.0.1:{free_port()}"
         for rank in range(world):
-            self.work[rank].put((rank, world, meeting, work, arguments))
+            self.work[rank].put((rank, world, meeting, patience, work, arguments))
         found = dict(self.results.get(timeout=WAIT) for _ in range(world))
         for value in found.values():
             if isinstance(value, BaseException):
@@ -93,8 +110,8 @@ def serve(work: Any, results: Any) -> None:
     prepare_environment()
     torch.set_num_threads(1)
     while True:
-        rank, world, meeting, do, arguments = work.get()
-        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=PATIENCE)
+        rank, world, meeting, patience, do, arguments = work.get()
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=patience)
         try:
             results.put((rank, do(rank, world, *arguments)))
         except Exception as error:  # noqa: BLE001 - raised in the test
@@ -143,6 +160,13 @@ def test_a_worker_with_text_alone_goes_with_those_that_have_images(
     config = config_of(tiny_model, tmp_path)
     expected = text_beside_images(0, 1, config)
     assert together(2, text_beside_images, config) == [pytest.approx(expected, rel=1e-5)] * 2
+
+
+def test_a_worker_that_does_not_come_is_named_within_the_deadline(
+    together: Processes, tiny_model: Path, tmp_path: Path
+) -> None:
+    told, _ = together(2, one_stays_away, config_of(tiny_model, tmp_path), patience=SHORT)
+    assert told.startswith("grpo: step 1, rank 0: a worker did not come; the collective failed after")
 
 
 CASES = {
