@@ -113,8 +113,8 @@ def language_layer(shapes: Shapes, row: Row, numbers: Numbers) -> tuple[int, int
     c, w, wide, tokens = numbers.compute, numbers.weight, shapes.wide, row.tokens
     learns, adapted = numbers.language_learns, numbers.lora > 0
     norms = 2 * _norm(tokens, wide, learns, w)
-    casts = (4 if learns else 5 if adapted else 0) if c < FLOAT and (w > c or adapted) else 2 * (learns or adapted)
-    inputs = c * tokens * (wide * (1 + (casts if casts < 4 else 5)) if learns or adapted else 0)
+    apart = c < FLOAT and (w > c or adapted)  # each linear map keeps a cast of its own, not one with the others
+    inputs = (6 if apart else 3) * c * tokens * wide if learns or adapted else 0
     mlp = c * tokens * shapes.inner * (4 if learns or adapted else 3)
     adapters = 7 * c * tokens * numbers.lora
     padded = row.prompts * row.prompt + row.scored

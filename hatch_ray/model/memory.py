@@ -52,8 +52,8 @@ class Share:
 
 
 def gb_text(gb: float) -> str:
-    """Three digits: 15.0, 0.133, 133."""
-    return f"{gb:#.3g}".rstrip(".")
+    """Three digits: 15.0, 0.133, 133; 4,195."""
+    return f"{gb:,.0f}" if gb >= 100 else f"{gb:#.3g}"
 
 
 def largest(shares: Iterable[Share], count: int = 3) -> str:

@@ -25,6 +25,7 @@ from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
 from hatch_ray.model.shapes import Shapes, read_shapes, shapes_of
 from tests.support.memory_used import MemoryUsed, bytes_of
 
+pytestmark = pytest.mark.rest
 WITHIN = 0.1
 CPU = torch.device("cpu")
 BYTES = {"float32": 4, "bfloat16": 2}
