@@ -180,13 +180,13 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row, shards: int, 
     moments = pass_moments(shapes, passed, numbers, again, shards, kind == "pasta", lower)
     if not gpu:  # on a GPU it is fused, and makes none
         tensor = shapes.embedding if numbers.language_learns and kind != "pasta" else shapes.merger
-        moments["the optimizer's step"] = (Share("optimizer's temporary", 2 * each * tensor / shards),)
+        moments["optimizer step"] = (Share("optimizer's temporary", 2 * each * tensor / shards),)
     if kind == "grpo":
-        moments["a version for the engines"] = (
-            Share("copy for the engines", _copy(config, shapes, lora, trainable, shards), "set rollout.dtype=bfloat16"),
+        moments["sending weights"] = (
+            Share("copy for the engines", _copy(config, shapes, lora, trainable, shards), "" if lora else DIVIDE),
         )
     if kind == "sft" and lora:
-        moments["the stage's model"] = (Share("merged weights", FLOAT * shapes.linear),)
+        moments["saving the model"] = (Share("merged weights", FLOAT * shapes.linear),)
     return Footprint(tuple(always), moments)
 
 
@@ -206,13 +206,17 @@ def pass_moments(
     merger = c * (shapes.merger if seen else 0) if casts else 0
     on_the_way = (numbers.weight if shards == 1 else c) * embedding
     waiting = on_the_way if shapes.tied else 0  # the head's part of the tied weight's gradient
-    gathered = reduced = ended = 0
+    ended: float = (3 if shapes.tied else 1) * on_the_way
+    gathered = reduced = 0.0
     if shards > 1:
-        root = 0 if alone else shapes.embedding * (1 if shapes.tied else 2)
+        root, learned = (count * (1 if shapes.tied else 2) for count in (head, embedding))
         gathered = c * (root + 2 * max(0 if alone else layer, shapes.block, shapes.merger))
-        waiting, reduced, ended = on_the_way, (c + FLOAT) * layer, FLOAT * embedding
+        waiting, reduced = on_the_way, (c + FLOAT) * layer
+        ended = max(ended, c * learned) + FLOAT * learned * (1 + 1 / shards)  # summed in float32, then divided
 
-    def shares(activations: int, working: int, copies: int, logits: int = 0, gradient: int = 0) -> tuple[Share, ...]:
+    def shares(
+        activations: int, working: float, copies: int, logits: int = 0, gradient: float = 0
+    ) -> tuple[Share, ...]:
         return (
             Share("activations", activations, lower),
             Share("one layer's work", working, lower),
@@ -224,23 +228,22 @@ def pass_moments(
 
     moments = {}
     if not alone:
-        moments["the head"] = shares(held.kept, 0, everything, held.logits, on_the_way if shards > 1 else 0)
+        moments["head"] = shares(held.kept, 0, everything, held.logits, on_the_way if shards > 1 else 0)
         own, behind = (c * layer, everything - c * head) if casts else (0, everything)
-        moments["a language layer, forward"] = shares(
+        moments["layer forward"] = shares(
             held.vision + held.language, held.language_forward, behind + (0 if cached else own)
         )
         copies = merger + own if recompute else behind
         # What the head's gradient takes is there while the logits are gone: the larger of them decides.
-        moments["a language layer, backward"] = shares(
+        moments["layer backward"] = shares(
             held.vision + held.language, held.language_layer, copies, 0, waiting + reduced
         )
-        times = 3 if shapes.tied else 1
-        moments["the embedding, backward"] = shares(0, 0, 0, 0, times * on_the_way + ended)
+        moments["embedding backward"] = shares(0, 0, 0, 0, ended)
     if seen:
         own = c * shapes.block if casts else 0
         copies = own if recompute else (c * vision if casts else 0)
-        working = held.vision_layer + (reduced and (c + FLOAT) * shapes.block)
-        moments["a vision block, backward"] = shares(held.vision, working, copies, 0, waiting)
+        working = held.vision_layer + ((c + FLOAT) * shapes.block if shards > 1 else 0)
+        moments["vision backward"] = shares(held.vision, working, copies, 0, waiting)
     return moments
 
 

@@ -76,7 +76,7 @@ def counted(shapes: Shapes, row: Row, numbers: Numbers, recompute: bool) -> tupl
     """Bytes by count: kept from forward to backward pass (with weights that autocast copied), and the most at once."""
     held = whole_pass(shapes, row, numbers, recompute)
     moments = pass_moments(shapes, held, numbers, recompute, 1, False, "")
-    copies = next(share.bytes for share in moments["the head"] if share.name == "weights in the compute dtype")
+    copies = next(share.bytes for share in moments["head"] if share.name == "weights in the compute dtype")
     return held.kept + held.logits / 3 + (0 if recompute else copies), bytes_at_most(moments)
 
 
