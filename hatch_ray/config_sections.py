@@ -321,6 +321,9 @@ class LearnerConfig(Placed):
     """CPUs of each worker (Ray's count)."""
     gpus: Gpus = 0
     """GPUs of each worker: 1, a share of one, or none."""
+    gpu_gb: Rate | None = None
+    """Memory of each GPU of the run, GB. None: by the accelerator type that Ray reports. A run that does not fit by
+    count is refused before it starts (docs/memory.md)."""
     together: Literal["PACK", "STRICT_PACK"] = "PACK"
     """Ray places the workers on as few nodes as it can, or (STRICT_PACK) all on one node or not at all."""
 

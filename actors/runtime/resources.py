@@ -10,13 +10,10 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 
+from actors.runtime.memory_check import check_memory, check_workers
 from actors.runtime.placement import Need, placed, shortage, stage_needs
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.model.size import count_parameters, engine_gib, learner_gib
 
-PROCESS_GIB = 0.7
-"""Python, torch and vLLM or transformers in one process, before any weights (measured on CPU)."""
-REWARD_ACTOR_GIB = 0.2
 LOOK_SECONDS = 1.0
 
 
@@ -39,17 +36,18 @@ def check_carrier(config: Config) -> None:
 
 
 def check_resources(config: Config, say: Callable[[str], None] = print) -> None:
-    """Raise ConfigError naming what is short, if a stage's actors can never all be placed.
+    """Raise ConfigError naming what is short, if a stage's actors can never all be placed or do not fit into memory.
 
     Needs a running Ray. With deadlines.nodes_seconds it waits so long for nodes, and says for which. Where nodes have
     what is needed and others use it now, it says so: the run will wait for them.
     """
+    check_workers(config)
     for stage in config.stages:
         needs = stage_needs(config, stage)
         wait_for_nodes(needs, config.deadlines.nodes_seconds, say)
         if missing := shortage(needs, free()):
             say(f"{stage} will wait for what others use on this cluster now. {missing}")
-    check_memory(config, nodes())
+    check_memory(config, nodes(), say)
 
 
 def nodes() -> list[dict[str, float]]:
@@ -93,21 +91,3 @@ def wait_for_nodes(needs: Sequence[Need], seconds: float, say: Callable[[str], N
         if seconds:
             request_resources(bundles=[])
     say("all nodes are there")
-
-
-def check_memory(config: Config, nodes: Sequence[dict[str, float]]) -> None:
-    """Raise ConfigError when the CPU roles need more memory than Ray has. Activations are not counted."""
-    parameters = count_parameters(config.model.base)
-    need_gib = 0.0
-    if not config.learner.gpus:
-        need_gib += config.learner.workers * (PROCESS_GIB + learner_gib(config, parameters))
-    if "grpo" in config.stages:
-        need_gib += config.reward_actors.actors * REWARD_ACTOR_GIB
-        if not config.rollout.gpus:
-            need_gib += config.rollout.actors * (PROCESS_GIB + engine_gib(config, parameters))
-    have_gib = sum(node.get("memory", 0.0) for node in nodes) / 2**30
-    if need_gib > have_gib:
-        raise ConfigError(
-            f"the run needs about {need_gib:.1f} GiB of memory and the cluster has {have_gib:.1f}: "
-            "lower rollout.actors, rollout.kv_cache_mb or learner.workers, or add machines"
-        )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from actors.runtime.memory_check import PROCESS_GB, engine_room, learner_room, machine_memory, unused_workers
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Trained
 from hatch_ray.data.order import stage_steps
-from hatch_ray.model.size import count_parameters, engine_gib, learner_gib
+from hatch_ray.model.memory import engine_memory, gb_text, host_memory, learner_memory, workers_used
+from hatch_ray.model.size import count_parameters
 from hatch_ray.systems import system_of
 
 
@@ -53,16 +55,53 @@ def describe(config: Config, console: Console) -> None:
 
     gpus = 0.0
     resources = Table(title="Resources while GRPO runs", title_justify="left")
-    for heading in ("role", "processes", "CPUs each", "GPUs each", "memory each, without activations"):
+    for heading in ("role", "processes", "CPUs each", "GPUs each"):
         resources.add_column(heading)
     roles = [
-        ("learner", config.learner.workers, config.learner.cpus, config.learner.gpus, learner_gib(config, parameters)),
-        ("rollout", config.rollout.actors, config.rollout.cpus, config.rollout.gpus, engine_gib(config, parameters)),
-        ("reward", config.reward_actors.actors, config.reward_actors.cpus, 0.0, 0.2),
+        ("learner", config.learner.workers, config.learner.cpus, config.learner.gpus),
+        ("rollout", config.rollout.actors, config.rollout.cpus, config.rollout.gpus),
+        ("reward", config.reward_actors.actors, config.reward_actors.cpus, 0.0),
     ]
-    for role, count, cpus, role_gpus, memory in roles:
+    for role, count, cpus, role_gpus in roles:
         gpus += count * role_gpus
-        resources.add_row(role, str(count), f"{cpus:g}", f"{role_gpus:g}", f"{memory:.2f} GiB")
+        resources.add_row(role, str(count), f"{cpus:g}", f"{role_gpus:g}")
     console.print(resources)
-    cpus = sum(count * cpu for _, count, cpu, _, _ in roles)
+    cpus = sum(count * cpu for _, count, cpu, _ in roles)
     console.print(f"in all: {cpus:g} CPUs, {gpus:g} GPUs")
+    describe_memory(config, console)
+
+
+def describe_memory(config: Config, console: Console) -> None:
+    """Print what a learner worker takes in each stage, share by share, and an engine and the machine beside it."""
+    titles = {stage.name: stage.short for stage in system_of(config).stages}
+    needs = {stage: learner_memory(config, stage) for stage in config.stages}
+    size = config.learner.gpu_gb
+    table = Table(title="Memory of a learner worker at its fullest moment, by count, GB", title_justify="left")
+    table.add_column("share")
+    for stage in needs:
+        table.add_column(titles[stage], justify="right")
+    held = {stage: {share.name: share.gb for share in need.shares} for stage, need in needs.items()}
+    for name in dict.fromkeys(name for shares in held.values() for name in shares):
+        table.add_row(name, *(gb_text(shares[name]) if name in shares else "" for shares in held.values()))
+    table.add_section()
+    where = "on a GPU" if config.learner.gpus else f"in its process, beside {PROCESS_GB:g} of libraries"
+    table.add_row(f"in all, {where}", *(gb_text(need.gb) for need in needs.values()))
+    if size and config.learner.gpus:
+        rooms = {stage: learner_room(config, stage, size) for stage in needs}
+        table.add_row("it may take", *(gb_text(room) for room in rooms.values()))
+        table.add_row("fits", *("yes" if needs[stage].gb <= room else "NO" for stage, room in rooms.items()))
+    table.add_row("the moment", *(need.fullest for need in needs.values()))
+    table.add_row("workers at work", *(f"{workers_used(config, stage)} of {config.learner.workers}" for stage in needs))
+    beside = (sum(share.gb for share in host_memory(config, stage)) for stage in needs)
+    table.add_row("rank 0 beside it, in the machine's memory", *map(gb_text, beside))
+    console.print(table)
+    engine = engine_memory(config)
+    parts = ", ".join(f"{share.name} {gb_text(share.gb)}" for share in engine.shares)
+    room = f", of {gb_text(engine_room(config, size))} that it may take" if size and config.rollout.gpus else ""
+    console.print(f"a rollout engine: {parts}: {gb_text(engine.gb)} GB{room}")
+    most = max(machine_memory(config, stage)[1] for stage in needs)
+    console.print(f"memory of the machines in all: up to {gb_text(most)} GB, Ray's object store left out")
+    if config.learner.gpus and not size:
+        console.print("memory of the GPUs: not known here; learner.gpu_gb=80 compares with 80 GB")
+    for told in unused_workers(config):
+        console.print(told)

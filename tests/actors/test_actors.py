@@ -214,7 +214,7 @@ def test_merged_lora_weights_compute_what_the_adapters_do(tiny_model):
         ({"learner": {"gpus": 1}}, "learner: .*because no node has GPU"),
         ({"rollout": {"cpus": 6}}, "because no node has more than 4 CPU: lower rollout.cpus"),
         ({"reward_actors": {"resources": {"reward": 1}}}, "no node has reward: add nodes that do"),
-        ({"rollout": {"actors": 1, "cpus": 0.5, "kv_cache_mb": 4_000_000}}, "GiB of memory"),
+        ({"rollout": {"actors": 1, "cpus": 0.5, "kv_cache_mb": 4_000_000}}, "GB of memory"),
     ],
 )
 def test_what_is_short_is_said_at_the_start(ray_cluster, tiny_model, sections, message):

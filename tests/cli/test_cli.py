@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(hatch, tmp_path, words, said):
 def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
     done = hatch("train", f"configs/{config}.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for word in ("PaStA", "QA SFT", "Cold start", "GRPO", "learner", "rollout", "reward", "GiB"):
+    for word in ("PaStA", "QA SFT", "Cold start", "GRPO", "learner", "rollout", "reward", "GB", "activations"):
         assert word in done.stdout
     if config == "hatch_3b":
         assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout

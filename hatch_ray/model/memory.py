@@ -1,0 +1,304 @@
+"""How much memory each stage and role takes, share by share, before anything is loaded. Imports no torch.
+
+A learner's worker holds some shares always (weights, gradients, moments, reference) and others for a moment: while the
+head is at work, while a layer or the embedding is passed backward, while the optimizer steps, while a version is
+copied for the engines. It needs what it always holds and the fullest moment. docs/memory.md has the equations;
+tests/model/test_memory.py compares them with what torch allocates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hatch_ray.config import Config
+from hatch_ray.model.activations import (
+    FLOAT,
+    Numbers,
+    Pass,
+    Row,
+    Trainable,
+    square_grid,
+    vision_pass,
+    whole_pass,
+)
+from hatch_ray.model.shapes import Shapes, shapes_of
+from hatch_ray.systems import load_system
+
+GB = 1e9
+BYTES = {"float32": 4, "bfloat16": 2}
+ADAM_MOMENTS = 2
+LIVE_VERSIONS = 2
+"""Copies that a learner which sends by NIXL holds: the version that engines may still read, and the next one."""
+LIBRARIES_GB = 1.0
+"""CUDA's context, kernels and workspaces of a process on a GPU; assumed, not measured."""
+KEPT_FEATURES = 256 * 2**20
+"""`model.image_features.KEPT_BYTES`, which imports torch; a test compares them."""
+DIVIDE = "divide it by learner.sharding=full over more learner.workers"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What something takes, bytes, and what a user can do to lower it."""
+
+    name: str
+    bytes: float
+    lower: str = ""
+
+    @property
+    def gb(self) -> float:
+        return self.bytes / GB
+
+
+def gb_text(gb: float) -> str:
+    """Three digits: 15.0, 0.133, 133; 4,195."""
+    return f"{gb:,.0f}" if gb >= 100 else f"{gb:#.3g}"
+
+
+def largest(shares: Iterable[Share], count: int = 3) -> str:
+    """The largest shares in words, each with what lowers it."""
+    first = sorted(shares, key=lambda share: share.bytes, reverse=True)[:count]
+    return "; ".join(f"{s.name} {gb_text(s.gb)} GB" + (f" ({s.lower})" if s.lower else "") for s in first)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The memory of one process. moments: what comes on top of `always`, one of them at a time."""
+
+    always: tuple[Share, ...]
+    moments: Mapping[str, tuple[Share, ...]]
+
+    @property
+    def fullest(self) -> str:
+        """The moment that takes most."""
+        return max(self.moments, key=lambda name: sum(share.bytes for share in self.moments[name]))
+
+    @property
+    def shares(self) -> list[Share]:
+        """What there is at the fullest moment; nothing that is nothing."""
+        return [share for share in (*self.always, *self.moments[self.fullest]) if share.bytes]
+
+    @property
+    def gb(self) -> float:
+        return sum(share.bytes for share in self.shares) / GB
+
+
+def stage_kind(config: Config, stage: str) -> str:
+    """pasta, sft or grpo."""
+    return next(one.kind for one in load_system(config.system).stages if one.name == stage)
+
+
+def workers_used(config: Config, stage: str) -> int:
+    """Workers that a stage uses: the most that share its batch evenly."""
+    workers = config.learner.workers
+    return workers if stage_kind(config, stage) == "grpo" else math.gcd(config.settings(stage).batch_size, workers)
+
+
+def recomputes(config: Config) -> bool:
+    """Whether layers compute their activations again (learner.recompute; None: on GPUs)."""
+    wanted = config.learner.recompute
+    return config.learner.gpus > 0 if wanted is None else wanted
+
+
+def largest_rows(config: Config, stage: str, shapes: Shapes) -> list[Row]:
+    """The largest passes that the settings allow: one with a prompt as long as may be, one with replies so long."""
+    model, grpo = config.model, config.grpo
+    grid = square_grid(max(shapes.patches(model.max_pixels), shapes.merge**2), shapes.merge)
+    tokens = grid[0] * grid[1] // shapes.merge**2
+    kind = stage_kind(config, stage)
+    mine = config.settings(stage).batch_size // workers_used(config, stage)
+    if kind == "pasta":
+        return [Row(0, 0, 0, 0, 2 * mine, grid)]
+    reply = min(grpo.max_new_tokens, model.max_length // 2)
+    longest = model.max_length - reply
+    images = max(1, min(model.max_images, longest // tokens))
+    if kind == "sft":
+        return [Row(mine, longest, mine, reply, mine * images, grid, unequal=mine > 1)]
+    return [_grpo_row(config, prompt, reply, images, grid) for prompt in dict.fromkeys((longest, images * tokens))]
+
+
+def _grpo_row(config: Config, prompt: int, reply: int, images: int, grid: tuple[int, int]) -> Row:
+    grpo = config.grpo
+    groups, size = grpo.prompts_per_step // config.learner.workers, grpo.group_size
+    if not grpo.shared_prefix:
+        rows = max(1, min(groups * size, grpo.token_budget // (prompt + reply)))
+        return Row(rows, prompt, rows, reply, rows * images, grid, unequal=rows > 1)
+    whole = min(groups, grpo.token_budget // (prompt + size * reply))
+    if whole:
+        return Row(whole, prompt, whole * size, reply, whole * images, grid, unequal=whole > 1)
+    room = max(grpo.token_budget - prompt, reply)
+    return Row(1, prompt, size if room >= size else 1, max(1, room // size) if room >= size else reply, images, grid)
+
+
+def learner_memory(config: Config, stage: str, shards: int = 1, trainable: Trainable = "all") -> Footprint:
+    """One worker of a stage, on its GPU (learner.gpus > 0) or in its process.
+
+    shards: workers that divide weights, gradients and moments among them, where the stage uses so many; trainable: what
+    learns (LoRA: its adapters).
+    """
+    shards = min(shards, workers_used(config, stage))
+    shapes = shapes_of(config.model.base)
+    part: Trainable = "vision" if stage_kind(config, stage) == "pasta" else trainable
+    return max(
+        (_learner(config, stage, shapes, row, shards, part) for row in largest_rows(config, stage, shapes)),
+        key=lambda footprint: footprint.gb,
+    )
+
+
+def _learner(config: Config, stage: str, shapes: Shapes, row: Row, shards: int, trainable: Trainable) -> Footprint:
+    learner, kind = config.learner, stage_kind(config, stage)
+    gpu, lora = learner.gpus > 0, config.model.lora_rank if kind != "pasta" else 0
+    c, master = BYTES[learner.compute], BYTES[learner.master]
+    weight = c if lora else master
+    there = shapes.vision if kind == "pasta" else shapes.parameters
+    learning = shapes.adapters(lora) if lora else shapes.part(trainable)
+    each = FLOAT if lora else master
+    frozen_vision = 0 if kind == "pasta" or (not lora and trainable != "language") else shapes.vision
+    lower = f"set model.lora_rank, or {DIVIDE}"
+    held = weight * ((there - frozen_vision) / shards + frozen_vision) + (each * learning / shards if lora else 0)
+    always = [
+        Share("weights", held, lower),
+        Share("gradients", each * learning / shards, lower),
+        Share("AdamW's moments", ADAM_MOMENTS * each * learning / shards, lower),
+    ]
+    if kind == "grpo" and config.grpo.beta and not lora:
+        always.append(Share("reference", c * shapes.parameters / shards, "set grpo.beta=0, or model.lora_rank"))
+    if frozen_vision:
+        always.append(Share("image features kept", KEPT_FEATURES if gpu else 0))
+    if kind == "grpo" and config.rollout.weights == "nixl":
+        sent = BYTES[config.rollout.dtype] * _sent(shapes, lora, trainable)
+        always.append(Share("versions for NIXL", LIVE_VERSIONS * sent, "set rollout.weights=object_store"))
+    if gpu:
+        always.append(Share("CUDA and libraries (assumed)", LIBRARIES_GB * GB))
+    # Sharded weights are gathered in the compute dtype: what is computed with needs no cast, and the residual is in it.
+    numbers = Numbers(c, c if shards > 1 else weight, gpu, lora, trainable)
+    again = recomputes(config) and kind != "pasta"
+    passed = vision_pass(shapes, row, numbers, False) if kind == "pasta" else whole_pass(shapes, row, numbers, again)
+    key = "grpo.token_budget" if kind == "grpo" else f"{stage}.batch_size"
+    lower = f"lower {key} or model.max_pixels" + ("" if again or kind == "pasta" else ", or set learner.recompute=true")
+    moments = pass_moments(shapes, passed, numbers, again, shards, kind == "pasta", lower)
+    if not gpu:  # on a GPU it is fused, and makes none
+        tensor = shapes.embedding if numbers.language_learns and kind != "pasta" else shapes.merger
+        moments["optimizer step"] = (Share("optimizer's temporary", 2 * each * tensor / shards),)
+    if kind == "grpo":
+        moments["sending weights"] = (
+            Share("copy for the engines", _copy(config, shapes, lora, trainable, shards), "" if lora else DIVIDE),
+        )
+    if kind == "sft" and lora:
+        moments["saving the model"] = (Share("merged weights", FLOAT * shapes.linear),)
+    return Footprint(tuple(always), moments)
+
+
+def pass_moments(
+    shapes: Shapes, held: Pass, numbers: Numbers, recompute: bool, shards: int, alone: bool, lower: str
+) -> dict[str, tuple[Share, ...]]:
+    """The moments of a forward and backward pass, by name. alone: the image encoder without the language model."""
+    c = numbers.compute
+    embedding = shapes.embedding if numbers.language_learns and not alone else 0
+    vision, layer = (shapes.depth * shapes.block + shapes.merger), shapes.layer
+    casts = numbers.weight > c  # autocast: a copy of each weight, kept with the graph or until the forward pass ends
+    cached = numbers.language_learns or not recompute  # of a weight that does not learn no copy outlives its use
+    head = 0 if alone else shapes.embedding
+    language = 0 if alone else (shapes.layers * layer if cached else 0) + head
+    seen = vision if numbers.vision_learns else 0
+    everything = c * (language + seen) if casts else c * shapes.adapters(numbers.lora) if c < FLOAT else 0
+    merger = c * (shapes.merger if seen else 0) if casts else 0
+    on_the_way = (numbers.weight if shards == 1 else c) * embedding
+    waiting = on_the_way if shapes.tied else 0  # the head's part of the tied weight's gradient
+    ended: float = (3 if shapes.tied else 1) * on_the_way
+    gathered = reduced = 0.0
+    if shards > 1:
+        root, learned = (count * (1 if shapes.tied else 2) for count in (head, embedding))
+        gathered = c * (root + 2 * max(0 if alone else layer, shapes.block, shapes.merger))
+        waiting, reduced = on_the_way, (c + FLOAT) * layer
+        ended = max(ended, c * learned) + FLOAT * learned * (1 + 1 / shards)  # summed in float32, then divided
+
+    def shares(
+        activations: int, working: float, copies: int, logits: int = 0, gradient: float = 0
+    ) -> tuple[Share, ...]:
+        return (
+            Share("activations", activations, lower),
+            Share("one layer's work", working, lower),
+            Share("logits", logits, lower),
+            Share("weights in the compute dtype", copies, f"set learner.recompute=true, or {DIVIDE}"),
+            Share("gathered layers", gathered),
+            Share("gradients on their way", gradient),
+        )
+
+    moments = {}
+    if not alone:
+        moments["head"] = shares(held.kept, 0, everything, held.logits, on_the_way if shards > 1 else 0)
+        own, behind = (c * layer, everything - c * head) if casts else (0, everything)
+        moments["layer forward"] = shares(
+            held.vision + held.language, held.language_forward, behind + (0 if cached else own)
+        )
+        copies = merger + own if recompute else behind
+        # What the head's gradient takes is there while the logits are gone: the larger of them decides.
+        moments["layer backward"] = shares(
+            held.vision + held.language, held.language_layer, copies, 0, waiting + reduced
+        )
+        moments["embedding backward"] = shares(0, 0, 0, 0, ended)
+    if seen:
+        own = c * shapes.block if casts else 0
+        copies = own if recompute else (c * vision if casts else 0)
+        working = held.vision_layer + ((c + FLOAT) * shapes.block if shards > 1 else 0)
+        moments["vision backward"] = shares(held.vision, working, copies, 0, waiting)
+    return moments
+
+
+def _sent(shapes: Shapes, lora: int, trainable: Trainable) -> int:
+    """Parameters that a version for the engines holds; a tied head is sent beside the embedding."""
+    if lora:
+        return shapes.layers * shapes.layer
+    return shapes.part(trainable) + (shapes.embedding if shapes.tied and trainable != "vision" else 0)
+
+
+def _copy(config: Config, shapes: Shapes, lora: int, trainable: Trainable, shards: int) -> float:
+    """What making a version takes beside the weights, on the learner's device."""
+    to, learner = BYTES[config.rollout.dtype], config.learner
+    if lora:  # merged in float32, then cast
+        return FLOAT * shapes.linear + (to * shapes.linear if to != FLOAT else 0)
+    if shards > 1:  # gathered one by one
+        return FLOAT * shapes.embedding
+    return to * _sent(shapes, lora, trainable) if to != BYTES[learner.master] else 0
+
+
+def host_memory(config: Config, stage: str, shards: int = 1, trainable: Trainable = "all") -> list[Share]:
+    """What rank 0 of a stage holds in the machine's memory beside what `learner_memory` counts (there too on CPUs): the
+    copies that a checkpoint is written from, the version on its way to the engines (Ray's object store holds it once
+    more), PaStA's idle language model."""
+    shards = min(shards, workers_used(config, stage))
+    shapes, kind, lora = shapes_of(config.model.base), stage_kind(config, stage), config.model.lora_rank
+    part: Trainable = "vision" if kind == "pasta" else trainable
+    lora = 0 if kind == "pasta" else lora
+    each = FLOAT if lora else BYTES[config.learner.master]
+    learning = shapes.adapters(lora) if lora else shapes.part(part)
+    state = 0.0 if shards > 1 else (1 + ADAM_MOMENTS) * each * learning
+    if kind == "grpo":
+        state += (FLOAT * shapes.linear + BYTES[config.learner.compute] * (shapes.parameters - shapes.linear)
+                  if lora else each * shapes.parameters)  # fmt: skip
+    shares = [Share("a checkpoint's copy", state, "set learner.sharding=full")]
+    if kind == "pasta":
+        shares.append(Share("the language model, idle", BYTES[config.learner.master] * shapes.language))
+    if kind == "grpo" and config.rollout.weights == "object_store":
+        version = BYTES[config.rollout.dtype] * _sent(shapes, lora, part)
+        shares.append(Share("version for the engines", version, "set rollout.dtype=bfloat16"))
+    return shares
+
+
+def engine_memory(config: Config) -> Footprint:
+    """One vLLM engine, on its GPU or in its process; vLLM's own working memory is not counted."""
+    shapes, rollout = shapes_of(config.model.base), config.rollout
+    each = BYTES[rollout.dtype]
+    always = [Share("weights", each * shapes.parameters, "set rollout.dtype=bfloat16")]
+    if rollout.weights == "nixl":
+        always.append(Share("next version", each * shapes.parameters, "set rollout.weights=object_store"))
+    if rollout.gpus:
+        token = 2 * shapes.layers * shapes.kv_heads * shapes.head * each
+        cache = Share(
+            "keys and values of one longest sequence", token * config.model.max_length, "lower model.max_length"
+        )
+    else:
+        cache = Share("keys and values", rollout.kv_cache_mb * 2**20, "lower rollout.kv_cache_mb")
+    return Footprint((*always, cache), {"always": ()})

@@ -1,0 +1,87 @@
+"""A run that does not fit into memory is refused before it starts, with what takes most and what lowers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from actors.runtime.memory_check import check_memory, check_workers, gpu_size, learner_room, machine_memory
+from hatch_ray.config import Config, ConfigError, load_config, make_config
+
+HUGE = {"CPU": 16.0, "memory": 2e12}
+
+
+def gpu(kind: str, **more: float) -> dict[str, float]:
+    return HUGE | {"GPU": 1.0, f"accelerator_type:{kind}": 1.0} | more
+
+
+def config_3b(*overrides: str) -> Config:
+    return load_config("configs/hatch_3b.yaml", list(overrides))
+
+
+def said(config: Config, nodes: list[dict[str, float]]) -> list[str]:
+    told: list[str] = []
+    check_memory(config, nodes, told.append)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [
+        ([], "L40S", r"qa_sft: a learner worker needs about 7\d\.\d GB by count and its GPU \(L40S\) leaves it 48\.0"),
+        ([], "L40S", r"Most is AdamW's moments 30\.0 GB \(set model\.lora_rank"),
+        (["learner.recompute=false"], "H100", r"activations \d\d\.\d GB \(lower .*batch_size.*learner\.recompute=true"),
+        (["learner.gpu_gb=24"], "H200", r"\(learner\.gpu_gb\) leaves it 24\.0"),
+        (["stages=[grpo]"], "H100", r"grpo: a learner worker needs about 8\d\.\d GB"),
+        (["stages=[grpo]", "model.lora_rank=32", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "rollout.gpus=1"], "H100",
+         r"grpo: .* leaves it"),
+    ],
+)  # fmt: skip
+def test_a_worker_that_does_not_fit_is_refused(
+    repository: Any, monkeypatch: pytest.MonkeyPatch, overrides: list[str], kind: str, message: str
+) -> None:
+    monkeypatch.chdir(repository)
+    with pytest.raises(ConfigError, match=message) as refused:
+        said(config_3b(*overrides), [HUGE, gpu(kind)])
+    assert "\n" not in str(refused.value)
+
+
+def test_what_fits_passes_and_unknown_sizes_are_said(repository: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    assert said(config_3b(), [gpu("H200")]) == []
+    assert "A100 has 40 or 80 GB; set learner.gpu_gb" in said(config_3b(), [gpu("A100")])[0]
+    assert "no accelerator type" in said(config_3b(), [HUGE | {"GPU": 1.0}])[0]
+    assert gpu_size(config_3b(), [gpu("A100", **{"accelerator_type:A100-80G": 1.0})]) == (80.0, "A100-80G")
+    assert gpu_size(config_3b(), [gpu("H200"), gpu("L4"), HUGE]) == (24.0, "L4")
+
+
+def test_a_colocated_engine_leaves_the_learner_the_rest() -> None:
+    rollout = {"gpus": 0.4, "gpu_memory_utilization": 0.3}
+    config = make_config({"colocated": True, "learner": {"gpus": 0.6}, "rollout": rollout})
+    assert learner_room(config, "grpo", 100) == pytest.approx(70)
+    assert learner_room(config, "qa_sft", 100) == 100
+
+
+def test_cpus_are_refused_what_is_always_held_and_told_what_a_pass_may_take() -> None:
+    config = make_config({"model": {"base": "Qwen/Qwen2.5-VL-3B-Instruct"}, "stages": ["qa_sft"]})
+    shares, most = machine_memory(config, "qa_sft")
+    sure = sum(share.gb for share in shares)
+    assert 100 < sure < most  # weights, gradients, moments and the checkpoint's copy of them
+    with pytest.raises(
+        ConfigError, match=r"the cluster has 50\.0: a checkpoint's copy 45\.1 GB .*; AdamW's moments 30\.0 GB"
+    ):
+        said(config, [{"memory": 50e9}])
+    (told,) = said(config, [{"memory": (sure + most) / 2 * 1e9}])
+    assert "up to" in told
+    assert said(config, [{"memory": most * 1e9 / 2 + 1}] * 2) == []
+
+
+def test_gpus_that_no_stage_uses_are_refused() -> None:
+    learner = {"workers": 4, "gpus": 1}
+    with pytest.raises(
+        ConfigError, match=r"qa_sft uses 2 of 4 .*batch_size=2 .*multiple of 4, or set learner.workers=2"
+    ):
+        check_workers(make_config({"learner": learner, "stages": ["qa_sft"], "qa_sft": {"batch_size": 2}}))
+    check_workers(make_config({"learner": learner, "stages": ["qa_sft", "grpo"]}))
+    check_workers(make_config({"learner": {"workers": 4}, "stages": ["qa_sft"], "qa_sft": {"batch_size": 2}}))
