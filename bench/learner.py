@@ -26,6 +26,7 @@ import torch
 from bench.measure import in_turn, write_results
 from bench.shapes import SHAPES, Load, ceiling, make_model, parameters, replies
 from hatch_ray.learning.grpo import grpo_loss
+from hatch_ray.model.image_features import ImageEncoder
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
@@ -76,7 +77,7 @@ class Update:
         for batch in self.batches:
             with torch.no_grad():
                 # The encoder of the reference is frozen and would be run once for a whole training; here, every time.
-                self.reference.encoder.forget()
+                self.reference.encoder = ImageEncoder(self.reference.encoder.visual)
                 reference = self.reference(batch)[0]
             logprobs = self.policy(batch)[0]
             old = logprobs.detach()

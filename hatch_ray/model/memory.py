@@ -35,6 +35,7 @@ LIBRARIES_GB = 1.0
 """CUDA's context, kernels and workspaces of a process on a GPU; assumed, not measured."""
 KEPT_FEATURES = 256 * 2**20
 """`model.image_features.KEPT_BYTES`, which imports torch; a test compares them."""
+WORKERS_A_NODE = 8
 DIVIDE = "divide it by learner.sharding=full over more learner.workers"
 
 
@@ -131,23 +132,31 @@ def _grpo_row(config: Config, prompt: int, reply: int, images: int, grid: tuple[
     return Row(1, prompt, size if room >= size else 1, max(1, room // size) if room >= size else reply, images, grid)
 
 
-def learner_memory(config: Config, stage: str, shards: int = 1, trainable: Trainable = "all") -> Footprint:
-    """One worker of a stage, on its GPU (learner.gpus > 0) or in its process.
+def divided_by(config: Config, stage: str) -> int:
+    """Workers that divide a stage's weights, gradients and moments among them (learner.sharding). hybrid: those of one
+    node, which is taken to have 8."""
+    workers = workers_used(config, stage)
+    return {"none": 1, "full": workers, "hybrid": min(workers, WORKERS_A_NODE)}[config.learner.sharding]
 
-    shards: workers that divide weights, gradients and moments among them, where the stage uses so many; trainable: what
-    learns (LoRA: its adapters).
-    """
-    shards = min(shards, workers_used(config, stage))
+
+def trained_part(config: Config, stage: str) -> Trainable:
+    """What learns in a stage, adapters left out."""
+    part: Trainable = config.settings(stage).trainable
+    return "vision" if stage_kind(config, stage) == "pasta" else part
+
+
+def learner_memory(config: Config, stage: str) -> Footprint:
+    """One worker of a stage, on its GPU (learner.gpus > 0) or in its process."""
     shapes = shapes_of(config.model.base)
-    part: Trainable = "vision" if stage_kind(config, stage) == "pasta" else trainable
     return max(
-        (_learner(config, stage, shapes, row, shards, part) for row in largest_rows(config, stage, shapes)),
+        (_learner(config, stage, shapes, row) for row in largest_rows(config, stage, shapes)),
         key=lambda footprint: footprint.gb,
     )
 
 
-def _learner(config: Config, stage: str, shapes: Shapes, row: Row, shards: int, trainable: Trainable) -> Footprint:
+def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
     learner, kind = config.learner, stage_kind(config, stage)
+    shards, trainable = divided_by(config, stage), trained_part(config, stage)
     gpu, lora = learner.gpus > 0, config.model.lora_rank if kind != "pasta" else 0
     c, master = BYTES[learner.compute], BYTES[learner.master]
     weight = c if lora else master
@@ -162,8 +171,10 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row, shards: int, 
         Share("gradients", each * learning / shards, lower),
         Share("AdamW's moments", ADAM_MOMENTS * each * learning / shards, lower),
     ]
-    if kind == "grpo" and config.grpo.beta and not lora:
-        always.append(Share("reference", c * shapes.parameters / shards, "set grpo.beta=0, or model.lora_rank"))
+    asked = kind == "grpo" and config.grpo.beta and not lora
+    reference = c * (shapes.language / shards + shapes.vision) if asked else 0  # a frozen encoder is not divided
+    if reference and not (gpu and learner.offload_reference):
+        always.append(Share("reference", reference, "set learner.offload_reference=true, or grpo.beta=0"))
     if frozen_vision:
         always.append(Share("image features kept", KEPT_FEATURES if gpu else 0))
     if kind == "grpo" and config.rollout.weights == "nixl":
@@ -171,8 +182,7 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row, shards: int, 
         always.append(Share("versions for NIXL", LIVE_VERSIONS * sent, "set rollout.weights=object_store"))
     if gpu:
         always.append(Share("CUDA and libraries (assumed)", LIBRARIES_GB * GB))
-    # Sharded weights are gathered in the compute dtype: what is computed with needs no cast, and the residual is in it.
-    numbers = Numbers(c, c if shards > 1 else weight, gpu, lora, trainable)
+    numbers = Numbers(c, weight, gpu, lora, trainable)
     again = recomputes(config) and kind != "pasta"
     passed = vision_pass(shapes, row, numbers, False) if kind == "pasta" else whole_pass(shapes, row, numbers, again)
     key = "grpo.token_budget" if kind == "grpo" else f"{stage}.batch_size"
@@ -181,6 +191,8 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row, shards: int, 
     if not gpu:  # on a GPU it is fused, and makes none
         tensor = shapes.embedding if numbers.language_learns and kind != "pasta" else shapes.merger
         moments["optimizer step"] = (Share("optimizer's temporary", 2 * each * tensor / shards),)
+    if reference and gpu and learner.offload_reference and shards == 1:
+        moments["asking the reference"] = (Share("reference", reference, "set grpo.beta=0"), moments["head"][0])
     if kind == "grpo":
         moments["sending weights"] = (
             Share("copy for the engines", _copy(config, shapes, lora, trainable, shards), "" if lora else DIVIDE),
@@ -197,7 +209,9 @@ def pass_moments(
     c = numbers.compute
     embedding = shapes.embedding if numbers.language_learns and not alone else 0
     vision, layer = (shapes.depth * shapes.block + shapes.merger), shapes.layer
-    casts = numbers.weight > c  # autocast: a copy of each weight, kept with the graph or until the forward pass ends
+    # Autocast: a copy of each weight, kept with the graph or until the forward pass ends. Sharded weights are gathered
+    # in the compute dtype and need none.
+    casts = numbers.weight > c and shards == 1
     cached = numbers.language_learns or not recompute  # of a weight that does not learn no copy outlives its use
     head = 0 if alone else shapes.embedding
     language = 0 if alone else (shapes.layers * layer if cached else 0) + head
@@ -264,13 +278,12 @@ def _copy(config: Config, shapes: Shapes, lora: int, trainable: Trainable, shard
     return to * _sent(shapes, lora, trainable) if to != BYTES[learner.master] else 0
 
 
-def host_memory(config: Config, stage: str, shards: int = 1, trainable: Trainable = "all") -> list[Share]:
+def host_memory(config: Config, stage: str) -> list[Share]:
     """What rank 0 of a stage holds in the machine's memory beside what `learner_memory` counts (there too on CPUs): the
     copies that a checkpoint is written from, the version on its way to the engines (Ray's object store holds it once
     more), PaStA's idle language model."""
-    shards = min(shards, workers_used(config, stage))
+    shards, part = divided_by(config, stage), trained_part(config, stage)
     shapes, kind, lora = shapes_of(config.model.base), stage_kind(config, stage), config.model.lora_rank
-    part: Trainable = "vision" if kind == "pasta" else trainable
     lora = 0 if kind == "pasta" else lora
     each = FLOAT if lora else BYTES[config.learner.master]
     learning = shapes.adapters(lora) if lora else shapes.part(part)

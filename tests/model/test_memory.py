@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from hatch_ray.config import make_config
+from hatch_ray.config import Config, make_config
 from hatch_ray.learning.pasta import PastaBatch, PastaObjective
 from hatch_ray.learning.trainer_state import copied, make_optimizer, take_state
 from hatch_ray.model import activations, image_features, logprobs, memory
@@ -227,13 +227,18 @@ def test_constants_of_modules_that_bring_torch_are_the_same_here() -> None:
 
 
 def test_workers_divide_what_is_sharded_and_only_those_that_a_stage_uses() -> None:
-    workers = {"workers": 4, "gpus": 1, "compute": "bfloat16"}
     base = {"base": "Qwen/Qwen2.5-VL-7B-Instruct", "max_pixels": 401408}
-    config = make_config({"model": base, "learner": workers, "qa_sft": {"batch_size": 1}})
-    whole, cut = (shares_of(learner_memory(config, "grpo", shards).always) for shards in (1, 4))
-    for name in ("weights", "gradients", "AdamW's moments", "reference"):
+
+    def config_of(sharding: str, **grpo: Any) -> Config:
+        learner = {"workers": 4, "gpus": 1, "compute": "bfloat16", "sharding": sharding}
+        return make_config({"model": base, "learner": learner, "qa_sft": {"batch_size": 1}, "grpo": grpo})
+
+    none, full = config_of("none"), config_of("full")
+    whole, cut = (shares_of(learner_memory(config, "grpo").always) for config in (none, full))
+    for name in ("weights", "gradients", "AdamW's moments"):
         assert cut[name] == whole[name] / 4
-    assert learner_memory(config, "grpo", 4).gb < 80 < learner_memory(config, "grpo").gb
-    assert learner_memory(config, "qa_sft", 4) == learner_memory(config, "qa_sft")
-    language = shares_of(learner_memory(config, "grpo", 4, "language").always)
+    assert whole["reference"] / 4 < cut["reference"] < whole["reference"] / 3, "its encoder stays whole"
+    assert learner_memory(full, "grpo").gb < 80 < learner_memory(none, "grpo").gb
+    assert learner_memory(full, "qa_sft") == learner_memory(none, "qa_sft")
+    language = shares_of(learner_memory(config_of("full", trainable="language"), "grpo").always)
     assert language["weights"] > cut["weights"] and language["gradients"] < cut["gradients"]
