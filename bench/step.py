@@ -31,7 +31,7 @@ from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.protocol.prompt import sample_prompt
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
-from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
+from hatch_ray.systems.hatch.system import RewardTarget, reward_weights, score_reply
 from tools.tiny import make_tiny
 
 WARM_UP = 2

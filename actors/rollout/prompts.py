@@ -12,7 +12,8 @@ from PIL import Image
 
 from actors.runtime.messages import Request, StoredImage, StoredPatches
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.data.images import image_hash, image_size, model_images, shrunk_size
+from hatch_ray.data.images import image_hash, image_size, shrunk_size
+from hatch_ray.data.store import model_images
 from hatch_ray.model.base import load_processor
 from hatch_ray.model.prompt_tokens import process_image, prompt_length
 from hatch_ray.sample import Sample

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Trained
-from hatch_ray.data.order import stage_steps
+from hatch_ray.data.store import stage_steps
 from hatch_ray.model.size import count_parameters, engine_gib, learner_gib
 from hatch_ray.systems import system_of
 

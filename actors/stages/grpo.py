@@ -42,7 +42,7 @@ from actors.stages.run_processes import RunProcesses
 from actors.stages.train_workers import TrainWorkers
 from actors.weights.parity import make_probes
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.data.order import stage_steps
+from hatch_ray.data.store import stage_steps
 from hatch_ray.learning.health import Health
 from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder, append_jsonl, drop_steps, read_jsonl

@@ -19,7 +19,7 @@ from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.data.scene import Scene
 from hatch_ray.data.spar.reader import build_spar
-from hatch_ray.data.store import DatasetWriter
+from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.sample import AnswerForm, Sample
 
 Split = Literal["train", "heldout"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hatch_ray.config import Config
-from hatch_ray.data.order import SampleOrder, share_of
+from hatch_ray.data.store import Shuffled
 from hatch_ray.protocol.response import Response
 from hatch_ray.rewards.score import TOTAL, Score
 from hatch_ray.sample import Sample
@@ -74,20 +74,6 @@ class Sampler(Protocol):
         a sampler knows must come from here, from the config and from the seed alone. With grpo.max_staleness k, a step
         may have been sampled with weights k versions old ("version").
         """
-
-
-class Shuffled:
-    """Every sample once an epoch, in an order that follows from the seed: grpo.fraction of them."""
-
-    def __init__(self, config: Config, samples: Sequence[Sample]) -> None:
-        self.known: Sequence[Sample] = share_of(samples, config.grpo.fraction, config.seed)
-        self._order = SampleOrder(len(self.known), config.grpo.prompts_per_step, config.seed)
-
-    def samples(self, step: int) -> list[Sample]:
-        return [self.known[index] for index in self._order.indices(step)]
-
-    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
-        """The order does not depend on rewards."""
 
 
 class System(ABC):

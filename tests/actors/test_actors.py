@@ -32,14 +32,14 @@ from actors.weights.publish import (
 )
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import load_image
-from hatch_ray.data.order import share_of
+from hatch_ray.data.store import share_of
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
-from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from hatch_ray.systems.hatch.system import RewardTarget, score_reply
 from tests.support.groups import make_batch
 from tests.support.hatch import total
 from tests.support.pictures import photo

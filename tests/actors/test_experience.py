@@ -16,7 +16,7 @@ from actors.experience.batch import (
 )
 from actors.experience.queues import ExperienceBoard, WeightsBoard
 from actors.runtime.messages import Reply, Request, Rollout, Shard, WeightsHandle
-from hatch_ray.data.order import SampleOrder
+from hatch_ray.data.store import SampleOrder
 
 
 def test_synchronous_schedule_takes_turns():

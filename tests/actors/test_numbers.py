@@ -24,7 +24,7 @@ from hatch_ray.model.base import load_processor, part_checksum
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
 from hatch_ray.rewards.score import check_scores
-from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
+from hatch_ray.systems.hatch.system import RewardTarget, reward_weights, score_reply
 from tests.support.pictures import photo
 from tools.kept_batches import read_bad_batch
 from tools.replay import load_learner, replay_batch

@@ -32,8 +32,7 @@ from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.trace import write_trace
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import PairPlan, Sample, View
-from hatch_ray.systems.hatch.score import RewardTarget
-from hatch_ray.systems.hatch.system import Hatch
+from hatch_ray.systems.hatch.system import Hatch, RewardTarget
 from tests.support.pictures import photo
 from tests.support.runs import TIMES
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.prompt import format_plans
-from hatch_ray.rewards.answer import (
+from hatch_ray.rewards.terms import (
     SCORERS,
     mean_relative_accuracy,
     score_answer,
@@ -21,7 +21,7 @@ from hatch_ray.rewards.answer import (
     score_view_change,
 )
 from hatch_ray.sample import ActionFrame, PairPlan
-from hatch_ray.systems.hatch.score import RewardTarget, score_reply
+from hatch_ray.systems.hatch.system import RewardTarget, score_reply
 from tests.support.hatch import total
 
 REWARD = RewardConfig()

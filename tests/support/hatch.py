@@ -12,8 +12,7 @@ from hatch_ray.learning.sft import SampleEncoder
 from hatch_ray.protocol.prompt import Mode
 from hatch_ray.rewards.score import TOTAL, Score
 from hatch_ray.sample import Sample
-from hatch_ray.systems.hatch.score import reward_weights
-from hatch_ray.systems.hatch.system import Hatch
+from hatch_ray.systems.hatch.system import Hatch, reward_weights
 
 
 def hatch(mode: Mode, **sections: Any) -> tuple[Hatch, str]:
