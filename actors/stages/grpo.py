@@ -22,10 +22,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.experience.batch import Batch, Schedule
 from actors.experience.collect import Collector
 from actors.experience.ledger import Ledger
-from actors.experience.queues import ExperienceBoard, WeightsBoard
+from actors.experience.queues import ExperienceBoard, WeightsBoard, hand_over
 from actors.learner.worker import REPORTS, GrpoJob, learner_loop
 from actors.reward.verifier import RewardActors
-from actors.rollout.prompts import PromptMaker
+from actors.rollout.prompts import PromptMaker, Questions
 from actors.runtime.actor_pool import ActorPool
 from actors.runtime.actor_set import SOURCE_LOST
 from actors.runtime.checkpoints import Checkpoints
@@ -103,7 +103,8 @@ class GrpoRun:
         self.ledger = Ledger(run.ledger)
         self._go_back(latest)
         self.spans = Spans(run.spans, self.first)
-        self.collector = Collector(config, self.maker, self.sampler, self.ledger, recovery, self.spans)
+        self.questions = Questions(config, self.maker, self.sampler, self.spans)
+        self.collector = Collector(config, self.questions, self.ledger, recovery, self.spans)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = {"num_cpus": 0, "max_concurrency": 100, "scheduling_strategy": here}
         self.experience = ray.remote(ExperienceBoard).options(**board).remote()
@@ -180,7 +181,7 @@ class GrpoRun:
             ray.kill(board)
 
     def drive(self, report: Report) -> None:
-        """Sample, judge, hand over, update the engines, log; until the last step is learned.
+        """Sample, reward, hand over, update the engines, log; until the last step is learned.
 
         Raises StopAsked when SIGTERM asked for an end and the learner has saved the last step that was sampled.
         """
@@ -192,10 +193,10 @@ class GrpoRun:
                 continue
             self._note(batch, seconds)
             with self.spans.at(step, "hand over"):
-                put = self.experience.put.remote(batch.shards(self.config.learner.workers))
+                put = hand_over(self.experience, step, batch.groups, self.config.learner.workers)
                 wait_for(put, "grpo: handing over a batch", limits.call, self.learner.check)
             if not self.schedule.done:
-                self.collector.prepare(step + 1)  # while the learner is at work
+                self.questions.prepare(step + 1)  # while the learner is at work
         self._finish(report)
 
     def _catch_up(self, report: Report) -> dict[str, float]:

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,8 @@ from hatch_ray.data.scene import SceneObject
 from hatch_ray.sample import ActionFrame, Mark, PairPlan, Sample, View
 
 T = TypeVar("T")
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 # --- samples ----------------------------------------------------------------------------------------------------
 
@@ -36,9 +38,7 @@ T = TypeVar("T")
 def is_dataset(path: str | Path) -> bool:
     """Whether the folder holds one split (`index.jsonl`), or both (`train/` and `heldout/`)."""
     path = Path(path)
-    return (path / "index.jsonl").is_file() or all(
-        (path / split / "index.jsonl").is_file() for split in ("train", "heldout")
-    )
+    return (path / "index.jsonl").is_file() or all((path / split / "index.jsonl").is_file() for split in SPLITS)
 
 
 def read_dataset(path: str | Path) -> list[Sample]:
@@ -136,6 +136,27 @@ class SampleOrder:
         epochs = {place // self.count for place in places}
         orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs}
         return [int(orders[place // self.count][place % self.count]) for place in places]
+
+
+class Sampler(Protocol):
+    """Which samples each step of GRPO asks."""
+
+    @property
+    def known(self) -> Sequence[Sample]:
+        """The samples that it may give, or some like them: they are checked before the stage starts (length, images),
+        and its epochs count by them.
+        """
+
+    def samples(self, step: int) -> list[Sample]:
+        """The `grpo.prompts_per_step` samples of a step (from 0). Called once a step, in order."""
+
+    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
+        """What the groups of a step earned: rows of the ledger, {"id", "place", "version", "terms": {.., "total"}}.
+
+        Called once a step, in order, before `samples` of the next one. A resumed run is told all steps again, so what
+        a sampler knows must come from here, from the config and from the seed alone. With grpo.max_staleness k, a step
+        may have been sampled with weights k versions old ("version").
+        """
 
 
 class Shuffled:

@@ -1,10 +1,11 @@
-"""The terms of HATCH's reward, each in [0, 1]: the answer's (R_ans-acc, appendix C.3) and the actions' (R_act-acc).
+"""What a reply earns: HATCH's reward (eq. 8), a weighted sum of three terms in [0, 1].
 
-Answers: one function an answer form, which takes (prediction, gold) and returns (reward, reason); the reason is empty
-unless the reward is 0. A new form is one function and one line in SCORERS. These are training rewards: unlike some
-published scorers they give nothing for an empty or an unreadable answer.
+format   R_format (eq. 11): `protocol.response` found nothing wrong
+answer   R_ans-acc (appendix C.3): one function an answer form, which takes (prediction, gold) and returns (reward,
+         reason); the reason is empty unless the reward is 0. A new form is one function and one line in SCORERS.
+action   R_act-acc (eqs. 9 and 10): does the written plan move the camera where the gold plan does?
 
-Actions (eqs. 9 and 10): does the written plan move the camera where the gold plan does?
+These are training rewards: unlike some published scorers they give nothing for an empty or an unreadable answer.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.actions import Motion, motion
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.geometry.se3 import rotation_angle
+from hatch_ray.protocol.prompt import Mode, reply_mode
+from hatch_ray.protocol.response import parse_response
 from hatch_ray.protocol.values import LETTER, numbers_in, parse_box, parse_view_change, plain_text
-from hatch_ray.sample import ActionFrame, Atom, PairPlan
+from hatch_ray.rewards.score import Score
+from hatch_ray.sample import ActionFrame, Atom, PairPlan, Sample
 
 MRA_THRESHOLDS = [0.5 + 0.05 * k for k in range(10)]
 ANGLE_SCALE_DEG = 30.0
@@ -35,6 +41,69 @@ Scored = tuple[float, str]
 STILL_M, STILL_DEG = 0.05, 2.0
 MOVED_M, MOVED_DEG = 0.2, 10.0
 IDENTITY = np.eye(3)
+
+# --- one reply --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RewardTarget:
+    """What a verifier needs of a sample: small, picklable, no pixels."""
+
+    sample_id: str
+    n_views: int
+    answer: str
+    answer_form: str
+    plans: tuple[PairPlan, ...]
+    mode: Mode = "actions"
+
+    @classmethod
+    def from_sample(cls, sample: Sample, mode: Mode = "actions") -> RewardTarget:
+        return cls(sample.id, len(sample.views), sample.answer, sample.answer_form, sample.plans, mode)
+
+
+def reward_weights(reward: RewardConfig) -> dict[str, float]:
+    """lambda_2, lambda_3 and lambda_1 of eq. 8."""
+    return {"answer": reward.answer_weight, "format": reward.format_weight, "action": reward.action_weight}
+
+
+def score_reply(text: str, target: RewardTarget, reward: RewardConfig) -> Score:
+    """Parse and judge one reply.
+
+    terms: "answer" and "format", and "action", None when no actions are due (language or direct mode, one view).
+    measures: "d_t" and "d_r", mean errors over the pairs that had a readable plan, metres and degrees; None when none
+    had. detail: "plans", as read, [{"from", "to", "action"}].
+    """
+    response = parse_response(text, target.n_views, target.mode)
+    answer, answer_reason = score_answer(response.answer, target.answer, target.answer_form)
+    reasons = [f"format:{name}" for name in response.problems]
+    if answer_reason:
+        reasons.append(f"answer:{answer_reason}")
+    pairs: list[PairScore] = []
+    action: float | None = None
+    if reply_mode(target.mode, target.n_views) == "actions":
+        pairs = score_plans(response.plans, target.plans, reward.tau_t, reward.tau_r, reward.punish_stop)
+        action = sum(pair.reward for pair in pairs) / len(pairs)
+        reasons += dict.fromkeys(f"action:{pair.reason}" for pair in pairs if pair.reason)
+    return Score(
+        terms={"answer": answer, "format": float(response.format_ok), "action": action},
+        measures={"d_t": _mean([pair.d_t for pair in pairs]), "d_r": _mean([pair.d_r for pair in pairs])},
+        reasons=tuple(reasons),
+        answer=response.answer,
+        detail={"plans": [plan_row(i, j, atoms) for (i, j), atoms in sorted(response.plans.items())]},
+    )
+
+
+def plan_row(source: int, target: int, atoms: Any) -> dict[str, Any]:
+    """One pair's action list as plain JSON values."""
+    return {"from": source, "to": target, "action": [{name: value} for name, value in atoms]}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+# --- its answer -------------------------------------------------------------------------------------------------
 
 
 def mean_relative_accuracy(prediction: float, gold: float, zero_scale: float = 1.0) -> float:
@@ -144,6 +213,9 @@ def score_answer(prediction: str | None, gold: str, form: str) -> Scored:
     if prediction is None:
         return 0.0, "no_answer"
     return SCORERS[form](prediction, gold)
+
+
+# --- its actions ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

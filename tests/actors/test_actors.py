@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import actors.stages.fit
-from actors.experience.batch import make_shards
+from actors.experience.queues import make_shards
 from actors.learner.learner import Learner
 from actors.learner.microbatches import padded_keys, split_rows
 from actors.reward.verifier import RewardActors, Verifier
@@ -37,9 +37,9 @@ from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import Prompt, process_image
 from hatch_ray.protocol.prompt import gold_reply
+from hatch_ray.rewards.terms import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
-from hatch_ray.systems.hatch.system import RewardTarget, score_reply
 from tests.support.groups import make_batch
 from tests.support.hatch import total
 from tests.support.pictures import photo
