@@ -10,11 +10,10 @@ import numpy as np
 
 from hatch_ray.config import Config
 from hatch_ray.config_sections import SftConfig
-from hatch_ray.data.store import Split
 from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.rewards.score import Score
 from hatch_ray.sample import Sample
-from hatch_ray.systems.base import Messages, Progress, Stage, System
+from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
 
 
 class BrighterConfig(Config):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hatch_ray.config import Config
-from hatch_ray.data.store import Sampler, Shuffled, Split
+from hatch_ray.data.store import Sampler, Shuffled
+from hatch_ray.data.store import Split as Split
 from hatch_ray.protocol.response import Response
 from hatch_ray.rewards.score import TOTAL, Score
 from hatch_ray.sample import Sample

@@ -15,7 +15,7 @@ from rich.console import Console
 from actors.stages.dry_run import describe
 from hatch_ray.config import Config, load_config, make_config, save_config
 from hatch_ray.config_sections import DataConfig, SftConfig
-from hatch_ray.data.store import Split, read_dataset
+from hatch_ray.data.store import read_dataset
 from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.evaluation.findings import write_findings
 from hatch_ray.evaluation.heldout import read_rows, read_table, score_rows, write_evaluation
@@ -26,7 +26,7 @@ from hatch_ray.rewards.score import Score
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import Sample
 from hatch_ray.systems import system_of
-from hatch_ray.systems.base import Messages, Progress, Stage, System
+from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
 from tests.support.pictures import photo
 
 
