@@ -98,6 +98,35 @@ def test_reward_actors_work_without_torch_and_keep_the_order(ray_cluster, tiny_m
     rewards.stop()
 
 
+def test_a_step_is_rewarded_but_for_what_failed(ray_cluster, tiny_model, samples):
+    """Of three prompts one gets a score out of bounds, and one has a reply that the reward actor refuses."""
+
+    class Odd(Verifier):
+        def score_many(self, jobs):
+            if any(text == "refused" for text, _ in jobs):
+                raise ValueError("no such words")
+            texts, rows = [text for text, _ in jobs], super().score_many(jobs)
+            odd = {"measures": {"d_t": -1.0}}
+            return [row | odd if text == "odd" else row for text, row in zip(texts, rows, strict=True)]
+
+    rewards = RewardActors(make_settings(tiny_model, reward_actors={"actors": 1, "cpus": 0.1}), verifier=Odd)
+    said = {1: ["no", gold_reply(samples[1], "actions")], 3: ["odd", "no"], 4: ["no", "refused"]}
+    requests = [Request(sample.id, "", ()) for sample in samples]
+    rollouts = {
+        place: Rollout(tuple(Reply((1,), text, np.zeros(1, np.float32), True) for text in texts), 0, 1)
+        for place, texts in said.items()
+    }
+    found = rewards.reward(samples, requests, rollouts)
+    rewards.stop()
+    assert list(found) == [1, 3, 4]
+    assert found[1].group.request is requests[1] and found[1].group.rollout is rollouts[1]
+    assert found[1].group.rewards.tolist() == [0.0, 3.0]
+    assert found[1].group.advantages[0] == -found[1].group.advantages[1] < 0
+    assert [scores["terms"]["total"] for scores in found[1].scores] == [0.0, 3.0]
+    assert found[3].reason == "sample s3, reply 0: d_t is -1.0, not in [0, inf)"
+    assert "no such words" in found[4].reason
+
+
 # --- weights ----------------------------------------------------------------------------------------------------
 
 
