@@ -21,8 +21,9 @@ from typing import Any
 
 import ray
 
-from actors.experience.batch import make_groups, make_shards
+from actors.experience.queues import make_shards
 from actors.learner.learner import Learner
+from actors.reward.verifier import make_groups
 from actors.rollout.engine import RolloutEngine
 from actors.rollout.prompts import PromptMaker
 from actors.runtime.messages import Sampling

@@ -151,7 +151,7 @@ def serve_load(found: dict[str, Any]) -> str:
 
 
 SCALING_TEXT = """\
-Rewards take ten times as long (judges **sleep**) while one pool works on. **scaled**: the number of actors follows the
+Rewards take ten times as long (actors **sleep**) while one pool works on. **scaled**: the number of actors follows the
 queue; **fixed**: it stays. A wait is from the end of sampling to the score.
 
 """

@@ -60,14 +60,16 @@ def settings(model: Path, run: Path, sizes: Sizes, reply: int, steps: int) -> Co
         "grpo": {"max_steps": steps, "epochs": 1000, "prompts_per_step": sizes.groups, "group_size": sizes.group_size,
                  "max_new_tokens": reply, "save_every": 1000, "max_staleness": sizes.max_staleness},
         "rollout": {"actors": sizes.engines, "cpus": 1, "kv_cache_mb": 128},
-        "reward_actors": {"actors": sizes.judges, "cpus": 0.1},
+        "reward_actors": {"actors": sizes.reward_actors, "cpus": 0.1},
         "learner": {"workers": sizes.workers, "cpus": 1},
     })  # fmt: skip
 
 
 def measure(model: Path, folder: Path, sizes: Sizes, reply: int, steps: int) -> Measured:
     """Run it; the medians of its phases."""
-    name = f"{sizes.groups}x{sizes.group_size}-{sizes.engines}-{sizes.judges}-{sizes.workers}-{sizes.max_staleness}"
+    name = (
+        f"{sizes.groups}x{sizes.group_size}-{sizes.engines}-{sizes.reward_actors}-{sizes.workers}-{sizes.max_staleness}"
+    )
     run = RunFolder(folder / name)
     config = settings(model, run.path, sizes, reply, steps)
     save_config(config, run.config_path)

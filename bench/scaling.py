@@ -25,7 +25,7 @@ from bench.measure import write_results
 from bench.verifiers import completion
 from hatch_ray.config import Config, make_config
 from hatch_ray.environment import variables
-from hatch_ray.systems.hatch.score import RewardTarget
+from hatch_ray.rewards.terms import RewardTarget
 
 DEARER = 10
 COLD_BATCHES = 2

@@ -17,8 +17,7 @@ from bench.measure import in_turn, write_results
 from hatch_ray.config import load_config, make_config
 from hatch_ray.config_sections import ModelConfig
 from hatch_ray.data.build import build_dataset
-from hatch_ray.data.order import SampleOrder
-from hatch_ray.data.store import read_dataset
+from hatch_ray.data.store import SampleOrder, read_dataset
 from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.model.fast_vision import speed_up_vision

@@ -1,4 +1,4 @@
-"""Whole GRPO steps: this project's stage (vLLM rollouts, CPU judges, Ray Train learner) against TRL's GRPOTrainer.
+"""Whole GRPO steps: this project's stage (vLLM rollouts, reward actors, Ray Train learner) against TRL's GRPOTrainer.
 
     python -m bench.step                          # 6 M, 3 and 8 images of 224 px; about 8 minutes
 
@@ -29,9 +29,9 @@ from hatch_ray.config_sections import RewardConfig
 from hatch_ray.environment import variables
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.protocol.prompt import sample_prompt
+from hatch_ray.rewards.terms import RewardTarget, reward_weights, score_reply
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
-from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
 from tools.tiny import make_tiny
 
 WARM_UP = 2

@@ -18,8 +18,8 @@ from bench.measure import write_results
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.overlap import PosedDepth, overlap_matrices
 from hatch_ray.protocol.prompt import format_plans
+from hatch_ray.rewards.terms import RewardTarget, score_reply
 from hatch_ray.sample import ActionFrame, Atom, PairPlan
-from hatch_ray.systems.hatch.score import RewardTarget, score_reply
 
 VIEW = (480, 640)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hatch_ray.config import Config
 from hatch_ray.config_sections import SftConfig
-from hatch_ray.data.store import DatasetWriter
+from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.rewards.score import Score
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System

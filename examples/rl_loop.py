@@ -20,8 +20,7 @@ from PIL import Image
 
 from hatch_ray.config import load_config
 from hatch_ray.config_sections import GrpoConfig
-from hatch_ray.data.images import model_images
-from hatch_ray.data.store import read_dataset
+from hatch_ray.data.store import model_images, read_dataset
 from hatch_ray.model.base import BAN_BIAS, banned_token_ids, eos_token_ids, load_model, load_processor
 from hatch_ray.systems import system_of
 

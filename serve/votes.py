@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hatch_ray.rewards.answer import mean_relative_accuracy, plain_text, score_answer
+from hatch_ray.rewards.terms import mean_relative_accuracy, plain_text, score_answer
 from serve.schema import Consistency, Value
 
 SCALE_M, SCALE_DEG = 1.0, 30.0

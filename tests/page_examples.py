@@ -16,8 +16,7 @@ import numpy as np
 
 from hatch_ray.config import make_config
 from hatch_ray.data.build import build_dataset
-from hatch_ray.data.images import model_images
-from hatch_ray.data.store import read_dataset
+from hatch_ray.data.store import model_images, read_dataset
 from hatch_ray.geometry.se3 import as_transform, relative
 from hatch_ray.report.words import atoms_in_words
 from hatch_ray.sample import Sample

@@ -1,7 +1,7 @@
-"""A step's batch: from rollouts and scores to groups, shards, metrics and rows; and which step may be sampled when.
+"""A step's batch, with its metrics and rows; and which step may be sampled when.
 
-Life of step s:  Schedule.start(version) -> rollouts, scores -> make_groups -> Schedule.admit(s, versions)
-                 -> make_shards -> board.put -> every worker's board.take(s, rank) -> rank 0's board.report(s)
+Life of step s:  Schedule.start(version) -> rollouts -> groups -> Schedule.admit(s, versions)
+                 -> hand_over -> every worker's board.take(s, rank) -> rank 0's board.report(s)
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from actors.experience.ledger import mean, means, trained_row
-from actors.runtime.messages import Group, Request, Rollout, Shard
-from hatch_ray.learning.grpo import group_advantages
-from hatch_ray.rewards.score import TOTAL
+from actors.reward.verifier import Scores
+from actors.runtime.messages import Group
 from hatch_ray.sample import Sample
 
-Scores = dict[str, Any]
-"""One reply's `rewards.score.Score.row`."""
 MAX_REFUSED = 3
 """Batches in a row that come back too old before the run stops."""
 
@@ -79,7 +75,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's prompt groups, judged. All tuples have one entry a group, in the order of `places`.
+    """A step's prompt groups, rewarded. All tuples have one entry a group, in the order of `places`.
 
     places   the groups' places in the step, those set aside left out.
     scores   of each group's replies.
@@ -97,10 +93,6 @@ class Batch:
     def versions(self) -> list[int]:
         """Of the weights that sampled each group."""
         return [group.rollout.version for group in self.groups]
-
-    def shards(self, workers: int) -> list[Shard]:
-        """A shard for every learner worker."""
-        return make_shards(self.step, self.groups, workers)
 
     def ledger_rows(self, per_step: int) -> list[dict[str, Any]]:
         """Rows of RUN/ledger.jsonl."""
@@ -149,32 +141,3 @@ class Batch:
             "staleness": mean([self.step - version for version in self.versions]),
         }
         return {name: value for name, value in metrics.items() if value is not None} | self.seconds
-
-
-def make_groups(requests: Sequence[Request], rollouts: Sequence[Rollout], scores: Sequence[Scores]) -> list[Group]:
-    """Join each request with its replies, their rewards (of flat scores, reply by reply) and advantages."""
-    if not rollouts:
-        return []
-    size = len(rollouts[0].replies)
-    rewards = torch.tensor([score["terms"][TOTAL] for score in scores], dtype=torch.float64).view(len(rollouts), size)
-    advantages, zero = group_advantages(rewards)
-    return [
-        Group(request, rollout, rewards[index].numpy(), advantages[index].float().numpy(), bool(zero[index]))
-        for index, (request, rollout) in enumerate(zip(requests, rollouts, strict=True))
-    ]
-
-
-def make_shards(step: int, groups: Sequence[Group], workers: int) -> list[Shard]:
-    """A shard for every worker, dealt by length so that the workers finish together; numbers differ by one at most.
-
-    Raises RuntimeError when so many groups were set aside that a worker would have none.
-    """
-    if len(groups) < workers:
-        raise RuntimeError(
-            f"grpo: step {step} has {len(groups)} groups left for {workers} learner workers; the others are set aside "
-            "(RUN/ledger.jsonl says why): fix those samples, or raise grpo.prompts_per_step"
-        )
-    tokens = sum(group.tokens for group in groups)
-    reward = float(np.concatenate([group.rewards for group in groups]).mean())
-    ordered = sorted(groups, key=lambda group: group.tokens, reverse=True)
-    return [Shard(step, tuple(ordered[rank::workers]), tokens, reward) for rank in range(workers)]

@@ -11,9 +11,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
 import ray
 
-from actors.runtime.messages import ProbeScores, Shard, WeightsHandle
+from actors.runtime.messages import Group, ProbeScores, Shard, WeightsHandle
+
+
+def hand_over(board: ray.actor.ActorHandle, step: int, groups: Sequence[Group], workers: int) -> ray.ObjectRef:
+    """Leave a step's groups on the experience board, a shard for every learner worker."""
+    return board.put.remote(make_shards(step, groups, workers))
+
+
+def make_shards(step: int, groups: Sequence[Group], workers: int) -> list[Shard]:
+    """A shard for every worker, dealt by length so that the workers finish together; numbers differ by one at most.
+
+    Raises RuntimeError when so many groups were set aside that a worker would have none.
+    """
+    if len(groups) < workers:
+        raise RuntimeError(
+            f"grpo: step {step} has {len(groups)} groups left for {workers} learner workers; the others are set aside "
+            "(RUN/ledger.jsonl says why): fix those samples, or raise grpo.prompts_per_step"
+        )
+    tokens = sum(group.tokens for group in groups)
+    reward = float(np.concatenate([group.rewards for group in groups]).mean())
+    ordered = sorted(groups, key=lambda group: group.tokens, reverse=True)
+    return [Shard(step, tuple(ordered[rank::workers]), tokens, reward) for rank in range(workers)]
 
 
 class ExperienceBoard:

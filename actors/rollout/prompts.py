@@ -11,8 +11,10 @@ import ray
 from PIL import Image
 
 from actors.runtime.messages import Request, StoredImage, StoredPatches
+from actors.runtime.spans import Spans
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.data.images import image_hash, image_size, model_images, shrunk_size
+from hatch_ray.data.images import image_hash, image_size, shrunk_size
+from hatch_ray.data.store import Sampler, model_images
 from hatch_ray.model.base import load_processor
 from hatch_ray.model.prompt_tokens import process_image, prompt_length
 from hatch_ray.sample import Sample
@@ -21,6 +23,27 @@ from hatch_ray.systems import system_of
 IMAGE_BYTES = 2 * 2**30
 """Pixels and patches kept in the object store for coming epochs; those of requests in flight are kept by their
 references."""
+
+
+class Questions:
+    """What a GRPO stage asks, step by step."""
+
+    def __init__(self, config: Config, maker: PromptMaker, sampler: Sampler, spans: Spans) -> None:
+        self.config, self.maker, self.sampler, self.spans = config, maker, sampler, spans
+        self._prepared: tuple[int, list[Sample], list[Request]] | None = None
+
+    def prepare(self, step: int) -> tuple[list[Sample], list[Request]]:
+        """A step's samples and prompts, with their images in the object store; kept until another step is asked."""
+        if self._prepared is None or self._prepared[0] != step:
+            with self.spans.at(step, "prepare"):
+                per_step = self.config.grpo.prompts_per_step
+                samples = self.sampler.samples(step)
+                if len(samples) != per_step:
+                    raise RuntimeError(f"grpo: the sampler gave {len(samples)} samples for step {step}, not {per_step}")
+                seeds = np.random.SeedSequence([self.config.seed, step]).generate_state(per_step)
+                made = [self.maker.request(sample, int(seed)) for sample, seed in zip(samples, seeds, strict=True)]
+                self._prepared = (step, samples, made)
+        return self._prepared[1:]
 
 
 class PromptMaker:

@@ -8,7 +8,7 @@ from rich.table import Table
 from actors.runtime.memory_check import PROCESS_GB, engine_room, learner_room, machine_memory, unused_workers
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Trained
-from hatch_ray.data.order import stage_steps
+from hatch_ray.data.store import stage_steps
 from hatch_ray.model.memory import engine_memory, gb_text, host_memory, learner_memory, workers_used
 from hatch_ray.model.size import count_parameters
 from hatch_ray.systems import system_of

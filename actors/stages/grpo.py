@@ -19,13 +19,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.experience.batch import Batch, Schedule
+from actors.experience.batch import Schedule
 from actors.experience.collect import Collector
-from actors.experience.ledger import Ledger
-from actors.experience.queues import ExperienceBoard, WeightsBoard
-from actors.learner.worker import REPORTS, GrpoJob, learner_loop
+from actors.experience.queues import ExperienceBoard, WeightsBoard, hand_over
+from actors.learner.worker import GrpoJob, learner_loop
 from actors.reward.verifier import RewardActors
-from actors.rollout.prompts import PromptMaker
+from actors.rollout.prompts import PromptMaker, Questions
 from actors.runtime.actor_pool import ActorPool
 from actors.runtime.actor_set import SOURCE_LOST
 from actors.runtime.checkpoints import Checkpoints
@@ -38,18 +37,17 @@ from actors.runtime.stage_status import StageStatus, grpo_view
 from actors.runtime.status import Live
 from actors.runtime.stopping import asked
 from actors.stages.fit import before_restart, fit_stage
+from actors.stages.grpo_record import STAGE, Record
 from actors.stages.run_processes import RunProcesses
 from actors.stages.train_workers import TrainWorkers
 from actors.weights.parity import make_probes
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.data.order import stage_steps
-from hatch_ray.learning.health import Health
+from hatch_ray.data.store import stage_steps
 from hatch_ray.model.source import model_source
-from hatch_ray.run_folder import RunFolder, append_jsonl, drop_steps, read_jsonl
+from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import Sample
 
 log = logging.getLogger("hatch_ray")
-STAGE = "grpo"
 TOLD_SECONDS = 20.0
 """How long after the loss of an object the loss of the worker that held it may be told."""
 
@@ -100,10 +98,10 @@ class GrpoRun:
         self.steps = stage_steps(config.grpo, len(self.sampler.known), config.grpo.prompts_per_step)
         self.maker.check_length(self.sampler.known, config.grpo.max_new_tokens)
         self.schedule = Schedule(self.first, self.steps, config.grpo.max_staleness)
-        self.ledger = Ledger(run.ledger)
-        self._go_back(latest)
+        self.record = Record(config, run, self.maker.system, self.sampler, self.first, latest)
         self.spans = Spans(run.spans, self.first)
-        self.collector = Collector(config, self.maker, self.sampler, self.ledger, recovery, self.spans)
+        self.questions = Questions(config, self.maker, self.sampler, self.spans)
+        self.collector = Collector(config, self.questions, self.record.ledger, recovery, self.spans)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = {"num_cpus": 0, "max_concurrency": 100, "scheduling_strategy": here}
         self.experience = ray.remote(ExperienceBoard).options(**board).remote()
@@ -115,23 +113,6 @@ class GrpoRun:
         self.learner = LearnerThread(self.job, processes.workers)
         self.pools: dict[str, ActorPool] = {}
         self.served = self.first
-
-    def _go_back(self, checkpoint: Path | None) -> None:
-        """Drop what is known of the steps beyond the checkpoint; tell the sampler and the health of those before."""
-        self.ledger.restore(self.first)
-        self.run.forget_after(STAGE, self.first)
-        for path in (self.run.samples(STAGE), self.run.experience):
-            drop_steps(path, self.first)
-        for step, groups in self.ledger.trained().items():
-            self.sampler.observe(step, groups)
-        self.health = Health(self.config.grpo, self.maker.system.rates())
-        self.latest: dict[str, float] = {}
-        for row in read_jsonl(self.run.metrics_path):
-            if row["stage"] == STAGE:
-                self.health.add(row["step"], row)
-        self.known = {row.pop("step"): row for row in read_jsonl(self.run.experience)}
-        """The driver's metrics of the steps whose learner's metrics are not logged yet, and all before them."""
-        self._log_missing(checkpoint)
 
     def start(self) -> None:
         """Start what does not run yet of learner, engines and reward actors, and let the engines show that they compute
@@ -180,7 +161,7 @@ class GrpoRun:
             ray.kill(board)
 
     def drive(self, report: Report) -> None:
-        """Sample, judge, hand over, update the engines, log; until the last step is learned.
+        """Sample, reward, hand over, update the engines, log; until the last step is learned.
 
         Raises StopAsked when SIGTERM asked for an end and the learner has saved the last step that was sampled.
         """
@@ -190,12 +171,12 @@ class GrpoRun:
             batch = self.collector.collect(step)
             if not self.schedule.admit(step, batch.versions):
                 continue
-            self._note(batch, seconds)
+            self.record.sampled(batch, seconds)
             with self.spans.at(step, "hand over"):
-                put = self.experience.put.remote(batch.shards(self.config.learner.workers))
+                put = hand_over(self.experience, step, batch.groups, self.config.learner.workers)
                 wait_for(put, "grpo: handing over a batch", limits.call, self.learner.check)
             if not self.schedule.done:
-                self.collector.prepare(step + 1)  # while the learner is at work
+                self.questions.prepare(step + 1)  # while the learner is at work
         self._finish(report)
 
     def _catch_up(self, report: Report) -> dict[str, float]:
@@ -213,15 +194,6 @@ class GrpoRun:
             self.served = version
         return {"seconds_wait": waited - start, "seconds_sync": time.monotonic() - began}
 
-    def _note(self, batch: Batch, seconds: dict[str, float]) -> None:
-        """Write down what the step earned, before the learner trains it, and tell the sampler."""
-        rows = batch.ledger_rows(self.config.grpo.prompts_per_step)
-        self.known[batch.step] = batch.metrics() | seconds
-        append_jsonl(self.run.samples(STAGE), batch.sample_rows())
-        append_jsonl(self.run.experience, [{"step": batch.step} | self.known[batch.step]])
-        self.ledger.append(rows)
-        self.sampler.observe(batch.step, rows)
-
     def _finish(self, report: Report) -> None:
         """Until the last step that was sampled is learned and saved, and the learner has ended."""
         self.spans.phase = "wait for the learner"
@@ -233,8 +205,8 @@ class GrpoRun:
         self.learner.check()
         if self.learner.is_alive():
             raise expired("grpo: the learner's end", limits.start)
-        if problems := self.ledger.problems(self.steps, self.config.grpo.prompts_per_step):
-            raise RuntimeError(f"grpo: {self.ledger.path} is not whole: {'; '.join(problems[:10])}")
+        if problems := self.record.ledger.problems(self.steps, self.config.grpo.prompts_per_step):
+            raise RuntimeError(f"grpo: {self.record.ledger.path} is not whole: {'; '.join(problems[:10])}")
 
     def _wait_for_version(self, version: int) -> tuple[int, WeightsHandle | None]:
         return wait_for(
@@ -254,33 +226,13 @@ class GrpoRun:
         for step, metrics in sorted(reports.items()):
             self.spans.add(step, Span("learner", 0, "learn", metrics["time_began"], metrics["time_ended"]))
             self.spans.close(step)
-            self.live.metrics.step(self._write(step, metrics | self.recovery.step_done(step)))
+            self.live.metrics.step(self.record.learned(step, metrics | self.recovery.step_done(step)))
             report(step + 1, self.steps)
-
-    def _write(self, step: int, learned: dict[str, float]) -> dict[str, float]:
-        """One row of metrics.jsonl: what the driver knows of a step, and what the learner does."""
-        metrics = self.known.pop(step, {}) | learned
-        metrics = {name: value for name, value in metrics.items() if name not in ("time_began", "time_ended")}
-        self.latest = metrics
-        warnings = self.health.add(step + 1, metrics)
-        self.run.log(STAGE, step + 1, metrics | {"tokens_per_s": metrics["tokens"] / metrics["seconds"]}, warnings)
-        for text in warnings:
-            print(f"{STAGE}: step {step + 1}: {text}", flush=True)
-        return metrics
-
-    def _log_missing(self, checkpoint: Path | None) -> None:
-        """A learner that died right after a checkpoint has not reported the last steps behind it: they lie in it."""
-        if checkpoint is None:
-            return
-        rows = [row["step"] for row in read_jsonl(self.run.metrics_path) if row["stage"] == STAGE]
-        for row in read_jsonl(checkpoint / REPORTS):
-            if row["step"] >= max(rows, default=0):
-                self._write(row.pop("step"), row)
 
     def status(self) -> StageStatus:
         """For `hatch status`."""
-        aside = len(self.ledger.aside)
-        return StageStatus(self.spans.phase, self.served, self.schedule.next_step, aside, self.latest)
+        aside = len(self.record.ledger.aside)
+        return StageStatus(self.spans.phase, self.served, self.schedule.next_step, aside, self.record.latest)
 
     def cause(self, error: Exception) -> Exception:
         """What was lost. Weights that are gone went with the worker that held them, which Ray Train tells later."""
@@ -299,18 +251,8 @@ class GrpoRun:
 
     def summary(self) -> dict[str, Any]:
         """Steps and one line: the mean reward terms of the first and the last tenth of the steps."""
-        rows = [row for row in read_jsonl(self.run.metrics_path) if row["stage"] == STAGE]
-        tenth = max(1, len(rows) // 10)
-        parts = []
-        for name in self.maker.system.weights():
-            before, after = (
-                [row[f"reward_{name}"] for row in part if row.get(f"reward_{name}") is not None]
-                for part in (rows[:tenth], rows[-tenth:])
-            )
-            if before and after:
-                parts.append(f"{name} {sum(before) / len(before):.3f} -> {sum(after) / len(after):.3f}")
         images = f"{self.maker.processed} images processed, {self.maker.unique} different ones"
-        return {"steps": self.steps, "line": f"{self.steps} steps; reward in training: {', '.join(parts)}; {images}"}
+        return {"steps": self.steps, "line": f"{self.steps} steps; reward in training: {self.record.rise()}; {images}"}
 
 
 def run_grpo(

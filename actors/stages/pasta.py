@@ -23,7 +23,7 @@ from actors.stages.run_processes import RunProcesses
 from actors.stages.supervised import Lesson, train
 from hatch_ray.config import Config
 from hatch_ray.config_sections import PastaConfig
-from hatch_ray.data.order import stage_steps
+from hatch_ray.data.store import stage_steps
 from hatch_ray.learning.pasta import (
     PairOrder,
     PairTargets,

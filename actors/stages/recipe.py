@@ -34,7 +34,7 @@ from hatch_ray.control import not_live, read_status
 from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.spar.reader import check_spar
-from hatch_ray.data.store import is_dataset, read_dataset
+from hatch_ray.data.store import SPLITS, is_dataset, read_dataset
 from hatch_ray.disk import clear_leftovers
 from hatch_ray.environment import variables
 from hatch_ray.model.size import count_parameters
@@ -43,7 +43,7 @@ from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.run_version import compare_with_run, write_version
 from hatch_ray.sample import Sample
 from hatch_ray.systems import system_of
-from hatch_ray.systems.base import SPLITS, Stage
+from hatch_ray.systems.base import Stage
 
 FREE_TO_CHANGE = {
     "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "deadlines", "eval", "serve",
@@ -141,7 +141,7 @@ def _check_sample(sample: Sample, config: Config, forms: Sequence[str]) -> None:
         )
     if sample.answer_form not in forms:
         raise ConfigError(
-            f"sample {sample.id} has the answer form {sample.answer_form!r}; the system {config.system} judges "
+            f"sample {sample.id} has the answer form {sample.answer_form!r}; the system {config.system} rewards "
             f"{', '.join(forms)}"
         )
 

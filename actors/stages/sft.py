@@ -19,7 +19,7 @@ from actors.stages.run_processes import RunProcesses
 from actors.stages.supervised import Lesson, train
 from hatch_ray.config import Config
 from hatch_ray.config_sections import SftConfig
-from hatch_ray.data.order import SampleOrder, stage_steps
+from hatch_ray.data.store import SampleOrder, stage_steps
 from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss, share_by_task
 from hatch_ray.learning.workers import Workers, frozen_checksum, save_trained
 from hatch_ray.model.base import load_processor, recompute_activations, set_trainable

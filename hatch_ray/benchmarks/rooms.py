@@ -16,9 +16,8 @@ from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.spar_scorers import KINDS
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.build import build_dataset
-from hatch_ray.data.images import model_images
 from hatch_ray.data.questions import TASKS
-from hatch_ray.data.store import is_dataset, read_dataset
+from hatch_ray.data.store import is_dataset, model_images, read_dataset
 from hatch_ray.sample import Sample
 
 SPLITS = ("fill", "select")

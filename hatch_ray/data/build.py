@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +19,10 @@ from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.data.scene import Scene
 from hatch_ray.data.spar.reader import build_spar
-from hatch_ray.data.store import DatasetWriter
+from hatch_ray.data.store import SPLITS, Split
+from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.sample import AnswerForm, Sample
 
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
 Progress = Callable[[int, int], None]
 """Called with (samples made, samples asked for)."""
 

@@ -1,4 +1,4 @@
-"""Pixels: colour and depth files, the copy of an image that the model sees, and its content hash."""
+"""Pixels: colour and depth files read and written, images scaled down, and their content hash."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-
-from hatch_ray.data.markers import draw_marks
-from hatch_ray.sample import Sample
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is read. Pillow knows more, some through outside programs (PostScript), which no file may start."""
@@ -238,24 +235,6 @@ def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     """The image itself, or a smaller copy of the same shape with at most `max_pixels` pixels."""
     size = shrunk_size(image.width, image.height, max_pixels)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def model_image(sample: Sample, index: int, max_pixels: int) -> Image.Image:
-    """What the model sees of one view: its marks drawn at native resolution, then scaled down to `max_pixels`."""
-    marks = [mark for mark in sample.marks if mark.view == index]
-    return shrink(draw_marks(load_image(sample.views[index].image_path), marks), max_pixels)
-
-
-def model_images(sample: Sample, max_pixels: int) -> list[Image.Image]:
-    """`model_image` of every view, in order.
-
-    The files on disk stay unmarked: PaStA and depth use those. Raises ValueError when a file cannot be read or a mark
-    names a view that the sample does not have.
-    """
-    for mark in sample.marks:
-        if not 0 <= mark.view < len(sample.views):
-            raise ValueError(f"sample {sample.id} marks view {mark.view} but has {len(sample.views)} views")
-    return [model_image(sample, index, max_pixels) for index in range(len(sample.views))]
 
 
 def image_hash(image: Image.Image) -> str:

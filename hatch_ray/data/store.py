@@ -1,4 +1,6 @@
-"""Datasets on disk: one folder, whole or absent.
+"""A dataset as a run reads it: its samples from disk, which of them each step takes, and what the model sees of one.
+
+One folder, whole or absent (`data.writer` makes it):
 
 DATASET/images/SCENE/000007.png   colour, lossless, without marks
 DATASET/depth/SCENE/000007.png    16-bit, millimetres, 0 = no reading
@@ -10,106 +12,33 @@ DATASET/summary.json              counts by task, refused views by reason, seed,
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterable
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
-from hatch_ray.data.images import save_depth, save_image
+from hatch_ray.config import Config
+from hatch_ray.config_sections import Trained
+from hatch_ray.data.images import load_image, shrink
+from hatch_ray.data.markers import draw_marks
 from hatch_ray.data.rows import checked_rows
-from hatch_ray.data.scene import Frame, SceneObject
-from hatch_ray.run_folder import write_atomic
+from hatch_ray.data.scene import SceneObject
 from hatch_ray.sample import ActionFrame, Mark, PairPlan, Sample, View
 
-FORMAT = 1
-"""Version of the folder's form; a reader refuses others."""
+T = TypeVar("T")
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+# --- samples ----------------------------------------------------------------------------------------------------
 
 
 def is_dataset(path: str | Path) -> bool:
     """Whether the folder holds one split (`index.jsonl`), or both (`train/` and `heldout/`)."""
     path = Path(path)
-    return (path / "index.jsonl").is_file() or all(
-        (path / split / "index.jsonl").is_file() for split in ("train", "heldout")
-    )
-
-
-class DatasetWriter:
-    """Writes a dataset beside its final place and renames it when whole: `with DatasetWriter(path) as writer`.
-
-    Raises ValueError when the folder exists already. An exception inside the block leaves nothing behind.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(f"{self.path} exists already; choose another folder or remove it")
-        self.folder = self.path.with_name(f".{self.path.name}.building-{os.getpid()}")
-        self.summary: dict[str, Any] = {}
-        self.scenes: dict[str, dict[str, Any]] = {}
-        self._rows: list[str] = []
-        self._written: dict[str, bytes] = {}
-
-    def __enter__(self) -> DatasetWriter:
-        try:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-        except OSError as error:
-            raise ValueError(f"cannot write a dataset at {self.path}: {error.strerror}") from None
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        (self.folder / "index.jsonl").write_text("".join(self._rows), encoding="utf-8")
-        write_atomic(self.folder / "scenes.json", json.dumps(self.scenes, allow_nan=False))
-        write_atomic(
-            self.folder / "summary.json", json.dumps({"format": FORMAT} | self.summary, indent=2, allow_nan=False)
-        )
-        if self.path.is_dir():
-            self.path.rmdir()
-        os.replace(self.folder, self.path)
-
-    def add_view(self, scene: str, index: int, frame: Frame) -> View:
-        """Write the frame's files once; the view names them relative to the dataset."""
-        name = f"{scene}/{index:06d}.png"
-        view = View(
-            image_path=Path("images") / name,
-            depth_path=Path("depth") / name,
-            intrinsics=frame.intrinsics,
-            depth_intrinsics=frame.depth_intrinsics,
-            pose=frame.pose,
-        )
-        pose = np.asarray(frame.pose, dtype=float).tobytes()
-        assert self._written.setdefault(name, pose) == pose, f"two views are called {name}"
-        if not (self.folder / "images" / name).exists():
-            save_image(self.folder / "images" / name, frame.rgb)
-            save_depth(self.folder / "depth" / name, frame.depth)
-        return view
-
-    def add_photo(self, scene: str, index: int, rgb: np.ndarray) -> View:
-        """Write a photo, (H, W, 3) uint8, of which nothing else is known."""
-        path = Path("images") / scene / f"{index:06d}.png"
-        save_image(self.folder / path, rgb)
-        return View(path)
-
-    def add_scene(self, scene: str, up: np.ndarray | None, objects: Iterable[SceneObject]) -> None:
-        """Remember what plans from above need."""
-        self.scenes[scene] = {
-            "up": _plain(up),
-            "objects": [{key: _plain(value) for key, value in asdict(thing).items()} for thing in objects],
-        }
-
-    def add(self, sample: Sample) -> None:
-        """Append a sample whose views came from `add_view`."""
-        self._rows.append(json.dumps(sample_to_row(sample), allow_nan=False) + "\n")
-
-    def __len__(self) -> int:
-        return len(self._rows)
+    return (path / "index.jsonl").is_file() or all((path / split / "index.jsonl").is_file() for split in SPLITS)
 
 
 def read_dataset(path: str | Path) -> list[Sample]:
@@ -145,44 +74,6 @@ def read_scenes(path: str | Path) -> dict[str, tuple[np.ndarray | None, tuple[Sc
         )
         scenes[name] = (None if scene["up"] is None else np.array(scene["up"]), objects)
     return scenes
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def sample_to_row(sample: Sample) -> dict[str, Any]:
-    """A sample as plain JSON values."""
-    return {
-        "id": sample.id,
-        "scene": sample.scene,
-        "task": sample.task,
-        "answer_form": sample.answer_form,
-        "question": sample.question,
-        "answer": sample.answer,
-        "views": [
-            {
-                "image": view.image_path.as_posix(),
-                "depth": view.depth_path.as_posix() if view.depth_path else None,
-                "intrinsics": _plain(view.intrinsics),
-                "depth_intrinsics": _plain(view.depth_intrinsics),
-                "pose": _plain(view.pose),
-            }
-            for view in sample.views
-        ],
-        "marks": [mark.to_row() for mark in sample.marks],
-        "plans": [
-            {
-                "source": plan.source,
-                "target": plan.target,
-                "atoms": [list(atom) for atom in plan.atoms],
-                "frame": asdict(plan.frame) if plan.frame else None,
-                "residual_deg": plan.residual_deg,
-            }
-            for plan in sample.plans
-        ],
-        "meta": sample.meta,
-    }
 
 
 def row_to_sample(row: dict[str, Any], root: Path) -> Sample:
@@ -226,3 +117,93 @@ def row_to_sample(row: dict[str, Any], root: Path) -> Sample:
         ),
         meta=row["meta"],
     )
+
+
+# --- order: all follows from seed and step, so that resume is exact ---------------------------------------------
+
+
+class SampleOrder:
+    """An endless order over `count` samples: each epoch a new permutation, steps of `per_step` without a gap."""
+
+    def __init__(self, count: int, per_step: int, seed: int) -> None:
+        if count < 1:
+            raise ValueError("there are no samples to train on")
+        self.count, self.per_step, self.seed = count, per_step, seed
+
+    def indices(self, step: int) -> list[int]:
+        """The samples of a step, counted from 0."""
+        places = range(step * self.per_step, (step + 1) * self.per_step)
+        epochs = {place // self.count for place in places}
+        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs}
+        return [int(orders[place // self.count][place % self.count]) for place in places]
+
+
+class Sampler(Protocol):
+    """Which samples each step of GRPO asks."""
+
+    @property
+    def known(self) -> Sequence[Sample]:
+        """The samples that it may give, or some like them: they are checked before the stage starts (length, images),
+        and its epochs count by them.
+        """
+
+    def samples(self, step: int) -> list[Sample]:
+        """The `grpo.prompts_per_step` samples of a step (from 0). Called once a step, in order."""
+
+    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
+        """What the groups of a step earned: rows of the ledger, {"id", "place", "version", "terms": {.., "total"}}.
+
+        Called once a step, in order, before `samples` of the next one. A resumed run is told all steps again, so what
+        a sampler knows must come from here, from the config and from the seed alone. With grpo.max_staleness k, a step
+        may have been sampled with weights k versions old ("version").
+        """
+
+
+class Shuffled:
+    """Every sample once an epoch, in an order that follows from the seed: grpo.fraction of them."""
+
+    def __init__(self, config: Config, samples: Sequence[Sample]) -> None:
+        self.known: Sequence[Sample] = share_of(samples, config.grpo.fraction, config.seed)
+        self._order = SampleOrder(len(self.known), config.grpo.prompts_per_step, config.seed)
+
+    def samples(self, step: int) -> list[Sample]:
+        return [self.known[index] for index in self._order.indices(step)]
+
+    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
+        """The order does not depend on rewards."""
+
+
+def share_of(samples: Sequence[T], fraction: float, seed: int) -> list[T]:
+    """A seeded share of the samples, in their order; one at least."""
+    count = max(1, round(fraction * len(samples)))
+    order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))
+    return [samples[index] for index in sorted(order[:count])]
+
+
+def stage_steps(settings: Trained, samples: int, per_step: int) -> int:
+    """Optimizer steps of a stage: max_steps where it is set, else by epochs; the last step is filled from the next one.
+
+    samples: those that an epoch has; per_step: those that a step takes.
+    """
+    return settings.max_steps or math.ceil(settings.epochs * samples / per_step)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------
+
+
+def model_image(sample: Sample, index: int, max_pixels: int) -> Image.Image:
+    """What the model sees of one view: its marks drawn at native resolution, then scaled down to `max_pixels`."""
+    marks = [mark for mark in sample.marks if mark.view == index]
+    return shrink(draw_marks(load_image(sample.views[index].image_path), marks), max_pixels)
+
+
+def model_images(sample: Sample, max_pixels: int) -> list[Image.Image]:
+    """`model_image` of every view, in order.
+
+    The files on disk stay unmarked: PaStA and depth use those. Raises ValueError when a file cannot be read or a mark
+    names a view that the sample does not have.
+    """
+    for mark in sample.marks:
+        if not 0 <= mark.view < len(sample.views):
+            raise ValueError(f"sample {sample.id} marks view {mark.view} but has {len(sample.views)} views")
+    return [model_image(sample, index, max_pixels) for index in range(len(sample.views))]

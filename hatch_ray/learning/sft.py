@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hatch_ray.data.images import image_size, model_image, shrunk_size
+from hatch_ray.data.images import image_size, shrunk_size
+from hatch_ray.data.store import model_image
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import Prompt, prompt_length, tokenize_prompt

@@ -109,7 +109,7 @@ class Sizes:
     groups: int
     group_size: int
     engines: int
-    judges: int
+    reward_actors: int
     workers: int
     max_staleness: int = 0
 
@@ -129,9 +129,9 @@ class Sizes:
         """How many of so many processes have a share."""
         return min(self.groups, processes)
 
-    def judged(self) -> tuple[int, int]:
+    def rewarded(self) -> tuple[int, int]:
         """(0, replies) of the reward actor that has most: replies are dealt one by one."""
-        return 0, math.ceil(self.groups * self.group_size / self.judges)
+        return 0, math.ceil(self.groups * self.group_size / self.reward_actors)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def costs_of(measured: Sequence[Measured], parameters: int, image_bytes: int, ma
         return max(1.0, statistics.median(factors)) if factors else 1.0
 
     generate, learn = line("generate", lambda s: s.share(s.engines)), line("learn", lambda s: s.share(s.workers))
-    reward, control = line("reward", Sizes.judged), line("control", lambda s: s.share(1))
+    reward, control = line("reward", Sizes.rewarded), line("control", lambda s: s.share(1))
     return Costs(
         generate, reward, learn, control, median("prepare"), median("sync"), median("reply_tokens"), parameters,
         image_bytes, machine, len(calm), beside("generate", "engines", generate), beside("learn", "workers", learn),

@@ -92,7 +92,7 @@ def predict(costs: Costs, work: Work, nodes: Mapping[str, Nodes] | None = None, 
     The processes are those of work.sizes. Raises ValueError for sizes below 1.
     """
     sizes = work.sizes
-    if min(sizes.groups, sizes.group_size, sizes.engines, sizes.judges, sizes.workers) < 1:
+    if min(sizes.groups, sizes.group_size, sizes.engines, sizes.reward_actors, sizes.workers) < 1:
         raise ValueError(f"impossible sizes: {sizes}")
     groups, replies = sizes.groups, sizes.groups * sizes.group_size
     network = {"sync": 0.0, "learn": 0.0, "prepare": 0.0}
@@ -121,7 +121,7 @@ def predict(costs: Costs, work: Work, nodes: Mapping[str, Nodes] | None = None, 
     phases = {
         "sync": costs.sync + network["sync"],
         "generate": costs.generate.seconds(*sizes.share(sizes.engines)) * rollout_beside,
-        "reward": costs.reward.seconds(*sizes.judged()),
+        "reward": costs.reward.seconds(*sizes.rewarded()),
         "control": costs.control.seconds(groups, replies),
         "learn": costs.learn.seconds(*sizes.share(sizes.workers)) * learner_beside + network["learn"],
         # Images are sent while others are prepared.
@@ -169,7 +169,7 @@ def on_nodes(costs: Costs, work: Work, nodes: Mapping[str, Nodes], head: Kind, f
     """`predict` with as many processes as the nodes have, and a batch `factor` times as large, grown to the next
     multiple of the learner workers.
     """
-    engines, judges, workers = (nodes[role].processes for role in ("rollout", "reward", "learner"))
+    engines, reward_actors, workers = (nodes[role].processes for role in ("rollout", "reward", "learner"))
     groups = -(-work.sizes.groups * factor // workers) * workers
-    sizes = replace(work.sizes, groups=groups, engines=engines, judges=judges, workers=workers)
+    sizes = replace(work.sizes, groups=groups, engines=engines, reward_actors=reward_actors, workers=workers)
     return predict(costs, replace(work, sizes=sizes), nodes, head)

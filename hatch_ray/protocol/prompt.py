@@ -12,11 +12,9 @@ from typing import Any, Literal
 
 from hatch_ray.sample import Atom, Sample
 
-Reasoning = Literal["actions", "language"]
-"""What stands before the answer: the camera motion as JSON actions (eq. 6), or the same in plain words (the paper's
-Table 3 compares them; only actions can be verified)."""
 Mode = Literal["actions", "language", "direct"]
-"""A reply's blocks: action and answer, think and answer, or the answer alone (QA SFT, single images)."""
+"""A reply's blocks: camera motion as JSON actions (eq. 6) and answer, the same in plain words (the paper's Table 3
+compares them; only actions can be verified) and answer, or the answer alone (QA SFT, single images)."""
 
 Template = Literal["full-v1", "compact-v1"]
 
@@ -54,11 +52,6 @@ INSTRUCTIONS: dict[tuple[Template, Mode], str] = {
     ("compact-v1", "language"): "Think {pairs}, then answer. ",
     ("compact-v1", "direct"): "Answer. ",
 }
-
-
-def stage_mode(stage: str, reasoning: Reasoning) -> Mode:
-    """How a stage's model replies: QA SFT learns answers alone, every other stage reasons first."""
-    return "direct" if stage == "qa_sft" else reasoning
 
 
 def reply_mode(mode: Mode, n_views: int) -> Mode:

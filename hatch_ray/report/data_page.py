@@ -15,9 +15,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from hatch_ray.data.images import model_images
 from hatch_ray.data.scene import SceneObject
-from hatch_ray.data.store import read_dataset, read_scenes
+from hatch_ray.data.store import model_images, read_dataset, read_scenes
 from hatch_ray.report.plan import PlanCamera, PlanPoint, horizontal_fov, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from hatch_ray.run_folder import write_atomic

@@ -3,22 +3,24 @@
 Engines, reward actors, learner, recovery, evaluation, service and report ask the system of the run and know no task
 themselves. HATCH is `hatch_ray.systems.hatch`; docs/your-own-system.md makes one in a file of its own.
 
-    config: system: hatch, or module:CLASS  ->  systems.load(name)  ->  CLASS(config)
+    config: system: hatch, or module:CLASS  ->  systems.load_system(name)  ->  CLASS(config)
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hatch_ray.config import Config
-from hatch_ray.data.order import SampleOrder, share_of
+from hatch_ray.data.store import Sampler, Shuffled
+from hatch_ray.data.store import Split as Split
 from hatch_ray.protocol.response import Response
 from hatch_ray.rewards.score import TOTAL, Score
 from hatch_ray.sample import Sample
+from hatch_ray.systems.defaults import claims_of_terms, constant_replies
 from hatch_ray.systems.words import Words
 
 if TYPE_CHECKING:
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, Any]]
 """Chat messages for `apply_chat_template`, one {"type": "image"} a view, in the order of the views."""
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
-CONSTANTS_TRIED = 64
-"""Gold replies of a task that are tried as its constant one."""
 Progress = Callable[[int, int], None]
 """Called with (samples made, samples asked for)."""
 
@@ -55,48 +53,12 @@ class Stage:
         return self.title.partition(":")[0]
 
 
-class Sampler(Protocol):
-    """Which samples each step of GRPO asks."""
-
-    @property
-    def known(self) -> Sequence[Sample]:
-        """The samples that it may give, or some like them: they are checked before the stage starts (length, images),
-        and its epochs count by them.
-        """
-
-    def samples(self, step: int) -> list[Sample]:
-        """The `grpo.prompts_per_step` samples of a step (from 0). Called once a step, in order."""
-
-    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
-        """What the groups of a step earned: rows of the ledger, {"id", "place", "version", "terms": {.., "total"}}.
-
-        Called once a step, in order, before `samples` of the next one. A resumed run is told all steps again, so what
-        a sampler knows must come from here, from the config and from the seed alone. With grpo.max_staleness k, a step
-        may have been sampled with weights k versions old ("version").
-        """
-
-
-class Shuffled:
-    """Every sample once an epoch, in an order that follows from the seed: grpo.fraction of them."""
-
-    def __init__(self, config: Config, samples: Sequence[Sample]) -> None:
-        self.known: Sequence[Sample] = share_of(samples, config.grpo.fraction, config.seed)
-        self._order = SampleOrder(len(self.known), config.grpo.prompts_per_step, config.seed)
-
-    def samples(self, step: int) -> list[Sample]:
-        return [self.known[index] for index in self._order.indices(step)]
-
-    def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
-        """The order does not depend on rewards."""
-
-
 class System(ABC):
-    """What a system defines. One instance a process, made from the run's config; it keeps no other state.
+    """What a system defines; what is not abstract has a default. One instance a process, which keeps no other state.
 
-    Config        the config's class: `hatch_ray.config.Config` with a section for each stage and for settings of its
-                  own.
+    Config        the config's class: a `Config` with a section for each stage, and for settings of its own.
     answer_forms  what `Sample.answer_form` may be.
-    words         how tables and report show its terms, measures and evaluations; by their names where nothing is said.
+    words         how tables and report show its terms, measures and evaluations.
     """
 
     Config: ClassVar[type[Config]]
@@ -113,7 +75,7 @@ class System(ABC):
 
     @abstractmethod
     def build(self, section: str, split: Split, out: Path, report: Progress | None = None) -> None:
-        """Make one split of a stage's data: write a dataset (`data.store`) at `out`. Raises ValueError."""
+        """Make one split of a stage's data: write a dataset (`data.writer`) at `out`. Raises ValueError."""
 
     @abstractmethod
     def prompt(self, sample: Sample, stage: str) -> Messages:
@@ -131,8 +93,12 @@ class System(ABC):
     def score(self, text: str, target: Any) -> Score:
         """Judge one reply. Runs in reward actors, on any text, in milliseconds; raises nothing."""
 
+    def sampler(self, samples: Sequence[Sample]) -> Sampler:
+        """Which of a stage's training data each step of GRPO asks."""
+        return Shuffled(self.config, samples)
+
     def read(self, text: str, n_views: int, stage: str) -> Response:
-        """What the service reads in a reply to `n_views` images: the text is the answer, where a system doesn't say."""
+        """What the service reads in a reply to `n_views` images: by default, the whole text is the answer."""
         return Response(answer=text.strip() or None, problems=() if text.strip() else ("empty_answer",))
 
     def writes_plans(self, stage: str) -> bool:
@@ -146,33 +112,13 @@ class System(ABC):
         """
         raise ValueError(f"the system {self.config.system} has no grammar for constrained replies")
 
-    def sampler(self, samples: Sequence[Sample]) -> Sampler:
-        """The order of GRPO's samples. `samples`: the stage's training data."""
-        return Shuffled(self.config, samples)
-
     def blind_replies(self, samples: Sequence[Sample]) -> dict[str, list[str]]:
-        """What could be replied without looking, by name: one reply a sample, judged as the last stage's are.
-
-        "constant": for every task the one gold reply that earns most; the blind control beside every evaluation.
-        """
-        stage = self.stages[-1].name
-        targets = [self.target(sample, stage) for sample in samples]
-        golds = [self.gold(sample, stage) for sample in samples]
-        replies = list(golds)
-        for task in {sample.task for sample in samples}:
-            places = [place for place, sample in enumerate(samples) if sample.task == task]
-            tried = list(dict.fromkeys(golds[place] for place in places))[:CONSTANTS_TRIED]
-            earned = {text: sum(self.score(text, targets[p]).total(self.weights()) for p in places) for text in tried}
-            for place in places:
-                replies[place] = max(tried, key=earned.__getitem__)
-        return {"constant": replies}
+        """What could be replied without looking, by name, one a sample: "constant" stands beside every evaluation."""
+        return {"constant": constant_replies(self, samples)}
 
     def claims(self, found: Evaluations) -> list[Claim]:
         """What the evaluations of a run are to show, each claim judged by its 95 % interval."""
-        terms, looks = self.weights(), "It looks: another sample's images cost"
-        trained = terms if any(stage.kind == "grpo" for stage in self.stages) else ()
-        raised = [found.raised(f"GRPO raises the mean {name} reward", name) for name in trained]
-        return raised + [found.looks(f"{looks} {name} reward", name) for name in terms]
+        return claims_of_terms(self, found)
 
     def rates(self) -> dict[str, str]:
         """Terms that are rates of well-formed replies, and what usually helps: a run warns when one falls."""

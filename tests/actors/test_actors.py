@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import actors.stages.fit
-from actors.experience.batch import make_shards
+from actors.experience.queues import make_shards
 from actors.learner.learner import Learner
 from actors.learner.microbatches import padded_keys, split_rows
 from actors.reward.verifier import RewardActors, Verifier
@@ -32,16 +32,16 @@ from actors.weights.publish import (
 )
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.data.images import load_image
-from hatch_ray.data.order import share_of
+from hatch_ray.data.store import share_of
 from hatch_ray.learning.trainer_state import write_state
 from hatch_ray.learning.workers import Workers
 from hatch_ray.model.base import load_model, load_processor, part_checksum
 from hatch_ray.model.lora import add_lora, merged_state, without_lora
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, process_image
 from hatch_ray.protocol.prompt import gold_reply
+from hatch_ray.rewards.terms import RewardTarget, score_reply
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.sample import PairPlan, Sample, View
-from hatch_ray.systems.hatch.score import RewardTarget, score_reply
 from tests.support.groups import make_batch
 from tests.support.hatch import total
 from tests.support.pictures import photo
@@ -98,6 +98,35 @@ def test_reward_actors_work_without_torch_and_keep_the_order(ray_cluster, tiny_m
     loaded = ray_cluster.get(rewards.pool.actors[0].__ray_call__.remote(lambda _: "torch" in __import__("sys").modules))
     assert loaded is False
     rewards.stop()
+
+
+def test_a_step_is_rewarded_but_for_what_failed(ray_cluster, tiny_model, samples):
+    """Of three prompts one gets a score out of bounds, and one has a reply that the reward actor refuses."""
+
+    class Odd(Verifier):
+        def score_many(self, jobs):
+            if any(text == "refused" for text, _ in jobs):
+                raise ValueError("no such words")
+            texts, rows = [text for text, _ in jobs], super().score_many(jobs)
+            odd = {"measures": {"d_t": -1.0}}
+            return [row | odd if text == "odd" else row for text, row in zip(texts, rows, strict=True)]
+
+    rewards = RewardActors(make_settings(tiny_model, reward_actors={"actors": 1, "cpus": 0.1}), verifier=Odd)
+    said = {1: ["no", gold_reply(samples[1], "actions")], 3: ["odd", "no"], 4: ["no", "refused"]}
+    requests = [Request(sample.id, "", ()) for sample in samples]
+    rollouts = {
+        place: Rollout(tuple(Reply((1,), text, np.zeros(1, np.float32), True) for text in texts), 0, 1)
+        for place, texts in said.items()
+    }
+    found = rewards.reward(samples, requests, rollouts)
+    rewards.stop()
+    assert list(found) == [1, 3, 4]
+    assert found[1].group.request is requests[1] and found[1].group.rollout is rollouts[1]
+    assert found[1].group.rewards.tolist() == [0.0, 3.0]
+    assert found[1].group.advantages[0] == -found[1].group.advantages[1] < 0
+    assert [scores["terms"]["total"] for scores in found[1].scores] == [0.0, 3.0]
+    assert found[3].reason == "sample s3, reply 0: d_t is -1.0, not in [0, inf)"
+    assert "no such words" in found[4].reason
 
 
 # --- weights ----------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_a_request_that_nobody_takes_is_withdrawn(tmp_path, monkeypatch):
     assert take(run) == []
 
 
-@pytest.mark.parametrize("words", ["reward", "judge=1", "reward=0", "reward=-1", "rollout=auto", "reward=1.5"])
+@pytest.mark.parametrize("words", ["reward", "verifier=1", "reward=0", "reward=-1", "rollout=auto", "reward=1.5"])
 def test_what_is_no_number_of_a_role_is_refused(words):
     with pytest.raises(ValueError, match=f"'{words}'.*(role reward or rollout|whole number from 1)"):
         parse_scale([words])

@@ -7,16 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.experience.batch import (
-    MAX_REFUSED,
-    Batch,
-    Schedule,
-    make_groups,
-    make_shards,
-)
-from actors.experience.queues import ExperienceBoard, WeightsBoard
+from actors.experience.batch import MAX_REFUSED, Batch, Schedule
+from actors.experience.queues import ExperienceBoard, WeightsBoard, make_shards
+from actors.reward.verifier import make_groups
 from actors.runtime.messages import Reply, Request, Rollout, Shard, WeightsHandle
-from hatch_ray.data.order import SampleOrder
+from hatch_ray.data.store import SampleOrder
 
 
 def test_synchronous_schedule_takes_turns():

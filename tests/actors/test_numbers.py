@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.experience.batch import make_groups, make_shards
+from actors.experience.queues import make_shards
 from actors.learner.learner import Learner
+from actors.reward.verifier import make_groups
 from actors.runtime.messages import Reply, Request, Rollout
 from hatch_ray.config import make_config
 from hatch_ray.config_sections import RewardConfig
@@ -25,7 +26,7 @@ from hatch_ray.model.base import load_processor, part_checksum
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
 from hatch_ray.rewards.score import check_scores
-from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
+from hatch_ray.rewards.terms import RewardTarget, reward_weights, score_reply
 from tests.support.pictures import photo
 from tools.kept_batches import read_bad_batch
 from tools.replay import load_learner, replay_batch

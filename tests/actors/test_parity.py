@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.experience.batch import make_groups, make_shards
+from actors.experience.queues import make_shards
 from actors.learner.learner import Learner
+from actors.reward.verifier import make_groups
 from actors.rollout.engines import EnginePool
 from actors.rollout.prompts import PromptMaker
 from actors.runtime.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle

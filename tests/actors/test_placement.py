@@ -65,8 +65,8 @@ def test_shares_must_fit_on_one_node():
     assert shortage(roles, [{"CPU": 0.8}, {"CPU": 0.7}]) is None
 
 
-def test_judges_leave_the_gpu_nodes_to_those_who_need_them():
-    """Whatever the order of nodes: judges that may go anywhere do not take the CPU of the only GPU."""
+def test_reward_actors_leave_the_gpu_nodes_to_those_who_need_them():
+    """Whatever the order of nodes: reward actors that may go anywhere do not take the CPU of the only GPU."""
     gpu, plain = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}
     roles = [Need("reward_actors", 10, {"CPU": 0.1}), Need("rollout", 1, {"CPU": 1.0, "GPU": 1.0})]
     for nodes in ([gpu, plain], [plain, gpu]):

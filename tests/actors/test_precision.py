@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.experience.batch import make_shards
+from actors.experience.queues import make_shards
 from actors.learner.learner import Learner
 from hatch_ray.config import Config, ConfigError, make_config
 from tests.support.groups import make_batch

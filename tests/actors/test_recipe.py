@@ -1,5 +1,6 @@
 """Two stages of the recipe for real, in small. One run is left alone; another loses its driver in both stages, an
-engine, a judge and a learner worker: both end alike, to the last bit. (`make chaos` does that with all four stages.)
+engine, a reward actor and a learner worker: both end alike, to the last bit. (`make chaos` does that with all four
+stages.)
 """
 
 import json
@@ -35,8 +36,8 @@ STEPS = 8
 
 
 def words(run: Path, model: Path, *more: str) -> list[str]:
-    """One judge: of several, one that dies without work is noticed when it is given some, which these steps are too
-    short for. A batch of three leaves the first stage to one of two workers, which starts the sooner.
+    """One reward actor: of several, one that dies without work is noticed when it is given some, which these steps are
+    too short for. A batch of three leaves the first stage to one of two workers, which starts the sooner.
     """
     return [
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT, *ROOMS,
@@ -85,7 +86,7 @@ def without_driver(taught_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def without_sampling(without_driver, taught_model):
-    """That run, its command typed again, which then lost an engine at work, a judge, and once more its driver."""
+    """That run, its command typed again, which then lost an engine at work, a reward actor, and its driver again."""
     process = start(words(without_driver, taught_model, *ALONE))
     lose(process, without_driver, "RolloutEngine.generate", 1)
     lose(process, without_driver, "Verifier", 2)
@@ -106,7 +107,7 @@ def test_a_driver_dies_in_the_first_stage(without_driver):
     assert not (without_driver / "grpo").exists() and metrics(without_driver, "cold_start")
 
 
-def test_an_engine_and_a_judge_die_and_again_the_driver(without_sampling):
+def test_an_engine_and_a_reward_actor_die_and_again_the_driver(without_sampling):
     assert [row["what"] for row in rows_of(without_sampling / "recoveries.jsonl")] == ["rollout engine", "reward actor"]
     assert not (without_sampling / "grpo" / "model").exists()
 

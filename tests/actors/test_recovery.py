@@ -14,7 +14,7 @@ from actors.runtime.actor_set import Loss
 from actors.runtime.recovery import Recovery, WorkerDiedError, lost_part
 from actors.stages.grpo import GrpoRun
 from hatch_ray.config_sections import RecoveryConfig
-from hatch_ray.data.order import SampleOrder
+from hatch_ray.data.store import SampleOrder
 from hatch_ray.run_folder import RunFolder, read_jsonl
 
 LOST = Loss("rollout engine", "its process died", 1.5, 4)

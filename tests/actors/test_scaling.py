@@ -30,9 +30,9 @@ from hatch_ray.config_sections import DeadlinesConfig
 from hatch_ray.control import answer, ask, not_live, read_status
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.trace import write_trace
+from hatch_ray.rewards.terms import RewardTarget
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import PairPlan, Sample, View
-from hatch_ray.systems.hatch.score import RewardTarget
 from hatch_ray.systems.hatch.system import Hatch
 from tests.support.pictures import photo
 from tests.support.runs import TIMES

@@ -18,7 +18,7 @@ from actors.stages.sft import run_sft
 from actors.stages.supervised import check_finite
 from actors.stages.train_workers import stage_workers
 from hatch_ray.config import Config, make_config
-from hatch_ray.data.order import SampleOrder
+from hatch_ray.data.store import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.learning.trainer_state import make_optimizer

@@ -29,7 +29,7 @@ from hatch_ray.benchmarks.spar_scorers import (
     official,
     spld,
 )
-from hatch_ray.rewards.answer import score_answer
+from hatch_ray.rewards.terms import score_answer
 
 CHOICE, NUMBER, NUMBER_MV, VIEW = (
     "obj_spatial_relation_oo",

@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hatch_ray.data.images import (
-    image_hash,
-    load_depth,
-    load_image,
-    model_images,
-    save_depth,
-    save_image,
-    shrink,
-)
+from hatch_ray.data.images import image_hash, load_depth, load_image, save_depth, save_image, shrink
 from hatch_ray.data.markers import COLORS, box_stroke, draw_marks, point_radius
+from hatch_ray.data.store import model_images
 from hatch_ray.sample import Mark, Sample, View
 from tests.support.pictures import photo
 

@@ -27,7 +27,7 @@ from hatch_ray.geometry.se3 import as_transform, pose_error, relative
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
 from hatch_ray.protocol.response import parse_response
 from hatch_ray.protocol.values import parse_view_change
-from hatch_ray.rewards.answer import SCORERS
+from hatch_ray.rewards.terms import SCORERS
 from hatch_ray.sample import Mark, Sample
 
 SIX = [

@@ -24,10 +24,9 @@ from hatch_ray.learning.pasta import collect_pairs, make_targets
 from hatch_ray.learning.sft import pack_samples
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.protocol.prompt import gold_reply, sample_prompt
-from hatch_ray.rewards.answer import score_text
+from hatch_ray.rewards.terms import RewardTarget, score_reply, score_text
 from hatch_ray.sample import Sample
 from hatch_ray.systems.hatch.baselines import constant_replies, still_replies
-from hatch_ray.systems.hatch.score import RewardTarget, score_reply
 from tests.support.hatch import encoder_of, judged, total
 
 MARKS = {

@@ -16,11 +16,11 @@ from PIL import Image
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.config_sections import DataConfig, SparConfig
 from hatch_ray.data.build import build_dataset, build_splits
-from hatch_ray.data.images import load_depth, model_images, save_depth
+from hatch_ray.data.images import load_depth, save_depth
 from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.reader import check_spar
-from hatch_ray.data.store import read_dataset, read_scenes
+from hatch_ray.data.store import model_images, read_dataset, read_scenes
 from hatch_ray.geometry.overlap import PosedDepth, overlap_matrices
 from hatch_ray.learning.pasta import collect_pairs, compute_overlap
 from hatch_ray.protocol.prompt import gold_reply

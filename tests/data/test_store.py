@@ -17,13 +17,8 @@ from hatch_ray.data.build import build_dataset, build_splits
 from hatch_ray.data.check import check_root
 from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.data.rooms import Room
-from hatch_ray.data.store import (
-    DatasetWriter,
-    is_dataset,
-    read_dataset,
-    read_scenes,
-    sample_to_row,
-)
+from hatch_ray.data.store import is_dataset, read_dataset, read_scenes
+from hatch_ray.data.writer import DatasetWriter, sample_to_row
 from tests.support.datasets import write_dataset
 
 DATA = DataConfig(samples=24, heldout_samples=12, max_views=2, rooms=RoomsConfig(train_scenes=4, heldout_scenes=3))

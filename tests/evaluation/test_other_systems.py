@@ -15,7 +15,8 @@ from rich.console import Console
 from actors.stages.dry_run import describe
 from hatch_ray.config import Config, load_config, make_config, save_config
 from hatch_ray.config_sections import DataConfig, SftConfig
-from hatch_ray.data.store import DatasetWriter, read_dataset
+from hatch_ray.data.store import read_dataset
+from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.evaluation.findings import write_findings
 from hatch_ray.evaluation.heldout import read_rows, read_table, score_rows, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation

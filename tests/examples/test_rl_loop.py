@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from actors.experience.batch import make_groups, make_shards
+from actors.experience.queues import make_shards
 from actors.learner.learner import Learner
+from actors.reward.verifier import make_groups
 from actors.runtime.messages import Request, Sampling, StoredImage, StoredPatches
 from examples.rl_loop import Group, Policy, advantages, main, step_loss
 from hatch_ray.config import make_config

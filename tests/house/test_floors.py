@@ -18,8 +18,8 @@ FLOORS = (
     "hatch_ray.cluster_address hatch_ray.config_reference hatch_ray.data hatch_ray.model hatch_ray.planning "
     "hatch_ray.run_version",
     "hatch_ray.systems.base actors.runtime",
-    "hatch_ray.evaluation hatch_ray.learning actors.reward actors.weights",
-    "hatch_ray.benchmarks hatch_ray.report hatch_ray.systems.hatch actors.rollout",
+    "hatch_ray.evaluation hatch_ray.learning actors.weights",
+    "hatch_ray.benchmarks hatch_ray.report hatch_ray.systems.hatch actors.reward actors.rollout",
     "hatch_ray.ablation actors.experience serve",
     "actors.learner",
     "actors.stages",

@@ -1,4 +1,4 @@
-"""A process imports what its role needs: every judge that loaded torch would cost seconds and hundreds of megabytes."""
+"""A process imports what its role needs: a reward actor with torch would cost seconds and hundreds of megabytes."""
 
 from __future__ import annotations
 

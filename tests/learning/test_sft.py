@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hatch_ray.config_sections import GrpoConfig, ModelConfig, SftConfig
-from hatch_ray.data.order import SampleOrder, stage_steps
+from hatch_ray.data.store import SampleOrder, stage_steps
 from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss, share_by_task
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.model.logprobs import ReplyScorer

@@ -48,7 +48,7 @@ def test_nothing_is_ever_negative_or_busier_than_always(cost, work, where):
     assert all(plan.phases[name] >= plan.network[name] * (1 - 1e-9) for name in plan.network)
 
 
-@given(costs, works, st.none() | nodes, st.sampled_from(["engines", "judges"]), few)
+@given(costs, works, st.none() | nodes, st.sampled_from(["engines", "reward_actors"]), few)
 def test_more_processes_are_never_slower(cost, work, where, role, more):
     larger = replace(work, sizes=replace(work.sizes, **{role: getattr(work.sizes, role) + more}))
     assert predict(cost, larger, where, HEAD).seconds <= predict(cost, work, where, HEAD).seconds * (1 + 1e-9)
@@ -96,7 +96,7 @@ def test_a_faster_machine_is_faster_only_where_it_computes(cost, speed):
 
 def test_the_two_modes_by_hand():
     cost = Costs(Line(reply=0.1), Line(reply=0.01), Line(reply=0.2), Line(group=0.05), 0.5, 0.3, 10, 10**6, 1, "m", 1)
-    work = Work(Sizes(groups=4, group_size=8, engines=2, judges=4, workers=2), 10**6, 10**6)
+    work = Work(Sizes(groups=4, group_size=8, engines=2, reward_actors=4, workers=2), 10**6, 10**6)
     plan = predict(cost, work)
     # sync 0.3, generate 16 x 0.1, reward 8 x 0.01, control 4 x 0.05, learn 16 x 0.2; prepare 4 x 0.5 lies beside it.
     assert plan.seconds == pytest.approx(0.3 + 1.6 + 0.08 + 0.2 + 3.2)

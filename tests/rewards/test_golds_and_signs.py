@@ -14,7 +14,7 @@ from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import TASKS
 from hatch_ray.data.spar.record import read_record
 from hatch_ray.protocol.values import OTHER_MINUSES, gold_fault, numbers_in
-from hatch_ray.rewards.answer import SCORERS, score_answer
+from hatch_ray.rewards.terms import SCORERS, score_answer
 from hatch_ray.sample import AnswerForm
 from tests.support.hostile import ODD
 from tests.support.spar_tree import record

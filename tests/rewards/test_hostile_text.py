@@ -21,10 +21,9 @@ from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.prompt import Mode, gold_reply
 from hatch_ray.protocol.response import MAX_ANSWER_CHARS, MAX_REPLY_CHARS, _cut, parse_response
 from hatch_ray.protocol.values import LETTER, numbers_in, parse_box
-from hatch_ray.rewards.answer import SCORERS, score_answer
 from hatch_ray.rewards.score import Score, check_scores
+from hatch_ray.rewards.terms import SCORERS, RewardTarget, reward_weights, score_answer, score_reply
 from hatch_ray.sample import AnswerForm
-from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
 from tests.support.hostile import ANSWERS, GIANTS, GOLD, MILLION, ODD, TAGS, action, answer, hostile_reply, target_of
 
 REWARD = RewardConfig()

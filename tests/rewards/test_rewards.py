@@ -9,19 +9,20 @@ from hypothesis import strategies as st
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.protocol.prompt import format_plans
-from hatch_ray.rewards.answer import (
+from hatch_ray.rewards.terms import (
     SCORERS,
+    RewardTarget,
     mean_relative_accuracy,
     score_answer,
     score_box,
     score_camera_motion,
     score_letter,
     score_number,
+    score_reply,
     score_text,
     score_view_change,
 )
 from hatch_ray.sample import ActionFrame, PairPlan
-from hatch_ray.systems.hatch.score import RewardTarget, score_reply
 from tests.support.hatch import total
 
 REWARD = RewardConfig()

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from hatch_ray.data.store import DatasetWriter
+from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.sample import Sample, View
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from actors.experience.batch import make_groups
+from actors.reward.verifier import make_groups
 from actors.runtime.messages import Reply, Request, Rollout, StoredImage, StoredPatches
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import load_processor

@@ -11,8 +11,8 @@ from hatch_ray.evaluation.heldout import Row, score_rows
 from hatch_ray.learning.sft import SampleEncoder
 from hatch_ray.protocol.prompt import Mode
 from hatch_ray.rewards.score import TOTAL, Score
+from hatch_ray.rewards.terms import reward_weights
 from hatch_ray.sample import Sample
-from hatch_ray.systems.hatch.score import reward_weights
 from hatch_ray.systems.hatch.system import Hatch
 
 

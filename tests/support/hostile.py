@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from hatch_ray.config_sections import RewardConfig
 from hatch_ray.protocol.prompt import Mode
 from hatch_ray.protocol.response import MAX_ANSWER_CHARS, MAX_BLOCK_CHARS, MAX_REPLY_CHARS
+from hatch_ray.rewards.terms import RewardTarget, score_reply
 from hatch_ray.sample import ActionFrame, AnswerForm, PairPlan
-from hatch_ray.systems.hatch.score import RewardTarget, score_reply
 
 ODD = (
     "<action>", "</action>", "<think>", "</think>", "<answer>", "</answer>", "<answer/>", "< answer>", "<ANSWER>",

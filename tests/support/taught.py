@@ -8,8 +8,7 @@ import torch
 
 from hatch_ray.config import make_config
 from hatch_ray.data.build import build_dataset
-from hatch_ray.data.images import model_images
-from hatch_ray.data.store import read_dataset
+from hatch_ray.data.store import model_images, read_dataset
 from hatch_ray.model.base import load_model, load_processor, save_model
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import pack

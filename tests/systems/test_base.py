@@ -16,12 +16,12 @@ from hatch_ray.sample import Sample
 from hatch_ray.systems.base import Stage
 
 
-def test_a_sample_that_the_system_cannot_judge_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_sample_that_the_system_cannot_reward_is_refused_before_anything_starts(tmp_path: Path) -> None:
     own = make_config({"system": "examples.brighter:Brighter", "data": {"samples": 3, "heldout_samples": 3}})
     for split in ("train", "heldout"):
         Brighter(own).build("data", split, tmp_path / "data" / split)
     config = make_config({"data": {"root": str(tmp_path / "data")}, "run_dir": str(tmp_path / "run")})
-    with pytest.raises(ConfigError, match="sample pair0 has the answer form 'photo'; the system hatch judges letter"):
+    with pytest.raises(ConfigError, match="sample pair0 has the answer form 'photo'; the system hatch rewards letter"):
         load_datasets(config, RunFolder(tmp_path / "run"), Console(quiet=True))
 
 

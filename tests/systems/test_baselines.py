@@ -14,7 +14,7 @@ from hatch_ray.config_sections import RewardConfig
 from hatch_ray.evaluation.heldout import score_rows
 from hatch_ray.geometry.actions import compose
 from hatch_ray.geometry.se3 import pose_error
-from hatch_ray.rewards.answer import score_answer
+from hatch_ray.rewards.terms import score_answer
 from hatch_ray.sample import ActionFrame, PairPlan
 from hatch_ray.systems import system_of
 from hatch_ray.systems.hatch.baselines import _atoms, _PairSet, best_constant_answer, best_constant_plan

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from hatch_ray.config_sections import DataConfig, RoomsConfig, SparConfig
 from hatch_ray.data.build import build_dataset, build_splits
 from hatch_ray.data.spar.layout import TASKS
-from hatch_ray.data.store import read_dataset, sample_to_row
+from hatch_ray.data.store import read_dataset
+from hatch_ray.data.writer import sample_to_row
 from hatch_ray.geometry.view_change import Convention, view_change
 from hatch_ray.sample import Mark, Sample
 from tests.support.datasets import write_dataset

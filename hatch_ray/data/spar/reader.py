@@ -21,7 +21,7 @@ from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record, read_record
 from hatch_ray.data.spar.stored import spar_scenes
 from hatch_ray.data.spar.views import SceneViews, has_rgbd
-from hatch_ray.data.store import DatasetWriter
+from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.geometry.convention import Convention
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import Sample, View

@@ -18,8 +18,7 @@ from hatch_ray.config_sections import RewardConfig
 from hatch_ray.geometry.actions import compose
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.protocol.values import VIEW_DIMENSIONS, numbers_in, parse_view_change
-from hatch_ray.rewards.action import score_pair
-from hatch_ray.rewards.answer import score_answer
+from hatch_ray.rewards.terms import score_answer, score_pair
 from hatch_ray.sample import Atom, PairPlan, Sample
 
 Slot = tuple[int, int, int]

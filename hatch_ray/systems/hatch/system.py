@@ -11,10 +11,10 @@ from hatch_ray.protocol.grammar import reply_grammar
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
 from hatch_ray.protocol.response import Response, parse_response
 from hatch_ray.rewards.score import Score
+from hatch_ray.rewards.terms import RewardTarget, reward_weights, score_reply
 from hatch_ray.sample import ANSWER_FORMS, Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
 from hatch_ray.systems.hatch.config import HatchConfig
-from hatch_ray.systems.hatch.score import RewardTarget, reward_weights, score_reply
 from hatch_ray.systems.words import Shown, Words
 
 if TYPE_CHECKING:
