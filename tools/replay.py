@@ -17,8 +17,7 @@ import torch
 import typer
 
 from actors.learner.bad_batches import BadBatch
-from actors.learner.learner import Learner, TokenTerms
-from actors.learner.microbatches import Row, split_rows
+from actors.learner.learner import Learner, Row, TokenTerms, split_rows
 from hatch_ray.cli import run_command
 from hatch_ray.learning.workers import Workers
 from hatch_ray.storage import for_service, local_run

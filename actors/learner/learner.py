@@ -1,59 +1,42 @@
-"""The GRPO learner: one worker's policy, reference and optimizer, and one update of them."""
+"""The GRPO learner: one update of a worker's policy, from a shard of groups to the optimizer's step.
+
+A shard is cut into micro-batches, what is computed in one pass: whole groups, or parts of one, up to a token budget.
+"""
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import ray
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from actors.learner.bad_batches import BadBatch, write_bad_batch
-from actors.learner.microbatches import Row, split_rows
-from actors.runtime.messages import Group, Probe, ProbeScores, Request, Shard, StoredImage
-from actors.weights.probe_scores import score_probe
-from actors.weights.publish import learned_parts, only_learned
-from hatch_ray.config import Config
-from hatch_ray.config_sections import Precision
-from hatch_ray.disk import when_there_is_room
+from actors.learner.policy import Policy
+from actors.runtime.messages import Group, Reply, Shard
 from hatch_ray.learning.grpo import TokenLoss, grpo_loss
-from hatch_ray.learning.trainer_state import (
-    TrainerState,
-    copied,
-    load_state,
-    make_optimizer,
-    take_state,
-    write_numbers,
-    write_shards,
-    write_state,
-)
-from hatch_ray.learning.workers import Workers, final_weights, frozen_checksum, save_trained, whole, write_weights
-from hatch_ray.model.base import (
-    banned_token_ids,
-    eos_token_ids,
-    load_processor,
-    recompute_activations,
-    set_trainable,
-)
-from hatch_ray.model.fast_vision import speed_up_vision
-from hatch_ray.model.logprobs import ReplyScorer
+from hatch_ray.learning.workers import whole
 from hatch_ray.model.packing import PackedBatch, pack
-from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
-from hatch_ray.run_folder import RunFolder
+from hatch_ray.model.prompt_tokens import Prompt
 
 MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
 """Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
-BAD_IN_A_ROW = "bad_in_a_row"
-"""In a checkpoint's numbers: how many of the last steps were skipped."""
 SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
 """Metrics summed over tokens, then over workers, then divided by the step's tokens."""
+PATCHES_PER_TOKEN = 4
+"""Patches that the encoder's merger makes one token of."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some replies of one group, as they enter a forward pass: prompt, replies, their advantages."""
+
+    prompt: Prompt
+    replies: tuple[Reply, ...]
+    advantages: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -69,70 +52,8 @@ class TokenTerms:
     loss: TokenLoss
 
 
-def size(batch: PackedBatch) -> int:
-    """Tokens of a micro-batch."""
-    return batch.input_ids.shape[1]
-
-
-class Learner:
-    """One worker's policy, reference and optimizer; `update` is one GRPO step. Runs with or without other workers.
-
-    `run` is the run's folder (config.run_dir where it is not given): bad batches are kept below it. `bad_in_a_row`
-    counts the last steps that were skipped. Where the model is in shards (`workers.sharded`), all workers call each
-    method that computes with it or reads it, at the same time.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        model: str | Path,
-        steps: int,
-        workers: Workers | None = None,
-        run: str | Path | None = None,
-    ) -> None:
-        grpo = config.grpo
-        self.config = config
-        self.workers = workers or Workers(config.learner)
-        self.device = self.workers.device
-        self.first_model, self.run = str(model), RunFolder(run or config.run_dir)
-        self.bad_in_a_row = 0
-        self.processor = load_processor(model, config.model.max_pixels)
-        self._processor_to_save: Any = None
-        learner = config.learner
-        self.model = self._load(model, learner.compute if config.model.lora_rank else learner.master).train()
-        set_trainable(self.model, grpo.trainable)
-        recompute_activations(self.model, learner.recompute, self.device)
-        banned = banned_token_ids(
-            self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
-        )
-        self.reference: ReplyScorer | None = None
-        if config.model.lora_rank:
-            from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
-
-            add_lora(self.model, config.model.lora_rank)
-        elif grpo.beta:
-            frozen = self._load(model, learner.compute).requires_grad_(False)
-            self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
-            self.workers.shard(self.reference, offload=learner.offload_reference)
-        self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
-        self.wrapped = self.workers.wrap(self.scorer, ["distributions"])
-        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.learned_parts = learned_parts(self.model)
-        self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
-
-    def _load(self, folder: str | Path, dtype: Precision) -> Any:
-        model = self.workers.load(folder, dtype)
-        speed_up_vision(model, self.device)
-        return model
-
-    def learned_weights(self) -> dict[str, torch.Tensor]:
-        """What an engine needs to become this version: the parts in which something learns, in the engine's dtype."""
-        learned = only_learned(final_weights(self.model), self.learned_parts)
-        return self.workers.gathered(learned, self.config.rollout.dtype)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The full state dict: adapters merged, the head included. Of a sharded model on rank 0 alone."""
-        return self.workers.gathered(final_weights(self.model))
+class Learner(Policy):
+    """A policy and its training; `update` is one GRPO step. Runs with or without other workers."""
 
     def update(self, shard: Shard) -> dict[str, float]:
         """Train on one shard. Returns the step's metrics, equal on all workers and finite.
@@ -240,8 +161,8 @@ class Learner:
     ) -> bool:
         """Keep the batch, let the schedule go on, and end the run over budget. Returns whether the batch was kept."""
         self.bad_in_a_row += 1
-        rank, gradients = self.workers.rank, [(name, p.grad) for name, p in self._learning_by_name().items()]
-        learning = self.workers.gathered(self._learning_by_name())
+        rank, gradients = self.workers.rank, [(name, p.grad) for name, p in self.learning_by_name().items()]
+        learning = self.workers.gathered(self.learning_by_name())
         batch = BadBatch(
             step=shard.step + 1,
             rank=rank,
@@ -280,28 +201,6 @@ class Learner:
             )
         return kept
 
-    @torch.no_grad()
-    def reference_logprobs(self, packed: list[PackedBatch]) -> list[torch.Tensor | None]:
-        """The reference's log-probabilities of each micro-batch, (N,) each; None where grpo.beta is 0."""
-        if not self.config.grpo.beta:
-            return [None] * len(packed)
-        if self.reference is None:
-            from hatch_ray.model.lora import without_lora
-
-            with without_lora(self.model):
-                return [self.scorer(batch)[0] for batch in packed]
-        moves = self.config.learner.offload_reference and not self.workers.sharded
-        if moves:
-            self.reference.to(self.device)
-        found: list[torch.Tensor | None] = [self.reference(batch)[0] for batch in packed]
-        if moves:
-            self.reference.to("cpu")
-        return found
-
-    def frozen_checksum(self) -> str:
-        """Of what grpo.trainable leaves as it is, this worker's part; empty where that is nothing."""
-        return frozen_checksum(self.model, self.config.grpo.trainable)
-
     def _check_agreement(self, shard: Shard, gap: float) -> None:
         """At equal weights the two engines must agree, or every gradient is wrong without a word."""
         fresh = all(group.rollout.version == shard.step for group in shard.groups)
@@ -314,7 +213,7 @@ class Learner:
 
     def prompt(self, group: Group) -> Prompt:
         """The tokens and patches of a group's prompt; the driver has processed its images."""
-        prompt = self._prompt(group.request)
+        prompt = self.tokenized(group.request)
         if len(prompt.token_ids) != group.rollout.prompt_tokens:
             raise RuntimeError(
                 f"grpo: the prompt of {group.request.id} has {len(prompt.token_ids)} tokens here and "
@@ -322,63 +221,70 @@ class Learner:
             )
         return prompt
 
-    def score_probe(self, probe: Probe, version: int, with_blank: bool = False) -> ProbeScores:
-        """What an engine with the present weights must answer; `with_blank`: to grey images too."""
-        blank = self._prompt(probe.blank) if with_blank else None
-        return score_probe(self.scorer, probe, self._prompt(probe.request), blank, version, self.config.precision)
-
-    def _prompt(self, request: Request) -> Prompt:
-        return tokenize_prompt(self.processor, request.prompt, [self._image(image) for image in request.images])
-
-    def _image(self, image: StoredImage) -> ImagePatches:
-        if image.patches is None:
-            raise ValueError(f"image {image.hash} came without patches; make its request with for_learner=True")
-        with warnings.catch_warnings():  # the patches are read where they lie, in the object store
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            pixels = torch.from_numpy(ray.get(image.patches.ref, timeout=60))
-        return ImagePatches(pixels, image.patches.grid, image.hash)
-
     def packed(self, rows: list[Row]) -> PackedBatch:
         """A micro-batch as the scorer takes it, on the learner's device."""
         replies = [[reply.token_ids for reply in row.replies] for row in rows]
         shared = self.config.grpo.shared_prefix
         return pack(self.model, [row.prompt for row in rows], replies, shared).to(self.device)
 
-    def save(self, out: Path, first: str | Path) -> None:
-        """The policy as a Hugging Face folder; with LoRA the merged weights in a model like `first`."""
-        save_trained(self.workers, self.model, first, self.config.learner.master, self.processor, out)
 
-    def snapshot(self, first: str | Path) -> Callable[[Path], None]:
-        """Copy weights and state in memory; what is returned writes them into a checkpoint's folder, in any thread."""
-        if self._processor_to_save is None:  # a fast tokenizer may not be used by two threads at once
-            self._processor_to_save = copy.deepcopy(self.processor)
-        weights, state, processor = copied(self.weights()), self.state(), self._processor_to_save
-        master = self.config.learner.master
+def split_rows(
+    prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int, shared: bool = True
+) -> list[list[Row]]:
+    """Batches of at most `token_budget` tokens: whole groups, as many as fit; a group that alone is longer is cut into
+    parts that fit, each with the prompt again and at least one reply. shared=False counts a prompt for every reply.
 
-        def write(folder: Path) -> None:
-            write_weights(weights, self.model, first, master, processor, folder / "model")
-            write_state(state, folder)
+    The image encoder's work on an image's patches counts as much as the image's tokens do, once for each image.
 
-        return write
+    Attention pads to the longest prompt and reply of a batch, so a batch is also full when its replies would hold more
+    than G times as many padded keys as it may have tokens: one long prompt takes few short ones along.
+    """
+    batches: list[list[Row]] = []
+    for prompt, group in zip(prompts, groups, strict=True):
+        size = len(group.rollout.replies)
+        for row in _parts(prompt, group, token_budget, shared):
+            joined = [*batches[-1], row] if batches else [row]
+            fits = sum(row_tokens(r, shared) for r in joined) + encoded_tokens(joined) <= token_budget
+            if not batches or not fits or padded_keys(joined) > size * token_budget:
+                batches.append([])
+            batches[-1].append(row)
+    return batches
 
-    def write_together(self, folder: Path, first: str | Path) -> None:
-        """Write a checkpoint's content: each worker of a sharded model its part, rank 0 the model for the engines."""
-        numbers = write_shards(folder, self._learning_by_name(), self.optimizer, self.scheduler)
-        self.save(folder / "model", first)
-        if self.workers.first:
-            numbers |= {BAD_IN_A_ROW: self.bad_in_a_row}
-            when_there_is_room(folder, lambda: write_numbers(numbers, folder))
 
-    def _learning_by_name(self) -> dict[str, torch.Tensor]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+def row_tokens(row: Row, shared: bool = True) -> int:
+    """Tokens of a row: its prompt once, or once a reply, and its replies."""
+    prompts = 1 if shared else len(row.replies)
+    return prompts * len(row.prompt.token_ids) + sum(len(reply.token_ids) for reply in row.replies)
 
-    def state(self) -> TrainerState:
-        """A copy of what a resumed run needs beside the step (the order of the data follows from it)."""
-        state = take_state(self._learning_by_name(), self.optimizer, self.scheduler)
-        state.numbers[BAD_IN_A_ROW] = self.bad_in_a_row
-        return state
 
-    def load(self, folder: Path) -> None:
-        """Take over the state in a checkpoint's folder, whatever number of workers wrote it."""
-        numbers = load_state(folder, self._learning_by_name(), self.optimizer, self.scheduler)
-        self.bad_in_a_row = numbers[BAD_IN_A_ROW]
+def encoded_tokens(rows: Sequence[Row]) -> int:
+    """Image tokens that the encoder makes for a batch; an image that is shown several times is encoded once."""
+    images = {image.key or id(image): image for row in rows for image in row.prompt.images}
+    merged = sum(math.prod(image.grid) for image in images.values())
+    return merged // PATCHES_PER_TOKEN
+
+
+def padded_keys(rows: Sequence[Row]) -> int:
+    """Keys that the replies of a batch attend to, all padded to the longest prompt and reply."""
+    replies = [reply for row in rows for reply in row.replies]
+    longest = max(len(reply.token_ids) for reply in replies)
+    return len(replies) * (max(len(row.prompt.token_ids) for row in rows) + longest)
+
+
+def _parts(prompt: Prompt, group: Group, token_budget: int, shared: bool) -> list[Row]:
+    parts: list[list[int]] = []
+    room = 0
+    for index, reply in enumerate(group.rollout.replies):
+        size = len(reply.token_ids) + (0 if shared else len(prompt.token_ids))
+        if not parts or size > room:
+            parts.append([])
+            room = token_budget - (len(prompt.token_ids) if shared else 0)
+        parts[-1].append(index)
+        room -= size
+    replies, advantages = group.rollout.replies, group.advantages
+    return [Row(prompt, tuple(replies[i] for i in part), tuple(float(advantages[i]) for i in part)) for part in parts]
+
+
+def size(batch: PackedBatch) -> int:
+    """Tokens of a micro-batch."""
+    return batch.input_ids.shape[1]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import actors.stages.fit
 from actors.experience.queues import make_shards
-from actors.learner.learner import Learner
-from actors.learner.microbatches import padded_keys, split_rows
+from actors.learner.learner import Learner, padded_keys, split_rows
 from actors.reward.verifier import RewardActors, Verifier
 from actors.rollout.prompts import PromptMaker
 from actors.runtime.messages import Group, Reply, Request, Rollout
