@@ -195,7 +195,7 @@ class _Builder:
 
     def _make(self, task: Task, scene: Scene, views: SceneViews, draw: list[int]) -> None:
         rng = np.random.default_rng(draw)
-        chosen = views.draw(max(task.fewest_views, min(task.views, self.data.max_views)), rng)
+        chosen = views.draw(min(task.views, max(2, self.data.max_views)), rng)
         question = task.make(chosen, rng)
         # A task that has several of the formats asked for gives them in turn.
         formats = self.formats[task.name]

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import trimesh
+from trimesh.util import append_faces
 
 from hatch_ray.data.room_furniture import Furniture, furnish, wall_parts
 from hatch_ray.data.room_paint import Paint
@@ -112,18 +113,7 @@ class Room:
         direction = (rays_P3 @ self.poses[:, :3, :3].transpose(0, 2, 1)).astype(np.float32).reshape(-1, 3)
         origin = np.repeat(self.poses[:, :3, 3].astype(np.float32), len(rays_P3), axis=0)
         parts = wall_parts(self.size, o.wall_height) + [part for item in self._furniture for part in item.parts]
-        mesh = trimesh.Trimesh(
-            vertices=np.concatenate([part.vertices for part in parts]),
-            faces=np.concatenate(
-                [
-                    part.faces + offset
-                    for part, offset in zip(
-                        parts, np.cumsum([0] + [len(part.vertices) for part in parts[:-1]]), strict=True
-                    )
-                ]
-            ),
-            process=False,
-        )
+        mesh = trimesh.Trimesh(*append_faces([p.vertices for p in parts], [p.faces for p in parts]), process=False)
         triangles = mesh.triangles
         corner = triangles[:, 0]
         normal = np.cross(triangles[:, 1] - corner, triangles[:, 2] - corner)

@@ -51,10 +51,6 @@ class Target:
     object_id: int
     name: str
 
-    def phrase(self, mark: str) -> str:
-        """How a question names it, e.g. phrase("red point") = "green chair (red point, image 0)"."""
-        return f"{self.name} ({mark}, image {self.view})" if self.name else f"{mark} in image {self.view}"
-
 
 def to_camera(pose: np.ndarray, point: np.ndarray) -> np.ndarray:
     """World point(s) (..., 3) in the camera's frame."""
