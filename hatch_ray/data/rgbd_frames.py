@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hatch_ray.data.camera_files import FrameRefused, check_grid, load_pose
+from hatch_ray.data.camera_files import check_grid, load_pose
 from hatch_ray.data.images import load_depth, load_stored, upright
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scene import Frame, SceneObject
 from hatch_ray.geometry.agreement import PLAUSIBLE_MEDIAN_M
 from hatch_ray.geometry.convention import AS_OURS, Convention, scale_intrinsics
@@ -65,7 +66,7 @@ class RgbdScene:
         return len(self._frames)
 
     def frame(self, index: int) -> Frame:
-        """Frame `index` in order of time. Raises FrameRefused (a ValueError) when it cannot be used."""
+        """Frame `index` in order of time. Raises Refusal (a ValueError) when it cannot be used."""
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
@@ -73,14 +74,14 @@ class RgbdScene:
         self._remember(index, frame)
         return frame
 
-    def drop_bad_frames(self) -> list[FrameRefused]:
+    def drop_bad_frames(self) -> list[Refusal]:
         """Load every frame once, keep those that can be used, return why the others cannot."""
         kept: list[FrameFiles] = []
-        refused: list[FrameRefused] = []
+        refused: list[Refusal] = []
         for files in self._frames:
             try:
                 self._remember(len(kept), load_frame(files, self._recording, self._size))
-            except FrameRefused as refusal:
+            except Refusal as refusal:
                 refused.append(refusal)
             else:
                 kept.append(files)
@@ -97,30 +98,30 @@ class RgbdScene:
 def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> Frame:
     """Load and check one frame. A photo that EXIF turns is turned, and with it depth, intrinsics and pose.
 
-    Raises FrameRefused naming the file: missing or unreadable file, broken pose, no depth, implausible units,
+    Raises Refusal naming the file: missing or unreadable file, broken pose, no depth, implausible units,
     intrinsics of another image size, colour and depth that do not lie alike.
     """
     convention = recording.convention
     pose = load_pose(files.pose, convention)
     for path, what in ((files.depth, "depth"), (files.color, "colour")):
         if not path.is_file():
-            raise FrameRefused(f"missing {what}", f"{path} does not exist")
+            raise Refusal(f"missing {what}", f"{path} does not exist")
     try:
         depth = load_depth(files.depth) * np.float32(convention.depth)
     except ValueError as error:
-        raise FrameRefused("unreadable depth", str(error)) from None
+        raise Refusal("unreadable depth", str(error)) from None
     valid = depth[depth > 0]
     if valid.size < MIN_VALID_DEPTH * depth.size:
-        raise FrameRefused("no valid depth", f"{files.depth} has readings in {valid.size} of {depth.size} pixels")
+        raise Refusal("no valid depth", f"{files.depth} has readings in {valid.size} of {depth.size} pixels")
     median = float(np.median(valid))
     if not PLAUSIBLE_MEDIAN_M[0] <= median <= PLAUSIBLE_MEDIAN_M[1]:
-        raise FrameRefused(
+        raise Refusal(
             "implausible depth units", f"{files.depth} has a median depth of {median:.3g} m; depth must be millimetres"
         )
     try:
         image, orientation = load_stored(files.color, str(files.color))
     except ValueError as error:
-        raise FrameRefused("unreadable colour", str(error)) from None
+        raise Refusal("unreadable colour", str(error)) from None
     height, width = depth.shape
     depth_k = convention.intrinsics(recording.depth_intrinsics, width, height, (image.width,))
     check_grid(depth_k, width, height, f"depth image {files.depth}")
@@ -145,19 +146,19 @@ def _lie_alike(image: Image.Image, orientation: int, depth: np.ndarray, files: F
     """The colour image on depth's side, and the quarter turns that both still need to be upright.
 
     As stored both lie alike: they are turned together. The photo is turned and depth is not: it is made upright, and
-    both are. Raises FrameRefused where neither is plain.
+    both are. Raises Refusal where neither is plain.
     """
     if image.width == image.height or depth.shape[0] == depth.shape[1]:
         if orientation == 1:
             return image, 0
-        raise FrameRefused("colour stored turned", _turned(files, orientation, "a square does not tell"))
+        raise Refusal("colour stored turned", _turned(files, orientation, "a square does not tell"))
     across = depth.shape[1] > depth.shape[0]
     if orientation != 1 and orientation not in QUARTER_TURNS:
-        raise FrameRefused("colour stored turned", _turned(files, orientation, "it is not a quarter turn"))
+        raise Refusal("colour stored turned", _turned(files, orientation, "it is not a quarter turn"))
     if (image.width > image.height) == across:
         return image, QUARTER_TURNS.get(orientation, 0)
     if orientation == 1:
-        raise FrameRefused(
+        raise Refusal(
             "colour turned against depth",
             f"{files.color} is {image.width} x {image.height}, its depth {depth.shape[1]} x {depth.shape[0]}; turn one "
             "of them, with its intrinsics",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from hatch_ray.config import ConfigError
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.geometry_check import check_geometry, refuse_misread
 from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, gold_plans
-from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
+from hatch_ray.data.refusals import BadRows, Refusal
 from hatch_ray.data.spar.hub import HubRows
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.layout import FORMATS, SOURCES, SPLITS, UP, chosen_tasks, heldout, space_of, spar_folder
@@ -57,33 +57,6 @@ def check_spar(data: DataConfig, stages: list[str]) -> None:
         )
 
 
-class Rows(Protocol):
-    """Where records come from: a tree on disk or a stream."""
-
-    rgbd: bool
-    """Whether views have depth and poses."""
-
-    def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        """(where, source, format, record) of the rows that may be used, in random order."""
-        ...
-
-    def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
-        """The record's views, written below the dataset's folder. Raises RowRefused."""
-        ...
-
-    def scene(self, source: str, record: Record) -> str:
-        """The name of the record's scene, which no other scene has."""
-        ...
-
-    def check(self) -> None:
-        """Raise ValueError where poses, depth and intrinsics of the views so far do not fit each other."""
-        ...
-
-    def summary(self) -> dict[str, Any]:
-        """What was read and left out."""
-        ...
-
-
 def build_spar(
     data: DataConfig, seed: int, split: Split, out: str | Path, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -94,9 +67,7 @@ def build_spar(
     """
     wanted = data.samples if split == "train" else data.heldout_samples
     with DatasetWriter(out) as writer:
-        rows: Rows = (
-            HubRows(data, seed, split, writer.folder) if data.spar.hub else TreeRows(data, seed, split, writer.folder)
-        )
+        rows = (HubRows if data.spar.hub else TreeRows)(data, seed, split, writer.folder)
         made: Counter[str] = Counter()
         sources: Counter[str] = Counter()
         residuals = 0
@@ -109,7 +80,7 @@ def build_spar(
                 record = read_record(raw, form)
                 views = rows.views(source, raw, record)
                 sample = _sample(record, source, rows.scene(source, record), views, len(writer), seed)
-            except RowRefused as refusal:
+            except Refusal as refusal:
                 bad.add(refusal, where)
             else:
                 writer.add(sample)
@@ -153,7 +124,7 @@ def _sample(record: Record, source: str, scene: str, views: tuple[View, ...], nu
     try:
         plans = gold_plans([as_transform(pose) for pose in known], UP) if len(known) == len(views) else ()
     except ValueError as error:
-        raise RowRefused("no_gold_actions", str(error)) from None
+        raise Refusal("no_gold_actions", str(error)) from None
     return Sample(
         id=f"{record.id or record.scene}-{record.task}-{record.format}-{number:06d}".replace("/", "_"),
         scene=scene,
@@ -176,7 +147,7 @@ def _sample(record: Record, source: str, scene: str, views: tuple[View, ...], nu
 
 
 class TreeRows:
-    """Rows of the published tree, through its index."""
+    """Rows of the published tree, through its index. rgbd: whether views have depth and poses."""
 
     def __init__(self, data: DataConfig, seed: int, split: Split, folder: Path) -> None:
         assert data.root is not None
@@ -194,33 +165,31 @@ class TreeRows:
         self.counts: dict[str, int] = {"rows_indexed": len(self.index)}
 
     def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        """Every row that may be used, once, in an order given by the seed and the split."""
+        """(where, source, format, record) of every row that may be used, in an order by the seed and the split."""
         rows = self._candidates()
         order = np.random.default_rng([self.seed, self.split == "heldout"]).permutation(len(rows))
         for position in order:
             row = int(rows[position])
             entry = self.index.rows[row]
-            yield (
-                self.index.where(row),
-                SOURCES[entry["source"]],
-                FORMATS[entry["format"]],
-                self.index.record(row),
-            )
+            source, form = SOURCES[entry["source"]], FORMATS[entry["format"]]
+            yield self.index.where(row), source, form, self.index.record(row)
 
     def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
+        """The record's views, with files below the dataset's folder. Raises Refusal."""
         depths = record.depths or (None,) * len(record.images)
         return tuple(self._views.view(source, image, depth) for image, depth in zip(record.images, depths, strict=True))
 
     def scene(self, source: str, record: Record) -> str:
+        """The name of the record's scene, which no other scene has."""
         return self._views.scene_name(source, record.scene)
 
     def check(self) -> None:
         """Some scenes were looked at when the tree was opened."""
 
     def summary(self) -> dict[str, Any]:
-        return {
-            "root": str(self.data.root), **self.counts, "geometry": self.geometry, "refused_lines": self.index.refused,
-        }  # fmt: skip
+        """What was read and left out."""
+        found = {"geometry": self.geometry, "refused_lines": self.index.refused}
+        return {"root": str(self.data.root), **self.counts, **found}
 
     def _candidates(self) -> np.ndarray:
         """Numbers of the rows of this split that the config asks for, without copies of the same line."""
@@ -255,7 +224,6 @@ class TreeRows:
         return numbers[np.sort(first)]
 
 
-def _among(column: np.ndarray, names: list[str] | tuple[str, ...], wanted: list[Any]) -> np.ndarray:
+def _among(column: np.ndarray, names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     """Which entries' numbers stand for a wanted name."""
-    flags = np.array([name in wanted for name in names], dtype=bool)
-    return flags[column] if len(flags) else np.zeros(len(column), dtype=bool)
+    return np.isin(column, [number for number, name in enumerate(names) if name in wanted])

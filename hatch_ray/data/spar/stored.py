@@ -8,22 +8,19 @@ from pathlib import Path
 from hatch_ray.data.camera_files import read_pose
 from hatch_ray.data.geometry_check import StoredScene, evenly
 from hatch_ray.data.images import image_size, load_depth
-from hatch_ray.data.spar.layout import COLOR_FOLDERS, beside
+from hatch_ray.data.spar.layout import BESIDE_COLOR, COLOR_FOLDERS, beside
 from hatch_ray.data.spar.views import depth_in_metres, pose_in_metres, stored_intrinsics
 from hatch_ray.geometry.agreement import StoredView
-
-POSES = {"image_color": "pose", "video_color": "video_pose"}
 
 
 def spar_scenes(root: Path, sources: Sequence[str]) -> list[StoredScene]:
     """Some scenes with poses below the sources' images/, one entry a colour folder. root: the folder of the sources."""
     places = [
-        (images, place, source)
+        (root / source / "images", place, source)
         for source in sources
-        for images in (root / source / "images",)
         for folder in COLOR_FOLDERS
-        for place in sorted([*images.glob(f"*/{folder}"), *images.glob(f"*/*/{folder}")])
-        if (place.parent / POSES[folder]).is_dir()
+        for place in sorted(path for depth in ("*", "*/*") for path in root.glob(f"{source}/images/{depth}/{folder}"))
+        if (place.parent / BESIDE_COLOR[folder, "pose"]).parent.is_dir()
     ]
     return [_scene(*place) for place in evenly(places)]
 

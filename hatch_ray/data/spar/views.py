@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from hatch_ray.data.camera_files import FrameRefused, check_grid, load_pose, read_intrinsics
+from hatch_ray.data.camera_files import check_grid, load_pose, read_intrinsics
 from hatch_ray.data.images import MILLIMETRES, load_depth, load_image, save_depth
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.rgbd_frames import MIN_VALID_DEPTH
-from hatch_ray.data.spar.bad_rows import RowRefused
 from hatch_ray.data.spar.layout import beside
 from hatch_ray.data.unique import UniqueNames
 from hatch_ray.geometry.agreement import PLAUSIBLE_MEDIAN_M
@@ -41,7 +41,7 @@ class SceneViews:
     def __init__(self, root: Path, dataset: Path, rgbd: bool, convention: Convention = AS_OURS) -> None:
         self.root, self.dataset, self.rgbd, self.convention = root, dataset, rgbd, convention
         self._scenes, self._files = UniqueNames(), UniqueNames()
-        self._made: dict[tuple[str, str], View | RowRefused] = {}
+        self._made: dict[tuple[str, str], View | Refusal] = {}
 
     def scene_name(self, source: str, scene: str) -> str:
         """The scene's name in the dataset, which no other scene of any source has."""
@@ -51,28 +51,27 @@ class SceneViews:
     def view(self, source: str, image: str, depth: str | None) -> View:
         """The view of an image path below SOURCE/images, with paths relative to the dataset.
 
-        depth: the record's depth path; None takes the published place beside the image. Raises RowRefused.
+        depth: the record's depth path; None takes the published place beside the image. Raises Refusal.
         """
         key = (source, image)
         if key not in self._made:
             try:
                 self._made[key] = self._make(source, image, depth)
-            except RowRefused as refusal:
+            except Refusal as refusal:
                 self._made[key] = refusal
-        made = self._made[key]
-        if isinstance(made, RowRefused):
-            raise RowRefused(made.reason, made.detail)
+        if isinstance(made := self._made[key], Refusal):
+            raise Refusal(made.reason, made.detail)
         return made
 
     def _make(self, source: str, image: str, depth: str | None) -> View:
         images = self.root / source / "images"
         path = images / image
         if not path.is_file():
-            raise RowRefused("missing_image", f"{path} does not exist")
+            raise Refusal("missing_image", f"{path} does not exist")
         try:
-            width, height = load_image(path).size
+            size = load_image(path).size
         except ValueError as error:
-            raise RowRefused("unreadable_image", str(error)) from None
+            raise Refusal("unreadable_image", str(error)) from None
         relative = PurePosixPath(image)
         scene = self.scene_name(source, "/".join(relative.parts[:-2]))
         prefix = "video-" if relative.parts[-2] == "video_color" else ""
@@ -81,62 +80,44 @@ class SceneViews:
         if not self.rgbd:
             link_file(path, self.dataset / target)
             return View(target)
-        try:
-            pose = load_pose(images / beside(image, "pose"), self.convention)
-        except FrameRefused as refusal:
-            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
+        pose = load_pose(images / beside(image, "pose"), self.convention)
         depth_path = images / (depth or beside(image, "depth"))
-        metres, rescaled = _load_depth(depth_path, source, self.convention.depth)
-        color_k, depth_k = self._intrinsics(images.joinpath(*relative.parts[:-2]), (width, height), metres.shape[::-1])
+        if not depth_path.is_file():
+            raise Refusal("missing_depth", f"{depth_path} does not exist")
+        try:
+            stored = load_depth(depth_path) * np.float32(self.convention.depth)
+        except ValueError as error:
+            raise Refusal("unreadable_depth", str(error)) from None
+        metres, rescaled = depth_in_metres(stored, source, str(depth_path))
+        folder, depth_size = images.joinpath(*relative.parts[:-2]), (metres.shape[1], metres.shape[0])
+        color_k, depth_k = stored_intrinsics(folder, size, depth_size)
+        color_k = self.convention.intrinsics(color_k, *size, (depth_size[0],))
+        depth_k = self.convention.intrinsics(depth_k, *depth_size, (size[0],))
+        check_grid(color_k, *size, f"colour of {folder}")
+        check_grid(depth_k, *depth_size, f"depth of {folder}")
         depth_target = Path("depth") / scene / f"{stem}.png"
         link_file(path, self.dataset / target)
-        if rescaled:
+        if rescaled or self.convention.depth != 1:
             save_depth(self.dataset / depth_target, metres)
         else:
             link_file(depth_path, self.dataset / depth_target)
         return View(target, depth_target, color_k, depth_k, pose_in_metres(pose, source))
 
-    def _intrinsics(
-        self, folder: Path, color: tuple[int, int], depth: tuple[int, ...]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(3, 3) of the colour grid and the depth grid, whose (width, height) are given. Raises RowRefused."""
-        color_k, depth_k = stored_intrinsics(folder, color, depth)
-        color_k = self.convention.intrinsics(color_k, *color, (depth[0],))
-        depth_k = self.convention.intrinsics(depth_k, depth[0], depth[1], (color[0],))
-        try:
-            check_grid(color_k, *color, f"colour of {folder}")
-            check_grid(depth_k, depth[0], depth[1], f"depth of {folder}")
-        except FrameRefused as refusal:
-            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
-        return color_k, depth_k
-
-
-def _load_depth(path: Path, source: str, factor: float) -> tuple[np.ndarray, bool]:
-    """(h, w) metres, and whether the file holds something else than millimetres. Raises RowRefused."""
-    if not path.is_file():
-        raise RowRefused("missing_depth", f"{path} does not exist")
-    try:
-        depth = load_depth(path) * np.float32(factor)
-    except ValueError as error:
-        raise RowRefused("unreadable_depth", str(error)) from None
-    metres, rescaled = depth_in_metres(depth, source, str(path))
-    return metres, rescaled or factor != 1
-
 
 def depth_in_metres(depth: np.ndarray, source: str, name: str) -> tuple[np.ndarray, bool]:
     """(h, w) depth, read as millimetres, in metres; and whether it was in metres already (units are checked by the
-    median, where the source's are unknown). Raises RowRefused.
+    median, where the source's are unknown). Raises Refusal.
     """
     valid = depth[depth > 0]
     if valid.size < MIN_VALID_DEPTH * depth.size:
-        raise RowRefused("no_valid_depth", f"{name} has readings in {valid.size} of {depth.size} pixels")
+        raise Refusal("no_valid_depth", f"{name} has readings in {valid.size} of {depth.size} pixels")
     median = float(np.median(valid))
     low, high = PLAUSIBLE_MEDIAN_M
     if low <= median <= high:
         return depth, False
     if source == UNITS_UNKNOWN and low <= median * MILLIMETRES <= high:
         return depth * np.float32(MILLIMETRES), True
-    raise RowRefused("implausible_depth_units", f"{name} has a median depth of {median:.3g} m, read as millimetres")
+    raise Refusal("implausible_depth_units", f"{name} has a median depth of {median:.3g} m, read as millimetres")
 
 
 def pose_in_metres(pose: np.ndarray, source: str) -> np.ndarray:
@@ -148,14 +129,13 @@ def pose_in_metres(pose: np.ndarray, source: str) -> np.ndarray:
 
 
 def stored_intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(3, 3) matrices of a scene's colour grid and depth grid, as stored. Raises RowRefused.
+    """(3, 3) matrices of a scene's colour grid and depth grid, as stored. Raises Refusal.
 
     Without `intrinsic_depth.txt` depth is taken as registered to colour: the colour matrix, scaled.
     """
-    color_k = _matrix(folder / "intrinsic" / "intrinsic_color.txt")
+    color_k, depth_k = (_matrix(folder / "intrinsic" / f"intrinsic_{grid}.txt") for grid in ("color", "depth"))
     if color_k is None:
-        raise RowRefused("missing_intrinsics", f"{folder / 'intrinsic' / 'intrinsic_color.txt'} does not exist")
-    depth_k = _matrix(folder / "intrinsic" / "intrinsic_depth.txt")
+        raise Refusal("missing_intrinsics", f"{folder / 'intrinsic' / 'intrinsic_color.txt'} does not exist")
     if depth_k is None:
         depth_k = scale_intrinsics(color_k, depth[0] / color[0], depth[1] / color[1])
     return color_k, depth_k
@@ -163,13 +143,13 @@ def stored_intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ..
 
 @lru_cache(maxsize=4096)
 def _matrix(path: Path) -> np.ndarray | None:
-    """(3, 3) of an intrinsics file; None when it is absent. Raises RowRefused."""
+    """(3, 3) of an intrinsics file; None when it is absent. Raises Refusal."""
     if not path.is_file():
         return None
     try:
         return read_intrinsics(path)
     except ValueError as error:
-        raise RowRefused("bad_intrinsics", str(error)) from None
+        raise Refusal("bad_intrinsics", str(error)) from None
 
 
 def link_file(source: Path, target: Path) -> None:
