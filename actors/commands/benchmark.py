@@ -70,8 +70,8 @@ def open_source(name: str, config: Config, run: RunFolder, roots: Sequence[str],
         usable = sum(1 for _ in read_rooms(paths))
         return Source(name, "rooms", paths, read_rooms, scorers_of(name), usable, Counter())
     benchmark = BENCHMARKS[name]
-    root = local_root(choose_root(benchmark, roots), benchmark.patterns)
-    paths = find_files(root, benchmark.patterns, benchmark.part.title)
+    root = local_root(choose_root(benchmark, roots), benchmark.part.patterns)
+    paths = find_files(root, benchmark.part.patterns, benchmark.part.title)
     usable, bad = survey(benchmark, paths)
     return Source(name, benchmark.part.title, paths, benchmark.read, benchmark.scorers, usable, bad)
 

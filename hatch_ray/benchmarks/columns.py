@@ -1,10 +1,13 @@
-"""What the columns of the paper's tables are means of."""
+"""What the columns of the paper's tables are means of: parts.yaml."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from hatch_ray.benchmarks.spar_scorers import KINDS
+import yaml
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Part:
-    """One benchmark's block in a table. `name` is also the key of the published rows."""
+    """One benchmark's block in a table. `name` is also the key of the published rows.
+
+    hub       its dataset on the Hugging Face hub; also the folder's name below a common --root.
+    patterns  the files to read, relative to the root; the first pattern that matches is used.
+    beside    groups that are reported by task and are part of no column.
+    official  columns under the scorer `official`, where they differ.
+    """
 
     name: str
     title: str
     table: int
+    hub: str
+    patterns: tuple[str, ...]
     columns: tuple[Column, ...]
     beside: tuple[str, ...] = ()
-    """Groups that are reported by task and are part of no column."""
     official: tuple[Column, ...] | None = None
-    """Columns under the scorer `official`, where they differ."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -45,54 +54,25 @@ class Part:
         return self.official if scorer == "official" and self.official is not None else self.columns
 
 
-def _level(task: str) -> str:
-    if KINDS[task] == "number":
-        return "Low"
-    return "Mid" if task in ("view_change_infer", "position_matching", "camera_motion_infer") else "High"
+def _column(name: str, entry: Any) -> Column:
+    """A list of groups, or {groups, shares}."""
+    if isinstance(entry, list):
+        return Column(name, tuple(entry))
+    return Column(name, tuple(entry["groups"]), tuple(entry["shares"]), needs_all=True)
 
 
-def _is_single(task: str) -> bool:
-    return _level(task) != "Mid" and not task.endswith("_mv")
+def _task_means(column: Column, without: Collection[str]) -> Column:
+    groups = tuple(group for group in column.groups if group not in without)
+    return Column(column.name, groups, (1 / len(groups),) * len(groups))
 
 
-def _equal(name: str, groups: tuple[str, ...]) -> Column:
-    return Column(name, groups, (1 / len(groups),) * len(groups))
+def _part(name: str, entry: dict[str, Any]) -> Part:
+    columns = tuple(_column(*column) for column in entry["columns"].items())
+    without = entry.get("official_without")
+    means = None if without is None else tuple(_task_means(each, without.get(each.name, ())) for each in columns)
+    titles = (entry["title"], entry["table"], entry["hub"], tuple(entry["patterns"]))
+    return Part(name, *titles, columns, tuple(entry.get("beside", ())), means)
 
 
-def _spar_part(name: str, title: str, table: int, single: bool) -> Part:
-    """Low, Middle and High of 2.4's aggregation: every row counts alike, view_change_infer is in Middle.
-
-    The official code takes means of task means, and a slip in its key handling leaves view_change_infer out of Middle
-    (it stays in the average).
-    """
-    tasks = [task for task in KINDS if _is_single(task) == single]
-    levels = {level: tuple(task for task in tasks if _level(task) == level) for level in ("Low", "Mid", "High")}
-    levels = {level: members for level, members in levels.items() if members} | {"Avg": tuple(tasks)}
-    slipped = {
-        level: tuple(task for task in members if level != "Mid" or task != "view_change_infer")
-        for level, members in levels.items()
-    }
-    return Part(
-        name, title, table,
-        tuple(Column(level, members) for level, members in levels.items()),
-        official=tuple(_equal(level, members) for level, members in slipped.items()),
-    )  # fmt: skip
-
-
-SPAR_MV = _spar_part("spar_mv", "SPAR-Bench-MV", 1, single=False)
-SPAR_SI = _spar_part("spar_si", "SPAR-Bench-SI", 4, single=True)
-MINDCUBE = Part("mindcube_tiny", "MindCube-Tiny", 1, (
-    Column("Aro", ("around",)), Column("Rot", ("rotation",)), Column("Amo", ("among",)),
-    Column("Avg", ("around", "rotation", "among")),
-), beside=("translation",))  # fmt: skip
-MMSI = Part("mmsi", "MMSI-Bench", 1, (
-    *(Column(group, (group,)) for group in ("Pos", "Att", "Mot", "MSR")), Column("Avg", ("Pos", "Att", "Mot", "MSR")),
-))  # fmt: skip
-CVBENCH = Part("cvbench", "CV-Bench", 4, (
-    Column("2D", ("ADE20K", "COCO"), (0.5, 0.5), needs_all=True),
-    Column("3D", ("Omni3D",)),
-    Column("Avg", ("ADE20K", "COCO", "Omni3D"), (0.25, 0.25, 0.5), needs_all=True),
-))  # fmt: skip
-"""The benchmark's own formula: 2D is the mean of two sources' accuracies, the average the mean of 2D and 3D."""
-
-PARTS = {part.name: part for part in (SPAR_MV, MINDCUBE, MMSI, SPAR_SI, CVBENCH)}
+_PARTS = yaml.safe_load((Path(__file__).parent / "parts.yaml").read_text(encoding="utf-8"))
+PARTS = {name: _part(name, entry) for name, entry in _PARTS.items()}

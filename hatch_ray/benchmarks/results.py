@@ -19,6 +19,7 @@ from hatch_ray.benchmarks.registry import Score
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
 
 Prediction = dict[str, Any]
+ITEM_FIELDS = ("id", "task", "group", "cluster", "form", "n_images", "gold")
 NORMAL_95 = 1.959964
 WHOLE_SHARE = 0.95
 """With fewer of a benchmark's rows asked, its figures are not put beside published ones."""
@@ -26,17 +27,7 @@ WHOLE_SHARE = 0.95
 
 def predict_row(item: Item, prompt: str, completion: str, scorers: Mapping[str, Score]) -> Prediction:
     """The line kept of one reply."""
-    row: Prediction = {
-        "id": item.id,
-        "task": item.task,
-        "group": item.group,
-        "cluster": item.cluster,
-        "form": item.form,
-        "n_images": item.n_images,
-        "gold": item.gold,
-        "prompt": prompt,
-        "completion": completion,
-    }
+    row: Prediction = {name: getattr(item, name) for name in ITEM_FIELDS} | {"prompt": prompt, "completion": completion}
     return rescored(row, scorers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from hatch_ray.benchmarks.published import LAYOUT, SOURCE, published_rows
@@ -41,36 +42,32 @@ def _our_cells(table: int, ours: OurRow) -> list[tuple[str, str]]:
     """(figure, half interval) for every column; ("-", "") where nothing was measured."""
     cells = []
     for part, name in LAYOUT[table]:
-        if part == "overall":
-            mean = overall(ours.summaries, table)
-            cells.append(("-" if mean is None else _figure(mean), ""))
-            continue
         interval = ours.summaries[part]["columns"].get(name) if part in ours.summaries else None
-        if interval is None:
+        if part == "overall" and (mean := overall(ours.summaries, table)) is not None:
+            cells.append((_figure(mean), ""))
+        elif interval is None:
             cells.append(("-", ""))
         else:
             cells.append((_figure(interval["value"]), "±" + _figure((interval["high"] - interval["low"]) / 2)))
     return cells
 
 
-def _published_cells(table: int, ours: OurRow) -> list[tuple[str, str, list[str]]]:
-    """(group, model, figures with marks) for every published row."""
+def _published_cells(table: int, ours: OurRow) -> list[tuple[str, list[str]]]:
+    """(model, figures with marks) for every published row; before each group (its name, [])."""
     compared = {part: summary for part, summary in ours.summaries.items() if part in ours.compared}
     marks = {
         (found["model"], found["part"], found["column"]): MARKS[found["beyond_noise"]]
         for found in compare_published(table, compared)
     }
-    return [
-        (
-            row.group,
-            row.model,
-            [
-                f"{figure:.1f}{marks.get((row.model, part, name), '')}"
-                for (part, name), figure in zip(LAYOUT[table], row.figures, strict=True)
-            ],
-        )
-        for row in published_rows(table)
-    ]
+    lines: list[tuple[str, list[str]]] = []
+    for group, rows in groupby(published_rows(table), key=lambda row: row.group):
+        lines.append((group, []))
+        for row in rows:
+            figures = zip(LAYOUT[table], row.figures, strict=True)
+            lines.append(
+                (row.model, [f"{figure:.1f}{marks.get((row.model, *place), '')}" for place, figure in figures])
+            )
+    return lines
 
 
 def text_table(table: int, ours: OurRow) -> str:
@@ -82,34 +79,27 @@ def text_table(table: int, ours: OurRow) -> str:
         padded = (" " * gap + f"{cell:>4}".ljust(5) for cell, gap in zip(cells, starts, strict=True))
         return (f"{name:<{NAME_WIDTH}}" + "".join(padded)).rstrip()
 
-    heads = ""
-    for part in dict.fromkeys(parts):
-        heads += SHORT[part].ljust(5 * parts.count(part) + 1)
-    lines = [f"Table {table}", " " * NAME_WIDTH + heads.rstrip(), line("", [name for _, name in LAYOUT[table]])]
-    group = ""
-    for new_group, model, cells in _published_cells(table, ours):
-        if new_group != group:
-            lines.append(f"-- {new_group}")
-            group = new_group
-        lines.append(line(model, cells))
+    heads = "".join(SHORT[part].ljust(5 * parts.count(part) + 1) for part in dict.fromkeys(parts))
     own = _our_cells(table, ours)
-    lines += ["-- this run", line(ours.name[: NAME_WIDTH - 1], [figure for figure, _ in own])]
-    return "\n".join([*lines, line("", [half for _, half in own]), CAPTION, ""])
+    return "\n".join([
+        f"Table {table}", " " * NAME_WIDTH + heads.rstrip(), line("", [name for _, name in LAYOUT[table]]),
+        *(line(name, cells) if cells else f"-- {name}" for name, cells in _published_cells(table, ours)),
+        "-- this run", line(ours.name[: NAME_WIDTH - 1], [figure for figure, _ in own]),
+        line("", [half for _, half in own]), CAPTION, "",
+    ])  # fmt: skip
 
 
 def markdown_table(table: int, ours: OurRow) -> str:
     """Table 1 or 4 as Markdown."""
     heads = [f"{SHORT[part]} {name}" for part, name in LAYOUT[table]]
-    lines = [f"## Table {table}", "", "| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    group = ""
-    for new_group, model, cells in _published_cells(table, ours):
-        if new_group != group:
-            lines.append(f"| *{new_group}* |" + " |" * len(heads))
-            group = new_group
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
     own = [f"**{figure}** {half}" if half else figure for figure, half in _our_cells(table, ours)]
-    lines.append(f"| **{ours.name}** | " + " | ".join(own) + " |")
-    return "\n".join([*lines, "", CAPTION, ""])
+    empty = " |" * len(heads)
+    return "\n".join([
+        f"## Table {table}", "", "| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads),
+        *(f"| {name} | {' | '.join(cells)} |" if cells else f"| *{name}* |{empty}"
+          for name, cells in _published_cells(table, ours)),
+        f"| **{ours.name}** | " + " | ".join(own) + " |", "", CAPTION, "",
+    ])  # fmt: skip
 
 
 def text_tasks(blocks: Sequence[Block]) -> str:

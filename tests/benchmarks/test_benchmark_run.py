@@ -124,7 +124,7 @@ def test_a_line_cut_by_a_stop_is_asked_again_and_a_damaged_one_is_named(tmp_path
     kept.append([{"id": "c"}])
     assert [row["id"] for row in kept.predictions()] == ["a", "b", "c"]
     kept.predictions_path.write_text('{"id": "a"}\n{"id"\n{"id": "c"}\n')
-    with pytest.raises(ValueError, match="line 2 is no JSON"):
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
         kept.predictions()
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hatch_ray.benchmarks.columns import CVBENCH, MINDCUBE, MMSI, SPAR_MV, SPAR_SI
+from hatch_ray.benchmarks.columns import PARTS
 from hatch_ray.benchmarks.letter_scorers import (
     cvbench,
     mindcube,
@@ -31,6 +31,9 @@ from hatch_ray.benchmarks.spar_scorers import (
 )
 from hatch_ray.rewards.answer import score_answer
 
+MINDCUBE, MMSI, CVBENCH, SPAR_MV, SPAR_SI = (
+    PARTS[name] for name in ("mindcube_tiny", "mmsi", "cvbench", "spar_mv", "spar_si")
+)
 CHOICE, NUMBER, NUMBER_MV, VIEW = (
     "obj_spatial_relation_oo",
     "depth_prediction_oc",
