@@ -25,8 +25,8 @@ from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, read_table
 from hatch_ray.evaluation.tables import by_task, measures_of
 from hatch_ray.geometry.actions import compose
 from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
-from hatch_ray.report.data_page import each_task_in_turn, inline_image, template_environment
 from hatch_ray.report.matches import match_svg
+from hatch_ray.report.pages import each_task_in_turn, inline_image, render
 from hatch_ray.report.plan import PlanCamera, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from hatch_ray.rewards.score import TOTAL
@@ -64,29 +64,27 @@ def write_report(run: RunFolder) -> Path:
     labels = comparison["labels"] if comparison else {}
     metrics = read_jsonl(run.metrics_path)
     data: DataConfig = system.config.settings(system.sections()[-1])
-    page = (
-        template_environment()
-        .get_template("run.html")
-        .render(
-            name=run.path.name,
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            facts=_facts(system, metrics),
-            heldout=HELDOUT.get(data.kind, f"the held-out part of {data.kind}"),
-            claims=[
-                claim | {"verdict": VERDICTS.get(claim["holds"], "evaluate again")}
-                for claim in (comparison["claims"] if comparison else [])
-            ],
-            evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
-            retrieval=read_table(run, "patch_retrieval"),
-            stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
-            cards=_cards(system, run, before, after) if after else [],
-            before_label=labels.get(before, before or ""),
-            after_label=labels.get(after, after or ""),
-            matches=_matches(run),
-            missing=_missing(system, run, comparison),
-            config_text=run.config_path.read_text(encoding="utf-8"),
-            colors={"gold": GOLD, "before": BEFORE, "after": AFTER},
-        )
+    claims = [
+        claim | {"verdict": VERDICTS.get(claim["holds"], "evaluate again")}
+        for claim in (comparison["claims"] if comparison else [])
+    ]
+    page = render(
+        "run.html",
+        name=run.path.name,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        facts=_facts(system, metrics),
+        heldout=HELDOUT.get(data.kind, f"the held-out part of {data.kind}"),
+        claims=claims,
+        evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
+        retrieval=read_table(run, "patch_retrieval"),
+        stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
+        cards=_cards(system, run, before, after) if after else [],
+        before_label=labels.get(before, before or ""),
+        after_label=labels.get(after, after or ""),
+        matches=_matches(run),
+        missing=_missing(system, run, comparison),
+        config_text=run.config_path.read_text(encoding="utf-8"),
+        colors={"gold": GOLD, "before": BEFORE, "after": AFTER},
     )
     write_atomic(run.report_path, page)
     return run.report_path

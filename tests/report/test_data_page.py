@@ -18,7 +18,8 @@ from hatch_ray.data.build import build_dataset
 from hatch_ray.data.rooms import camera_pose
 from hatch_ray.data.scene import SceneObject
 from hatch_ray.data.store import read_dataset
-from hatch_ray.report.data_page import each_task_in_turn, sample_plan, show_dataset
+from hatch_ray.report.data_page import sample_plan, show_dataset
+from hatch_ray.report.pages import each_task_in_turn
 from hatch_ray.report.plan import PlanCamera, PlanPoint, horizontal_fov, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from tests.support.datasets import write_dataset
