@@ -77,12 +77,12 @@ def parquet_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Row]
             raise ValueError(f"{path} is no readable parquet file ({reason}); download it again") from None
 
 
-def read_member(place: Path | zipfile.Path, name: str) -> bytes:
+def read_member(file: Path | zipfile.Path, name: str) -> bytes:
     """A file's bytes, of a folder or inside a zip. Raises ValueError, one line, when they are damaged."""
     try:
-        return (place / name).read_bytes()
+        return file.read_bytes()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{name} of {place} cannot be read ({error}); download it again") from None
+        raise ValueError(f"{name} cannot be read ({error}); download it again") from None
 
 
 def json_lines(data: bytes) -> Iterator[Row | None]:

@@ -174,7 +174,7 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
 
     def load(names: list[str], max_pixels: int) -> list[Image.Image]:
         try:
-            return [decode_image(read_member(place, name), max_pixels) for name in names]
+            return [decode_image(read_member(place / name, f"{name} of {paths[0]}"), max_pixels) for name in names]
         except BadRowError:
             raise
         except ValueError:
@@ -196,7 +196,8 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         question = _text(row, "question")
         return Item(name, setting, setting, "letter", question, gold, name, len(names), partial(load, names))
 
-    return _each((row or {} for row in json_lines(read_member(place, MINDCUBE_FILE))), parse)
+    lines = read_member(place / MINDCUBE_FILE, f"{MINDCUBE_FILE} of {paths[0]}")
+    return _each((row or {} for row in json_lines(lines)), parse)
 
 
 def _mmsi_row(row: Row, name: str) -> Item:

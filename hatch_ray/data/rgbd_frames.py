@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,39 +59,31 @@ class RgbdScene:
     def __init__(self, id: str, recording: Recording, frames: list[FrameFiles], image_size: int) -> None:
         self.id, self.up = id, recording.up
         self._recording, self._frames, self._size = recording, frames, image_size
-        self._cache: OrderedDict[int, Frame] = OrderedDict()
+        self._cache: dict[int, Frame] = {}
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def frame(self, index: int) -> Frame:
-        """Frame `index` in order of time. Raises Refusal (a ValueError) when it cannot be used."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        frame = load_frame(self._frames[index], self._recording, self._size)
-        self._remember(index, frame)
+        """Frame `index` in order of time. Raises Refusal when it cannot be used."""
+        frame = self._cache.pop(index, None) or load_frame(self._frames[index], self._recording, self._size)
+        self._cache[index] = frame
+        while len(self._cache) > max(2, CACHE_MEGABYTES * 2**20 // (frame.rgb.nbytes + frame.depth.nbytes)):
+            del self._cache[next(iter(self._cache))]
         return frame
 
     def drop_bad_frames(self) -> list[Refusal]:
         """Load every frame once, keep those that can be used, return why the others cannot."""
-        kept: list[FrameFiles] = []
         refused: list[Refusal] = []
-        for files in self._frames:
+        place = 0
+        while place < len(self):
             try:
-                self._remember(len(kept), load_frame(files, self._recording, self._size))
+                self.frame(place)
+                place += 1
             except Refusal as refusal:
                 refused.append(refusal)
-            else:
-                kept.append(files)
-        self._frames = kept
+                del self._frames[place]
         return refused
-
-    def _remember(self, index: int, frame: Frame) -> None:
-        self._cache[index] = frame
-        room_for = CACHE_MEGABYTES * 2**20 // (frame.rgb.nbytes + frame.depth.nbytes)
-        while len(self._cache) > max(2, room_for):
-            self._cache.popitem(last=False)
 
 
 def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> Frame:
@@ -133,12 +124,10 @@ def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> 
         color_k = convention.intrinsics(color_k, image.width, image.height, (width,))
         check_grid(color_k, image.width, image.height, f"colour image {files.color}")
     if turns:
-        color_k, depth_k = (turn_intrinsics(k, turns, w, h)
-                            for k, w, h in ((color_k, *image.size), (depth_k, width, height)))  # fmt: skip
+        color_k, depth_k = turn_intrinsics(color_k, turns, *image.size), turn_intrinsics(depth_k, turns, width, height)
         image, depth, pose = upright(image, orientation), np.rot90(depth, turns), turn_pose(pose, turns)
     if image_size:
-        image, color_k = _square_color(image, color_k, image_size)
-        depth, depth_k = _square_depth(depth, depth_k, image_size)
+        image, color_k, depth, depth_k = _square(image, color_k, depth, depth_k, image_size)
     return Frame(files.name, np.asarray(image), np.ascontiguousarray(depth), color_k, depth_k, pose)
 
 
@@ -188,23 +177,20 @@ def turn_pose(pose: np.ndarray, turns: int) -> np.ndarray:
     return turned
 
 
-def _square_intrinsics(k: np.ndarray, left: int, top: int, side: int, size: int) -> np.ndarray:
-    cropped = k.astype(float).copy()
-    cropped[0, 2] -= left
-    cropped[1, 2] -= top
-    return scale_intrinsics(cropped, size / side, size / side)
-
-
-def _square_color(image: Image.Image, k: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    cut = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return cut, _square_intrinsics(k, left, top, side, size)
-
-
-def _square_depth(depth: np.ndarray, k: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    height, width = depth.shape
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
+def _square(
+    image: Image.Image, color_k: np.ndarray, depth: np.ndarray, depth_k: np.ndarray, size: int
+) -> tuple[Image.Image, np.ndarray, np.ndarray, np.ndarray]:
+    """Both grids' centre squares with `size` pixels a side, and their intrinsics."""
+    left, top, side = _middle(*image.size)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    color_k = scale_intrinsics(color_k - [[0, 0, left], [0, 0, top], [0, 0, 0]], size / side)
+    left, top, side = _middle(depth.shape[1], depth.shape[0])
     pick = ((np.arange(size) + 0.5) * side / size).astype(int)
-    return depth[top + pick[:, None], left + pick], _square_intrinsics(k, left, top, side, size)
+    depth_k = scale_intrinsics(depth_k - [[0, 0, left], [0, 0, top], [0, 0, 0]], size / side)
+    return image, color_k, depth[top + pick[:, None], left + pick], depth_k
+
+
+def _middle(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of a grid's centre square."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side

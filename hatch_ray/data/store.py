@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,8 @@ class DatasetWriter:
             return
         (self.folder / "index.jsonl").write_text("".join(self._rows), encoding="utf-8")
         write_atomic(self.folder / "scenes.json", json.dumps(self.scenes, allow_nan=False))
-        write_atomic(
-            self.folder / "summary.json", json.dumps({"format": FORMAT} | self.summary, indent=2, allow_nan=False)
-        )
+        summary = json.dumps({"format": FORMAT} | self.summary, indent=2, allow_nan=False)
+        write_atomic(self.folder / "summary.json", summary)
         if self.path.is_dir():
             self.path.rmdir()
         os.replace(self.folder, self.path)
@@ -77,19 +76,13 @@ class DatasetWriter:
     def add_view(self, scene: str, index: int, frame: Frame) -> View:
         """Write the frame's files once; the view names them relative to the dataset."""
         name = f"{scene}/{index:06d}.png"
-        view = View(
-            image_path=Path("images") / name,
-            depth_path=Path("depth") / name,
-            intrinsics=frame.intrinsics,
-            depth_intrinsics=frame.depth_intrinsics,
-            pose=frame.pose,
-        )
+        images, depth = Path("images") / name, Path("depth") / name
         pose = np.asarray(frame.pose, dtype=float).tobytes()
         assert self._written.setdefault(name, pose) == pose, f"two views are called {name}"
-        if not (self.folder / "images" / name).exists():
-            save_image(self.folder / "images" / name, frame.rgb)
-            save_depth(self.folder / "depth" / name, frame.depth)
-        return view
+        if not (self.folder / images).exists():
+            save_image(self.folder / images, frame.rgb)
+            save_depth(self.folder / depth, frame.depth)
+        return View(images, depth, frame.intrinsics, frame.depth_intrinsics, frame.pose)
 
     def add_photo(self, scene: str, index: int, rgb: np.ndarray) -> View:
         """Write a photo, (H, W, 3) uint8, of which nothing else is known."""
@@ -137,92 +130,52 @@ def read_scenes(path: str | Path) -> dict[str, tuple[np.ndarray | None, tuple[Sc
     file = Path(path) / "scenes.json"
     if not file.is_file():
         return {}
-    scenes = {}
-    for name, scene in json.loads(file.read_text(encoding="utf-8")).items():
-        objects = tuple(
-            SceneObject(thing["id"], thing["name"], np.array(thing["center"]), np.array(thing["size"]), thing["yaw"])
-            for thing in scene["objects"]
+    return {
+        name: (
+            None if scene["up"] is None else np.array(scene["up"]),
+            tuple(
+                SceneObject(**thing | {key: np.array(thing[key]) for key in ("center", "size")})
+                for thing in scene["objects"]
+            ),
         )
-        scenes[name] = (None if scene["up"] is None else np.array(scene["up"]), objects)
-    return scenes
+        for name, scene in json.loads(file.read_text(encoding="utf-8")).items()
+    }
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
+MATRICES = ("intrinsics", "depth_intrinsics", "pose")
+
+
 def sample_to_row(sample: Sample) -> dict[str, Any]:
     """A sample as plain JSON values."""
-    return {
-        "id": sample.id,
-        "scene": sample.scene,
-        "task": sample.task,
-        "answer_form": sample.answer_form,
-        "question": sample.question,
-        "answer": sample.answer,
-        "views": [
-            {
-                "image": view.image_path.as_posix(),
-                "depth": view.depth_path.as_posix() if view.depth_path else None,
-                "intrinsics": _plain(view.intrinsics),
-                "depth_intrinsics": _plain(view.depth_intrinsics),
-                "pose": _plain(view.pose),
-            }
-            for view in sample.views
-        ],
-        "marks": [mark.to_row() for mark in sample.marks],
-        "plans": [
-            {
-                "source": plan.source,
-                "target": plan.target,
-                "atoms": [list(atom) for atom in plan.atoms],
-                "frame": asdict(plan.frame) if plan.frame else None,
-                "residual_deg": plan.residual_deg,
-            }
-            for plan in sample.plans
-        ],
-        "meta": sample.meta,
-    }
+    views = [
+        {"image": view.image_path.as_posix(), "depth": view.depth_path.as_posix() if view.depth_path else None}
+        | {name: _plain(getattr(view, name)) for name in MATRICES}
+        for view in sample.views
+    ]
+    plans = [asdict(plan) | {"atoms": [list(atom) for atom in plan.atoms]} for plan in sample.plans]
+    row = {field.name: getattr(sample, field.name) for field in fields(sample)}
+    return row | {"views": views, "marks": [mark.to_row() for mark in sample.marks], "plans": plans}
 
 
 def row_to_sample(row: dict[str, Any], root: Path) -> Sample:
-    """The inverse of `sample_to_row`; file names become absolute below `root`."""
-
-    def matrix(value: Any, shape: tuple[int, int]) -> np.ndarray | None:
-        if value is None:
-            return None
-        array = np.array(value, dtype=float)
-        if array.shape != shape:
-            raise ValueError(f"a matrix has shape {array.shape}, expected {shape}")
-        return array
-
-    return Sample(
-        id=row["id"],
-        scene=row["scene"],
-        task=row["task"],
-        answer_form=row["answer_form"],
-        question=row["question"],
-        answer=row["answer"],
-        views=tuple(
-            View(
-                image_path=root / view["image"],
-                depth_path=root / view["depth"] if view["depth"] else None,
-                intrinsics=matrix(view["intrinsics"], (3, 3)),
-                depth_intrinsics=matrix(view["depth_intrinsics"], (3, 3)),
-                pose=matrix(view["pose"], (4, 4)),
-            )
-            for view in row["views"]
-        ),
-        marks=tuple(Mark.from_row(mark) for mark in row["marks"]),
-        plans=tuple(
-            PairPlan(
-                plan["source"],
-                plan["target"],
-                tuple((name, float(value)) for name, value in plan["atoms"]),
-                ActionFrame(**plan["frame"]) if plan["frame"] else None,
-                plan["residual_deg"],
-            )
-            for plan in row["plans"]
-        ),
-        meta=row["meta"],
-    )
+    """The inverse of `sample_to_row` for a row that was checked (`rows`); file names become absolute below `root`."""
+    views = (
+        View(
+            root / view["image"], root / view["depth"] if view["depth"] else None,
+            *(None if view[name] is None else np.array(view[name], dtype=float) for name in MATRICES),
+        )
+        for view in row["views"]
+    )  # fmt: skip
+    plans = (
+        PairPlan(
+            plan["source"], plan["target"], tuple((name, float(value)) for name, value in plan["atoms"]),
+            ActionFrame(**plan["frame"]) if plan["frame"] else None, plan["residual_deg"],
+        )
+        for plan in row["plans"]
+    )  # fmt: skip
+    parts = {"views": tuple(views), "marks": tuple(map(Mark.from_row, row["marks"])), "plans": tuple(plans)}
+    return Sample(**{field.name: row[field.name] for field in fields(Sample)} | parts)

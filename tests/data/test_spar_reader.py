@@ -15,7 +15,7 @@ from PIL import Image
 
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.config_sections import DataConfig, SparConfig
-from hatch_ray.data.build import build_dataset, build_splits
+from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, model_images, save_depth
 from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.spar.index import open_index
@@ -26,6 +26,7 @@ from hatch_ray.learning.pasta import collect_pairs, compute_overlap
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.data_page import show_dataset
 from hatch_ray.sample import Sample
+from tests.support.datasets import build_splits
 from tests.support.spar_tree import SparTree, frames, record
 
 CHANGE = "move_right:0.3,move_up:0.1,move_forward:0.8,rotate_up:4,rotate_left:9"

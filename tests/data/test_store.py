@@ -13,7 +13,7 @@ import pytest
 
 from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data import build
-from hatch_ray.data.build import build_dataset, build_splits
+from hatch_ray.data.build import build_dataset
 from hatch_ray.data.check import check_root
 from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.data.rooms import Room
@@ -24,7 +24,7 @@ from hatch_ray.data.store import (
     read_scenes,
     sample_to_row,
 )
-from tests.support.datasets import write_dataset
+from tests.support.datasets import build_splits, write_dataset
 
 DATA = DataConfig(samples=24, heldout_samples=12, max_views=2, rooms=RoomsConfig(train_scenes=4, heldout_scenes=3))
 
@@ -230,7 +230,7 @@ BY_HAND: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "nan": (
         lambda row: row["views"][0]["pose"][0].__setitem__(3, float("nan")),
-        r"line 3: views\.0\.pose\.0\.3: is not finite, got nan",
+        r"line 3: views\.0\.pose\.0\.3: Input should be a finite number, got nan",
     ),
     "no rotation": (lambda row: row["views"][0]["pose"][0].__setitem__(0, 9), r"line 3: views\.0\.pose: .*rotation"),
     "meta": (lambda row: row.update(meta="none"), r"line 3: meta: .*dictionary, got 'none'"),
