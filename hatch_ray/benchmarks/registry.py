@@ -19,6 +19,7 @@ from hatch_ray.benchmarks import letter_scorers, spar_scorers
 from hatch_ray.benchmarks.columns import PARTS, Part
 from hatch_ray.benchmarks.files import Row, check_image, decode_image, json_lines, parquet_rows, read_member
 from hatch_ray.benchmarks.item import BadRowError, Item
+from hatch_ray.benchmarks.rooms import read_rooms
 from hatch_ray.benchmarks.spar_scorers import SCORERS as SPAR_SCORERS
 from hatch_ray.data.refusals import MAX_BAD_SHARE, reasons_to_stop
 from hatch_ray.protocol.prompt import check_text
@@ -30,15 +31,26 @@ Score = Callable[[str, str, str], float]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A published benchmark.
+    """A benchmark.
 
+    parts     the blocks of the paper's tables that it fills; a published one has one.
     read      files -> items, or what is wrong with a row.
     scorers   name -> (completion, gold, task) -> score in [0, 1]; the first is the default.
     """
 
-    part: Part
+    parts: tuple[Part, ...]
     read: Read
     scorers: dict[str, Score]
+
+    @property
+    def part(self) -> Part:
+        """Of a published one."""
+        return self.parts[0]
+
+    @property
+    def title(self) -> str:
+        """Its name in print."""
+        return self.part.title if len(self.parts) == 1 else ROOMS
 
 
 def choose_root(benchmark: Benchmark, roots: Sequence[str]) -> str:
@@ -56,14 +68,10 @@ def choose_root(benchmark: Benchmark, roots: Sequence[str]) -> str:
 
 def survey(benchmark: Benchmark, paths: tuple[Path, ...]) -> tuple[int, Counter[str]]:
     """(usable rows, unusable ones by reason). Raises ValueError when more than 5 % are unusable, or there is no row."""
-    usable, bad = 0, Counter[str]()
-    for item in benchmark.read(paths):
-        if isinstance(item, BadRowError):
-            bad[str(item)] += 1
-        else:
-            usable += 1
-    check_bad_rows(benchmark.part.title, usable + bad.total(), bad)
-    return usable, bad
+    faults = [str(item) if isinstance(item, BadRowError) else "" for item in benchmark.read(paths)]
+    bad = Counter(filter(None, faults))
+    check_bad_rows(benchmark.title, len(faults), bad)
+    return len(faults) - bad.total(), bad
 
 
 def check_bad_rows(title: str, rows: int, bad: Counter[str]) -> None:
@@ -236,11 +244,12 @@ def read_cvbench(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
 
 
 BENCHMARKS = {
-    "spar_mv": Benchmark(PARTS["spar_mv"], partial(read_spar, img_type="multi_view"), SPAR_SCORERS),
-    "spar_si": Benchmark(PARTS["spar_si"], partial(read_spar, img_type="single_view"), SPAR_SCORERS),
-    "mindcube_tiny": Benchmark(PARTS["mindcube_tiny"], read_mindcube, {"mindcube": letter_scorers.mindcube}),
-    "mmsi": Benchmark(PARTS["mmsi"], read_mmsi, {"mmsi": letter_scorers.mmsi}),
-    "cvbench": Benchmark(PARTS["cvbench"], read_cvbench, {"cvbench": letter_scorers.cvbench}),
+    "spar_mv": Benchmark((PARTS["spar_mv"],), partial(read_spar, img_type="multi_view"), SPAR_SCORERS),
+    "spar_si": Benchmark((PARTS["spar_si"],), partial(read_spar, img_type="single_view"), SPAR_SCORERS),
+    "mindcube_tiny": Benchmark((PARTS["mindcube_tiny"],), read_mindcube, {"mindcube": letter_scorers.mindcube}),
+    "mmsi": Benchmark((PARTS["mmsi"],), read_mmsi, {"mmsi": letter_scorers.mmsi}),
+    "cvbench": Benchmark((PARTS["cvbench"],), read_cvbench, {"cvbench": letter_scorers.cvbench}),
 }
+"""The published ones."""
 ROOMS = "rooms"
-NAMES = (*BENCHMARKS, ROOMS)
+KNOWN = BENCHMARKS | {ROOMS: Benchmark((PARTS["spar_mv"], PARTS["spar_si"]), read_rooms, SPAR_SCORERS)}

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from hatch_ray.benchmarks.columns import PARTS, Part
+from hatch_ray.benchmarks.columns import PARTS
 from hatch_ray.benchmarks.kept import Kept
-from hatch_ray.benchmarks.registry import ROOMS
+from hatch_ray.benchmarks.registry import KNOWN, ROOMS
 from hatch_ray.benchmarks.results import WHOLE_SHARE, compare_published, is_whole, summarise
 from hatch_ray.benchmarks.tables import OurRow, markdown_table, markdown_tasks, text_table, text_tasks
 from hatch_ray.run_folder import RunFolder, write_atomic
@@ -32,61 +32,53 @@ def counts_line(title: str, counts: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def title_of(name: str) -> str:
-    """The benchmark's name in print."""
-    return PARTS[name].title if name in PARTS else name
-
-
 def report_benchmarks(
-    run: RunFolder, parts: Mapping[str, Sequence[Part]], scorer: str, bootstrap: int, seed: int, console: Console
+    run: RunFolder, names: Sequence[str], scorer: str, bootstrap: int, seed: int, console: Console
 ) -> None:
     """Print the tables of these benchmarks and write RUN/benchmarks/results.json and tables.md.
 
-    parts: the table blocks of each benchmark. scorer: SPAR-Bench's for the tables; the others have one each.
+    scorer: SPAR-Bench's for the tables; the others have one each.
     """
-    counts = {name: Kept(run, name).counts() for name in parts}
+    counts = {name: Kept(run, name).counts() for name in names}
+    said = {name: counts_line(KNOWN[name].title, counts[name]) for name in names}
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for name, blocks in parts.items():
+    for name in names:
         rows = Kept(run, name).predictions()
         found[name] = {}
-        for part in blocks:
+        for part in KNOWN[name].parts:
             scorers = rows[0]["scores"] if rows else {}
             summaries = {each: summarise(part, rows, each, bootstrap, seed) for each in scorers}
             found[name][part.name] = {each: summary for each, summary in summaries.items() if summary is not None}
         if not any(found[name].values()):
             raise ValueError(
-                f"no row could be asked ({counts_line(title_of(name), counts[name])}); raise model.max_images or "
-                "model.max_length, or lower eval.max_new_tokens"
+                f"no row could be asked ({said[name]}); raise model.max_images or model.max_length, or lower "
+                "eval.max_new_tokens"
             )
-    published = [name for name in parts if name != ROOMS]
-    sections = [names for names in (published, [ROOMS] if ROOMS in parts else []) if names]
     pages, comparisons = [f"# Benchmarks of {run.path.name}", ""], []
-    for names in sections:
+    for section in ([name for name in names if name != ROOMS], [name for name in names if name == ROOMS]):
         chosen = {
             part: by_scorer.get(scorer) or next(iter(by_scorer.values()))
-            for name in names
+            for name in section
             for part, by_scorer in found[name].items()
             if by_scorer
         }
-        whole = {part.name for name in names if name != ROOMS and is_whole(counts[name]) for part in parts[name]}
+        whole = {KNOWN[name].part.name for name in section if name != ROOMS and is_whole(counts[name])}
         ours = OurRow(run.path.name, chosen, frozenset(whole & chosen.keys()))
-        lines = [counts_line(title_of(name), counts[name]) for name in names] + (
-            [ROOMS_NOTE] if names == [ROOMS] else []
-        )
-        for table in sorted({part.table for name in names for part in parts[name] if part.name in chosen}):
+        for table in sorted({PARTS[part].table for part in chosen}):
             comparisons += compare_published(table, {part: chosen[part] for part in ours.compared})
             console.print(text_table(table, ours), markup=False)
             pages += [markdown_table(table, ours)]
         tasks = [
             (ROOMS if name == ROOMS else PARTS[part].title, by_scorer)
-            for name in names
+            for name in section
             for part, by_scorer in found[name].items()
             if by_scorer
         ]
-        console.print(text_tasks(tasks), markup=False)
-        for line in lines:
-            console.print(line, markup=False)
-        pages += [markdown_tasks(tasks), *(f"- {line}" for line in lines), ""]
+        if tasks:
+            lines = [said[name] for name in section] + [ROOMS_NOTE] * (section == [ROOMS])
+            console.print(text_tasks(tasks), markup=False)
+            console.print("\n".join(lines), markup=False)
+            pages += [markdown_tasks(tasks), *(f"- {line}" for line in lines), ""]
     results = {"run": run.path.name, "scorer": scorer, "counts": counts, "summaries": found, "comparison": comparisons}
     folder = run.path / "benchmarks"
     write_atomic(folder / "results.json", json.dumps(results, indent=2, allow_nan=False))

