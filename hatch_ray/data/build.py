@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hatch_ray.config_sections import DataConfig
-from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, Refused, SceneViews, gold_plans
+from hatch_ray.data.pairs import Refused, SceneViews, gold_plans
 from hatch_ray.data.questions import Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
@@ -116,9 +116,8 @@ class _Builder:
         self.share = {task.name: wanted // len(tasks) + (k < wanted % len(tasks)) for k, task in enumerate(tasks)}
         self.quota = dict(self.share)
         self.wanted = wanted
-        self.made: Counter[str] = Counter()
+        self.made = writer.by_task
         self.refused: Counter[str] = Counter()
-        self.large_residuals = 0
         self._asked: set[tuple[Any, ...]] = set()
 
     @property
@@ -188,8 +187,6 @@ class _Builder:
             },
         )
         self.writer.add(sample)
-        self.large_residuals += any(plan.residual_deg > LARGE_RESIDUAL_DEG for plan in sample.plans)
-        self.made[task.name] += 1
         self.writer.add_scene(scene.id, scene.up, scene.objects)
         if self.progress:
             self.progress(len(self.writer), self.wanted)
@@ -203,7 +200,7 @@ class _Builder:
             "by_task": dict(self.made),
             "scenes": len(self.writer.scenes),
             "refused_views_by_reason": dict(self.refused.most_common()),
-            "plans_losing_over_15_deg_of_roll": self.large_residuals,
+            "plans_losing_over_15_deg_of_roll": self.writer.large_residuals,
             "split": self.split,
             "seed": self.seed,
             "generator": GENERATOR,

@@ -28,7 +28,7 @@ import numpy as np
 
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.camera_files import read_intrinsics, read_matrix, read_pose
-from hatch_ray.data.geometry_check import StoredScene, check_geometry, refuse_misread
+from hatch_ray.data.geometry_check import StoredScene, words_or_refusal
 from hatch_ray.data.images import image_size, load_depth
 from hatch_ray.data.rgbd_frames import FrameFiles, Recording, RgbdScene
 from hatch_ray.data.unique import UniqueNames
@@ -108,12 +108,9 @@ def read_sequences(data: DataConfig) -> Recordings:
     Raises ValueError when the folder is missing, holds neither form, lacks intrinsics, or (data.check_geometry) when
     its files mean something else than data.convention says.
     """
-    recordings = find_recordings(data.root, Convention.parse(data.convention))
-    geometry: list[str] = []
-    if data.check_geometry:
-        verdicts = check_geometry(stored_scenes(recordings), Convention.parse(data.convention))
-        refuse_misread(verdicts, data.root)
-        geometry = [verdict.words() for verdict in verdicts]
+    read_as = Convention.parse(data.convention)
+    recordings = find_recordings(data.root, read_as)
+    geometry = words_or_refusal(stored_scenes(recordings), read_as, data.root) if data.check_geometry else []
     return Recordings(data, recordings, geometry)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.data.images import save_depth, save_image
+from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG
 from hatch_ray.data.rows import checked_rows
 from hatch_ray.data.scene import Frame, SceneObject
 from hatch_ray.run_folder import write_atomic
@@ -50,6 +52,9 @@ class DatasetWriter:
         self.folder = self.path.with_name(f".{self.path.name}.building-{os.getpid()}")
         self.summary: dict[str, Any] = {}
         self.scenes: dict[str, dict[str, Any]] = {}
+        self.by_task: Counter[str] = Counter()
+        self.large_residuals = 0
+        """Samples with an action list that loses more roll than LARGE_RESIDUAL_DEG."""
         self._rows: list[str] = []
         self._written: dict[str, bytes] = {}
 
@@ -99,6 +104,8 @@ class DatasetWriter:
 
     def add(self, sample: Sample) -> None:
         """Append a sample whose views came from `add_view`."""
+        self.by_task[sample.task] += 1
+        self.large_residuals += any(plan.residual_deg > LARGE_RESIDUAL_DEG for plan in sample.plans)
         self._rows.append(json.dumps(sample_to_row(sample), allow_nan=False) + "\n")
 
     def __len__(self) -> int:

@@ -29,12 +29,12 @@ class Series:
     values: Sequence[float]
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers that span [low, high]."""
     span = high - low
     if span <= 0:
         return [low]
-    raw = span / count
+    raw = span / 4
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if raw <= power * factor)
     first = math.ceil(low / step - 1e-9)

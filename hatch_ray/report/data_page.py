@@ -14,7 +14,7 @@ from hatch_ray.data.images import model_images
 from hatch_ray.data.scene import SceneObject
 from hatch_ray.data.store import read_dataset, read_scenes
 from hatch_ray.report.pages import each_task_in_turn, inline_image, render
-from hatch_ray.report.plan import PlanCamera, PlanPoint, horizontal_fov, plan_svg
+from hatch_ray.report.plan import PlanCamera, horizontal_fov, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from hatch_ray.run_folder import write_atomic
 from hatch_ray.sample import Sample
@@ -35,7 +35,7 @@ def sample_plan(sample: Sample, objects: tuple[SceneObject, ...] = ()) -> str | 
             fov = horizontal_fov(view.intrinsics, image.width)
         cameras.append(PlanCamera(view.pose, str(index), fov))
     places = sample.meta.get("gold", {}).get("points", [])
-    points = [PlanPoint(np.array(place), mark.color) for place, mark in zip(places, sample.marks, strict=False)]
+    points = [(np.array(place), mark.color) for place, mark in zip(places, sample.marks, strict=False)]
     up = sample.meta.get("up")
     return plan_svg(cameras, None if up is None else np.array(up), objects, points)
 

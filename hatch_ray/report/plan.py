@@ -42,14 +42,6 @@ class PlanCamera:
     color: str = ""
 
 
-@dataclass(frozen=True)
-class PlanPoint:
-    """A marked place: (3,) world position and its mark's colour name."""
-
-    place: np.ndarray
-    color: str
-
-
 def horizontal_fov(intrinsics: np.ndarray, width: int) -> float:
     """Degrees seen by an image of this width."""
     left, right = (intrinsics[0, 2] + 0.5) / intrinsics[0, 0], (width - 0.5 - intrinsics[0, 2]) / intrinsics[0, 0]
@@ -71,11 +63,12 @@ def plan_svg(
     cameras: Sequence[PlanCamera],
     up: np.ndarray | None,
     objects: Sequence[SceneObject] = (),
-    points: Sequence[PlanPoint] = (),
+    points: Sequence[tuple[np.ndarray, str]] = (),
     size: int = 300,
 ) -> str:
     """An SVG of `size` x `size` pixels. The first camera looks up the page; a faint grid has lines every metre.
 
+    points: marked places, (3,) in the world, each with its mark's colour.
     up: world up; None draws in the plane of the first camera's own right and forward axes.
     """
     assert cameras, "a plan needs at least one camera"
@@ -90,7 +83,7 @@ def plan_svg(
     places = np.stack([wedge[0] for wedge in wedges])
     near = [thing for thing in objects if np.linalg.norm(places - flat(thing.center), axis=1).min() <= NEAR_OBJECTS_M]
     outlines = [flat(box_corners(thing)[[0, 4, 6, 2]]) for thing in near]
-    dots = [flat(point.place) for point in points]
+    dots = [flat(place) for place, _ in points]
     everything = np.concatenate([*wedges, *outlines, *(dot[None] for dot in dots)])
     low, high = everything.min(axis=0) - MARGIN_M, everything.max(axis=0) + MARGIN_M
     middle, extent = (low + high) / 2, float((high - low).max())
@@ -115,8 +108,8 @@ def plan_svg(
         "plan.svg", size=size, things=things, metre=round(scale, 1), grid=_grid(middle, extent, pixel),
         cameras=[(camera, color, path(wedge), *pixel(wedge[0]))
                  for camera, color, wedge in zip(cameras, colors, wedges, strict=True)],
-        dots=[(POINT_COLORS.get(point.color, "#000000"), *pixel(dot))
-              for point, dot in zip(points, dots, strict=True)],
+        dots=[(POINT_COLORS.get(color, "#000000"), *pixel(dot))
+              for (_, color), dot in zip(points, dots, strict=True)],
     )  # fmt: skip
 
 

@@ -123,8 +123,7 @@ class HubRows:
         return tuple(views)
 
     def scene(self, source: str, record: Record) -> str:
-        flat = record.scene.replace("/", "_")
-        return self._scenes.of((source, record.scene), flat, f"{source}-{flat}")
+        return self._scenes.scene(source, record.scene)
 
     def _with_depth(self, view: View, source: str, raw: dict[str, Any], index: int, place: Path) -> View:
         depths, poses = raw["depths"], raw.get("pose")

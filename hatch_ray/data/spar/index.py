@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -31,9 +31,6 @@ ROW = np.dtype([
 """An entry: 30 bytes. `digest` is of the line's bytes, so that copied rows can be told."""
 BUFFER_ROWS = 1 << 16
 MOST_VIEWS = 255
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes read, bytes in all)."""
 
 
 def qa_files(root: Path) -> dict[str, tuple[int, int, int]]:
@@ -82,7 +79,7 @@ class SparIndex:
         return record
 
 
-def open_index(root: Path, folder: Path, progress: Progress | None = None) -> SparIndex:
+def open_index(root: Path, folder: Path) -> SparIndex:
     """The index of the sources below `root`, kept in `folder`; made when it is absent or the tree's files changed.
 
     Raises ValueError when more than 5 % of the lines cannot be used, when the folder cannot be written, or when it
@@ -99,7 +96,7 @@ def open_index(root: Path, folder: Path, progress: Progress | None = None) -> Sp
         try:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
-            _Writer(root, progress).write(files, listed, building)
+            _Writer(root).write(files, listed, building)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(building, folder)
         except OSError as error:
@@ -114,22 +111,18 @@ def open_index(root: Path, folder: Path, progress: Progress | None = None) -> Sp
 class _Writer:
     """Makes an index. Tasks and scenes get their numbers in the order of meeting them."""
 
-    def __init__(self, root: Path, progress: Progress | None) -> None:
-        self.root, self.progress, self.bad = root, progress, BadRows(str(root))
+    def __init__(self, root: Path) -> None:
+        self.root, self.bad = root, BadRows(str(root))
         self.tasks: dict[str, int] = {}
         self.scenes: dict[str, int] = {}
 
     def write(self, files: dict[str, tuple[int, int, int]], listed: list[list[Any]], folder: Path) -> None:
         """Both files of the index. Raises ValueError when too many lines cannot be used."""
-        total, done = sum(size for _, size, _ in listed), 0
         with (folder / "rows.bin").open("wb") as out:
             for number, (name, of) in enumerate(files.items()):
                 rows = self._rows(number, name, of)
                 while block := list(islice(rows, BUFFER_ROWS)):
                     np.array(block, ROW).tofile(out)
-                done += listed[number][1]
-                if self.progress:
-                    self.progress(done, total)
         self.bad.check()
         content = {
             "version": VERSION, "files": listed, "tasks": list(self.tasks), "scenes": list(self.scenes),

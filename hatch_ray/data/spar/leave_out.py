@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow
@@ -28,29 +29,19 @@ class LeftOut:
     def __init__(self, paths: Iterable[Path]) -> None:
         self._names = {f"scene{number}" for line in _lines(VAL_ROOMS) for number in line.split()}
         for path in paths:
-            count = 0
-            for name in _names(path):
-                count += 1
-                if name.isdigit():
-                    raise ValueError(
-                        f"data.spar.leave_out: id {name} of {path} names no scene; "
-                        "give a .txt file with one scene a line"
-                    )
-                self._names.update(_beginnings(name))
-            if not count:
+            names = list(_names(path))
+            if not names:
                 raise ValueError(
                     f"data.spar.leave_out: {path} names no scene; expected {', '.join(SUFFIXES)} with names"
                 )
+            if number := next((name for name in names if name.isdigit()), None):
+                raise ValueError(
+                    f"data.spar.leave_out: id {number} of {path} names no scene; give a .txt file with one scene a line"
+                )
+            self._names.update(beginning for name in names for beginning in accumulate(name.split("_"), "{}_{}".format))
 
     def __contains__(self, scene: str) -> bool:
         return scene in self._names or space_of(scene) in self._names
-
-
-def _beginnings(name: str) -> Iterator[str]:
-    """ "a_b_c" -> "a_b_c", "a_b", "a"."""
-    while name:
-        yield name
-        name = name.rpartition("_")[0]
 
 
 def _names(path: Path) -> Iterator[str]:

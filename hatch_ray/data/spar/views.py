@@ -1,23 +1,20 @@
-"""The photos of SPAR rows: files checked once, with depth, intrinsics and pose where the tree is SPAR-7M-RGBD."""
+"""Depth, poses and intrinsics of SPAR-7M-RGBD: where they are, and in which units."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from hatch_ray.data.camera_files import check_grid, load_pose, read_intrinsics
-from hatch_ray.data.images import MILLIMETRES, load_depth, load_image, save_depth
+from hatch_ray.data.camera_files import read_intrinsics
+from hatch_ray.data.images import MILLIMETRES
 from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.rgbd_frames import MIN_VALID_DEPTH
-from hatch_ray.data.spar.layout import beside
-from hatch_ray.data.unique import UniqueNames
 from hatch_ray.geometry.agreement import PLAUSIBLE_MEDIAN_M
-from hatch_ray.geometry.convention import AS_OURS, Convention, scale_intrinsics
-from hatch_ray.sample import View
+from hatch_ray.geometry.convention import scale_intrinsics
 
 UNITS_UNKNOWN = "structured3d"
 """The source whose units SPAR does not state."""
@@ -29,79 +26,6 @@ def has_rgbd(root: Path, sources: list[str]) -> bool:
     """Whether any scene of the sources has poses (SPAR-7M-RGBD), or none has (SPAR-7M)."""
     folders = [root / source / "images" for source in sources]
     return any(place.is_dir() for images in folders for form in ("*/pose", "*/*/pose") for place in images.glob(form))
-
-
-class SceneViews:
-    """Views of a tree's images, each checked and linked into a dataset's folder once.
-
-    root: the folder of the sources. dataset: the folder that gets `images/` and `depth/`. rgbd: poses are expected.
-    convention: how poses, depth and intrinsics are read.
-    """
-
-    def __init__(self, root: Path, dataset: Path, rgbd: bool, convention: Convention = AS_OURS) -> None:
-        self.root, self.dataset, self.rgbd, self.convention = root, dataset, rgbd, convention
-        self._scenes, self._files = UniqueNames(), UniqueNames()
-        self._made: dict[tuple[str, str], View | Refusal] = {}
-
-    def scene_name(self, source: str, scene: str) -> str:
-        """The scene's name in the dataset, which no other scene of any source has."""
-        flat = scene.replace("/", "_")
-        return self._scenes.of((source, scene), flat, f"{source}-{flat}")
-
-    def view(self, source: str, image: str, depth: str | None) -> View:
-        """The view of an image path below SOURCE/images, with paths relative to the dataset.
-
-        depth: the record's depth path; None takes the published place beside the image. Raises Refusal.
-        """
-        key = (source, image)
-        if key not in self._made:
-            try:
-                self._made[key] = self._make(source, image, depth)
-            except Refusal as refusal:
-                self._made[key] = refusal
-        if isinstance(made := self._made[key], Refusal):
-            raise Refusal(made.reason, made.detail)
-        return made
-
-    def _make(self, source: str, image: str, depth: str | None) -> View:
-        images = self.root / source / "images"
-        path = images / image
-        if not path.is_file():
-            raise Refusal("missing_image", f"{path} does not exist")
-        try:
-            size = load_image(path).size
-        except ValueError as error:
-            raise Refusal("unreadable_image", str(error)) from None
-        relative = PurePosixPath(image)
-        scene = self.scene_name(source, "/".join(relative.parts[:-2]))
-        prefix = "video-" if relative.parts[-2] == "video_color" else ""
-        stem = self._files.of((source, image), f"{scene}/{prefix}{relative.stem}").rpartition("/")[2]
-        target = Path("images") / scene / f"{stem}{relative.suffix}"
-        if not self.rgbd:
-            link_file(path, self.dataset / target)
-            return View(target)
-        pose = load_pose(images / beside(image, "pose"), self.convention)
-        depth_path = images / (depth or beside(image, "depth"))
-        if not depth_path.is_file():
-            raise Refusal("missing_depth", f"{depth_path} does not exist")
-        try:
-            stored = load_depth(depth_path) * np.float32(self.convention.depth)
-        except ValueError as error:
-            raise Refusal("unreadable_depth", str(error)) from None
-        metres, rescaled = depth_in_metres(stored, source, str(depth_path))
-        folder, depth_size = images.joinpath(*relative.parts[:-2]), (metres.shape[1], metres.shape[0])
-        color_k, depth_k = stored_intrinsics(folder, size, depth_size)
-        color_k = self.convention.intrinsics(color_k, *size, (depth_size[0],))
-        depth_k = self.convention.intrinsics(depth_k, *depth_size, (size[0],))
-        check_grid(color_k, *size, f"colour of {folder}")
-        check_grid(depth_k, *depth_size, f"depth of {folder}")
-        depth_target = Path("depth") / scene / f"{stem}.png"
-        link_file(path, self.dataset / target)
-        if rescaled or self.convention.depth != 1:
-            save_depth(self.dataset / depth_target, metres)
-        else:
-            link_file(depth_path, self.dataset / depth_target)
-        return View(target, depth_target, color_k, depth_k, pose_in_metres(pose, source))
 
 
 def depth_in_metres(depth: np.ndarray, source: str, name: str) -> tuple[np.ndarray, bool]:
