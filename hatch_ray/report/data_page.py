@@ -42,26 +42,14 @@ def sample_plan(sample: Sample, objects: tuple[SceneObject, ...] = ()) -> str | 
 
 def _card(sample: Sample, objects: tuple[SceneObject, ...]) -> dict[str, Any]:
     images = model_images(sample, LARGEST_INLINED_PIXELS)
-    plans = [
-        {
-            "pair": f"{plan.source} → {plan.target}",
-            "steps": atoms_in_words(plan.atoms),
-            "lost": f"{plan.residual_deg:.1f}°",
-            "aligned": plan.frame is not None,
-        }
-        for plan in sample.plans
-    ]
-    overlaps = dict(zip(sample.pairs, sample.meta.get("overlaps", []), strict=False))
     return {
         "sample": sample,
         "images": [inline_image(image) for image in images],
         "width": VIEW_WIDTHS.get(len(images), THREE_VIEWS_WIDTH),
         "shape": f"{images[0].width} × {images[0].height}",
         "plan": sample_plan(sample, objects),
-        "plans": plans,
-        "overlaps": ", ".join(f"{i}–{j} {omega:.0%}" for (i, j), omega in overlaps.items()),
+        "overlaps": list(zip(sample.pairs, sample.meta.get("overlaps", []), strict=False)),
         "gold": json.dumps(sample.meta.get("gold", {})),
-        "seed": sample.meta.get("seed", ""),
     }
 
 
@@ -80,6 +68,7 @@ def show_dataset(path: str | Path, out_html: str | Path, count: int = 12, seed: 
     page = render(
         "data.html", name="/".join(path.resolve().parts[-2:]), total=len(samples), counts=sorted(counts.items()),
         scene_count=len({sample.scene for sample in samples}), largest=max(counts.values()), summary=summary,
+        steps=atoms_in_words,
         cards=[_card(sample, scenes.get(sample.scene, (None, ()))[1]) for sample in chosen],
     )  # fmt: skip
     write_atomic(out_html, page)
