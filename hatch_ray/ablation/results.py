@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.ablation.variants import Variants
-from hatch_ray.benchmarks.columns import PARTS
+from hatch_ray.benchmarks.paper import PARTS
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, term
 from hatch_ray.evaluation.intervals import Bootstrap, Interval

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.benchmarks.columns import Column, Part
 from hatch_ray.benchmarks.item import Item, tagged_answer
-from hatch_ray.benchmarks.published import LAYOUT, SOURCE, TINY_GROUP, TINY_ROWS, published_rows
+from hatch_ray.benchmarks.paper import LAYOUT, SOURCE, TINY_GROUP, TINY_ROWS, Column, Part, published_rows
 from hatch_ray.benchmarks.registry import Score
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
 

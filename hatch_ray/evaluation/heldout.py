@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -153,3 +153,31 @@ def read_rows(run: RunFolder, name: str) -> list[Row]:
             names = list(row["terms"])
             row["measures"] = {name: row["terms"].pop(name) for name in names[names.index(TOTAL) + 1 :]}
     return rows
+
+
+def swap_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The blind control: every sample with the images of another one of as many views; all else stays.
+
+    Does the model use its images? The images come from another scene; where all samples show one scene, from a sample that shares no image.
+    `meta["swapped_from"]` names the giver. Raises ValueError when a sample has no possible giver.
+    """
+    one_scene = len({sample.scene for sample in samples}) == 1
+    random = np.random.default_rng(seed)
+    images = [frozenset(view.image_path for view in sample.views) for sample in samples]
+
+    def may_give(taker: int, giver: int) -> bool:
+        if len(samples[giver].views) != len(samples[taker].views):
+            return False
+        return not images[giver] & images[taker] if one_scene else samples[giver].scene != samples[taker].scene
+
+    swapped = []
+    for index, sample in enumerate(samples):
+        givers = [other for other in range(len(samples)) if may_give(index, other)]
+        if not givers:
+            raise ValueError(
+                f"no other held-out sample with {len(sample.views)} views can lend its images to {sample.id}; "
+                "the blind control needs more held-out scenes (data.heldout_samples, data.rooms.heldout_scenes)"
+            )
+        giver = samples[int(random.choice(givers))]
+        swapped.append(replace(sample, views=giver.views, meta=sample.meta | {"swapped_from": giver.id}))
+    return swapped

@@ -1,4 +1,7 @@
-"""Small charts as inline SVG. Colours are the page's CSS variables (--c0 .. --c4), so they follow light and dark."""
+"""Small charts, and PaStA's patch matches, as inline SVG.
+
+A chart's colours are the page's CSS variables (--c0 .. --c4), so they follow light and dark.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from hatch_ray.report.pages import render
 
@@ -18,6 +22,9 @@ MAX_POINTS = 300
 """A longer curve is thinned: a pixel shows no more."""
 SMOOTH_SHARE = 0.06
 """Window of the moving average, as a share of the curve."""
+SIDE = 180
+"""Pixels of the longer side of one view."""
+GAP = 70
 
 
 @dataclass(frozen=True)
@@ -101,3 +108,38 @@ def interval_chart(rows: Sequence[tuple[str, dict[str, Any] | None]], label: str
     place = {"width": WIDTH, "height": height, "top": TOP, "left": NAMES}
     marks = [(x(tick), f"{tick:g}") for tick in ticks(0, most)]
     return render("interval_chart.svg", label=label, ticks=marks, rows=drawn, **place)
+
+
+def match_svg(
+    views: Sequence[Image.Image],
+    urls: Sequence[str],
+    grid: int,
+    target: Sequence[int],
+    found: Sequence[int],
+    kept: Sequence[bool],
+) -> tuple[str, int, int]:
+    """Two views, and a line from each patch to the one its feature is nearest to: (SVG, right, judged).
+
+    Green lines end in the patch with the largest overlap, red ones elsewhere.
+
+    urls          data URLs of the two views.
+    target, found (grid * grid,) patch of the second view for each patch of the first, row-major.
+    kept          (grid * grid,) whether the patch overlaps the second view enough to be judged.
+    """
+    sizes = [(view.width * SIDE / max(view.size), view.height * SIDE / max(view.size)) for view in views]
+    lefts = (0.0, sizes[0][0] + GAP)
+    width, height = lefts[1] + sizes[1][0], max(size[1] for size in sizes)
+
+    def centre(view: int, patch: int) -> tuple[str, str]:
+        row, column = divmod(patch, grid)
+        wide, high = sizes[view]
+        return f"{lefts[view] + wide * (column + 0.5) / grid:.1f}", f"{high * (row + 0.5) / grid:.1f}"
+
+    lines = [
+        (found[patch] == target[patch], *centre(0, patch), *centre(1, found[patch]))
+        for patch, keep in enumerate(kept)
+        if keep
+    ]
+    drawn = [(url, left, *size) for url, left, size in zip(urls, lefts, sizes, strict=True)]
+    svg = render("match.svg", views=drawn, lines=lines, grid=grid, width=f"{width:.0f}", height=f"{height:.0f}")
+    return svg, sum(line[0] for line in lines), len(lines)

@@ -26,8 +26,7 @@ from hatch_ray.evaluation.findings import compared, models_among
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, read_table
 from hatch_ray.evaluation.tables import by_task, measures_of
 from hatch_ray.geometry.actions import compose
-from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
-from hatch_ray.report.matches import match_svg
+from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart, match_svg
 from hatch_ray.report.pages import each_task_in_turn, inline_image, render
 from hatch_ray.report.plan import PlanCamera, plan_svg
 from hatch_ray.report.words import atoms_in_words

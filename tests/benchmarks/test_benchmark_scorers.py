@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hatch_ray.benchmarks.columns import PARTS
 from hatch_ray.benchmarks.letter_scorers import (
     cvbench,
     mindcube,
@@ -18,7 +17,7 @@ from hatch_ray.benchmarks.letter_scorers import (
     mmsi_letter,
     mmsi_type,
 )
-from hatch_ray.benchmarks.published import LAYOUT, published_rows
+from hatch_ray.benchmarks.paper import LAYOUT, PARTS, published_rows
 from hatch_ray.benchmarks.results import beyond_noise, compare_published, overall, summarise
 from hatch_ray.benchmarks.spar_scorers import (
     KINDS,

@@ -17,8 +17,14 @@ from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.layout import FORMATS, SOURCES, SPLITS, beside, chosen_tasks, heldout, space_of, spar_folder
 from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record
-from hatch_ray.data.spar.stored import spar_scenes
-from hatch_ray.data.spar.views import depth_in_metres, has_rgbd, link_file, pose_in_metres, stored_intrinsics
+from hatch_ray.data.spar.views import (
+    depth_in_metres,
+    has_rgbd,
+    link_file,
+    pose_in_metres,
+    spar_scenes,
+    stored_intrinsics,
+)
 from hatch_ray.data.unique import UniqueNames
 from hatch_ray.geometry.convention import Convention
 from hatch_ray.sample import View

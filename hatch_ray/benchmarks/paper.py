@@ -1,4 +1,4 @@
-"""What the columns of the paper's tables are means of: parts.yaml."""
+"""The paper's tables: what their columns are means of (parts.yaml), and the published rows (published.yaml)."""
 
 from __future__ import annotations
 
@@ -76,3 +76,28 @@ def _part(name: str, entry: dict[str, Any]) -> Part:
 
 _PARTS = yaml.safe_load((Path(__file__).parent / "parts.yaml").read_text(encoding="utf-8"))
 PARTS = {name: _part(name, entry) for name, entry in _PARTS.items()}
+
+_PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
+SOURCE: str = _PUBLISHED["source"]
+LAYOUT: dict[int, tuple[tuple[str, str], ...]] = {
+    number: tuple((part, column) for part, columns in table["columns"].items() for column in columns)
+    for number, table in _PUBLISHED["tables"].items()
+}
+"""Table -> its columns: (part of PARTS, column)."""
+TINY_GROUP: str = _PUBLISHED["tiny_group"]
+TINY_ROWS: dict[str, dict[str, int]] = _PUBLISHED["tiny_rows"]
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A model's figures in one table, percent, in the order of LAYOUT."""
+
+    model: str
+    group: str
+    figures: tuple[float, ...]
+
+
+def published_rows(table: int) -> list[PublishedRow]:
+    """The rows of Table 1 or 4, in the paper's order."""
+    groups = _PUBLISHED["tables"][table]["rows"]
+    return [PublishedRow(model, group, tuple(row)) for group, rows in groups.items() for model, row in rows.items()]
