@@ -58,7 +58,7 @@ class RgbdScene:
 
     def __init__(self, id: str, recording: Recording, frames: list[FrameFiles], image_size: int) -> None:
         self.id, self.up = id, recording.up
-        self._recording, self._frames, self._size = recording, frames, image_size
+        self._recording, self._frames, self._size = recording, list(frames), image_size
         self._cache: dict[int, Frame] = {}
 
     def __len__(self) -> int:

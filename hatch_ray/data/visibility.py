@@ -107,11 +107,9 @@ def visible_object(frame: Frame, thing: SceneObject, view: int) -> Target | None
     if rows.size < MIN_AREA * width * height and min(wide, high) < side:
         return None
     corners = to_camera(frame.pose, box_corners(thing))
-    if (corners[:, 2] < 0.05).any():
+    if (corners[:, 2] < 0.05).any() or _unhidden(frame, thing) < MIN_UNHIDDEN:
         return None
     if _clipped(project(frame.depth_intrinsics, corners), width, height) > MAX_CLIPPED:
-        return None
-    if _unhidden(frame, thing) < MIN_UNHIDDEN:
         return None
     middle = project(frame.depth_intrinsics, to_camera(frame.pose, thing.center))
     nearest = np.argmin((columns - middle[0]) ** 2 + (rows - middle[1]) ** 2)

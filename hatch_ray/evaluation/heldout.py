@@ -158,8 +158,8 @@ def read_rows(run: RunFolder, name: str) -> list[Row]:
 def swap_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
     """The blind control: every sample with the images of another one of as many views; all else stays.
 
-    Does the model use its images? The images come from another scene; where all samples show one scene, from a sample that shares no image.
-    `meta["swapped_from"]` names the giver. Raises ValueError when a sample has no possible giver.
+    Does the model use its images? They come from another scene; where all samples show one scene, from a sample that
+    shares no image. `meta["swapped_from"]` names the giver. Raises ValueError when a sample has no possible giver.
     """
     one_scene = len({sample.scene for sample in samples}) == 1
     random = np.random.default_rng(seed)

@@ -7,9 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet as pq
-
 from hatch_ray.data.spar.layout import space_of
 
 VAL_ROOMS = Path(__file__).parent / "scannet_val.txt"
@@ -52,6 +49,9 @@ def _names(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise ValueError(f"data.spar.leave_out: {path} does not exist")
     if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet as pq
+
         try:
             yield from map(str, pq.read_table(path, columns=["id"])["id"].to_pylist())
         except (OSError, pyarrow.ArrowException, KeyError) as error:
