@@ -22,8 +22,8 @@ import numpy as np
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.layout import TASKS, Marks, chosen_tasks
-from hatch_ray.data.spar.reader import TreeRows
 from hatch_ray.data.spar.record import read_record
+from hatch_ray.data.spar.tree import TreeRows
 from hatch_ray.run_folder import write_atomic
 
 SOURCES = {"scannet": ("scene{:04d}_00", 1200), "scannetpp": ("{:010x}", 850), "structured3d": ("scene_{:05d}", 2400)}

@@ -15,8 +15,8 @@ import numpy as np
 import typer
 
 from hatch_ray.cli import run_command
-from hatch_ray.data.camera_files import FrameRefused, load_pose
-from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
+from hatch_ray.data.camera_files import load_pose
+from hatch_ray.data.refusals import BadRows, Refusal
 from hatch_ray.data.spar.index import open_index
 from hatch_ray.data.spar.layout import FORMATS, SOURCES, TASKS, UP, beside, spar_folder
 from hatch_ray.data.spar.record import Record, read_record
@@ -80,7 +80,7 @@ def check_conventions(root: Path, index: Path | None = None, limit: int = 2000, 
             answer = parse_answer(record.answer)
             poses = _poses(folder, SOURCES[found.rows[row]["source"]], record)
             changes = {name: _change(*poses, name) for name in CONVENTIONS}
-        except RowRefused as refusal:
+        except Refusal as refusal:
             bad.add(refusal, found.where(int(row)))
             continue
         answers.append(answer)
@@ -93,12 +93,12 @@ def check_conventions(root: Path, index: Path | None = None, limit: int = 2000, 
 
 
 def parse_answer(text: str) -> dict[str, float]:
-    """ "move_left:2.6,move_down:0.1,..." as signed numbers; dimensions that are not named are 0. Raises RowRefused."""
+    """ "move_left:2.6,move_down:0.1,..." as signed numbers; dimensions that are not named are 0. Raises Refusal."""
     values = dict.fromkeys(TRANSLATION + ROTATION, 0.0)
     for piece in text.strip().rstrip(".,").split(","):
         found = PIECE.fullmatch(piece)
         if not found or found[1] not in VIEW_CHANGE_WORDS:
-            raise RowRefused("answer_is_not_a_view_change", repr(text)[:120])
+            raise Refusal("answer_is_not_a_view_change", repr(text)[:120])
         name, sign = VIEW_CHANGE_WORDS[found[1]]
         values[name] = sign * float(found[2])
     return values
@@ -107,11 +107,7 @@ def parse_answer(text: str) -> dict[str, float]:
 def _poses(root: Path, source: str, record: Record) -> tuple[np.ndarray, np.ndarray]:
     poses = []
     for image in record.images[: TASKS[TASK].views]:
-        path = root / source / "images" / beside(image, "pose")
-        try:
-            poses.append(pose_in_metres(load_pose(path), source))
-        except FrameRefused as refusal:
-            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
+        poses.append(pose_in_metres(load_pose(root / source / "images" / beside(image, "pose")), source))
     return poses[0], poses[1]
 
 
@@ -119,7 +115,7 @@ def _change(first: np.ndarray, second: np.ndarray, convention: Convention) -> di
     try:
         return view_change(first, second, UP, convention)
     except ValueError as error:
-        raise RowRefused("no_view_change", str(error)) from None
+        raise Refusal("no_view_change", str(error)) from None
 
 
 def _turn_error(a: float, b: float) -> float:

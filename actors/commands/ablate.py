@@ -27,9 +27,8 @@ from hatch_ray.ablation.variants import Variants
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.store import SPLITS, is_dataset, read_dataset
-from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import FINAL
-from hatch_ray.evaluation.heldout import SWAPPED, read_rows
+from hatch_ray.evaluation.heldout import SWAPPED, read_rows, swap_images
 from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.run_version import write_version
 

@@ -7,7 +7,7 @@ where it was. Engines start only when there is something left to ask.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +21,13 @@ from actors.runtime.messages import Request, Sampling, StoredImage
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import Report, progress_bar
 from actors.stages.recipe import start_ray
-from hatch_ray.benchmarks.columns import Part
 from hatch_ray.benchmarks.files import find_files, local_root
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.kept import Kept
-from hatch_ray.benchmarks.registry import BENCHMARKS, NAMES, ROOMS, Score, check_bad_rows, choose_root, survey
+from hatch_ray.benchmarks.registry import KNOWN, ROOMS, Benchmark, check_bad_rows, choose_root, survey
 from hatch_ray.benchmarks.report import report_benchmarks
 from hatch_ray.benchmarks.results import predict_row, rescored
-from hatch_ray.benchmarks.rooms import build_rooms, read_rooms
+from hatch_ray.benchmarks.rooms import build_rooms
 from hatch_ray.benchmarks.spar_scorers import SCORERS as SPAR_SCORERS
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash
@@ -45,35 +44,26 @@ PART = 32
 
 @dataclass(frozen=True)
 class Source:
-    """A benchmark with its files found and looked through."""
+    """A benchmark with its files found and looked through: its usable rows, and the others by reason."""
 
     name: str
-    title: str
+    benchmark: Benchmark
     paths: tuple[Path, ...]
-    read: Callable[[tuple[Path, ...]], Iterator[Item | BadRowError]]
-    scorers: dict[str, Score]
     usable: int
     bad: Counter[str]
 
 
-def scorers_of(name: str) -> dict[str, Score]:
-    """Scorers of a benchmark; rooms have SPAR-Bench's."""
-    return dict(SPAR_SCORERS) if name == ROOMS else BENCHMARKS[name].scorers
-
-
 def open_source(name: str, config: Config, run: RunFolder, roots: Sequence[str], console: Console) -> Source:
     """Find the files (rooms: build them) and look at every row once. Raises ValueError: wrong or damaged files."""
+    benchmark = KNOWN[name]
     if name == ROOMS:
         folder = run.path / "benchmarks" / ROOMS / "data"
         with progress_bar(console, "building rooms") as report:
             paths = build_rooms(config.data, config.seed, config.eval.samples, folder, report)
-        usable = sum(1 for _ in read_rooms(paths))
-        return Source(name, "rooms", paths, read_rooms, scorers_of(name), usable, Counter())
-    benchmark = BENCHMARKS[name]
-    root = local_root(choose_root(benchmark, roots), benchmark.patterns)
-    paths = find_files(root, benchmark.patterns, benchmark.part.title)
-    usable, bad = survey(benchmark, paths)
-    return Source(name, benchmark.part.title, paths, benchmark.read, benchmark.scorers, usable, bad)
+    else:
+        root = local_root(choose_root(benchmark, roots), benchmark.part.patterns)
+        paths = find_files(root, benchmark.part.patterns, benchmark.title)
+    return Source(name, benchmark, paths, *survey(benchmark, paths))
 
 
 class Asker:
@@ -131,20 +121,19 @@ def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Repo
     """
     kept.counts_path.unlink(missing_ok=True)
     known = {row["id"] for row in kept.predictions()}
-    bad, skipped = Counter(source.bad), Counter[str]()
-    done = 0
+    bad, skipped, done = Counter(source.bad), Counter[str](), 0
     pending: list[tuple[Item, Request]] = []
 
     def flush() -> None:
         replies = engines.answer([request for _, request in pending])
         kept.append([
-            predict_row(item, request.prompt, text, source.scorers)
+            predict_row(item, request.prompt, text, source.benchmark.scorers)
             for (item, request), text in zip(pending, replies, strict=True)
         ])  # fmt: skip
         known.update(item.id for item, _ in pending)
         pending.clear()
 
-    for item in source.read(source.paths):
+    for item in source.benchmark.read(source.paths):
         if isinstance(item, BadRowError):
             continue
         done += 1
@@ -166,17 +155,17 @@ def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Repo
         flush()
     report(source.usable, source.usable)
     rows = source.usable + source.bad.total()
-    check_bad_rows(source.title, rows, bad)
+    check_bad_rows(source.benchmark.title, rows, bad)
     kept.finish({"rows": rows, "asked": len(known), "unusable": dict(bad), "left_out": dict(skipped)})
 
 
 def check_names(names: Sequence[str], roots: Sequence[str], scorer: str) -> None:
     """Raise ConfigError for an unknown benchmark or scorer, or a root for a benchmark that was not asked for."""
     if not names:
-        raise ConfigError(f"--benchmark is empty; name some of {', '.join(NAMES)}")
-    unknown = [name for name in names if name not in NAMES]
+        raise ConfigError(f"--benchmark is empty; name some of {', '.join(KNOWN)}")
+    unknown = [name for name in names if name not in KNOWN]
     if unknown:
-        raise ConfigError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(NAMES)}")
+        raise ConfigError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(KNOWN)}")
     if scorer not in SPAR_SCORERS:
         raise ConfigError(f"unknown scorer {scorer!r}; known: {', '.join(SPAR_SCORERS)}")
     for root in roots:
@@ -191,7 +180,7 @@ def rescore(run: RunFolder, names: Sequence[str]) -> None:
     for name in names:
         kept = Kept(run, name)
         kept.counts()
-        kept.replace([rescored(row, scorers_of(name)) for row in kept.predictions()])
+        kept.replace([rescored(row, KNOWN[name].scorers) for row in kept.predictions()])
 
 
 def evaluate_benchmarks(
@@ -204,16 +193,7 @@ def evaluate_benchmarks(
         rescore(run, names)
     else:
         ask_all(config, run, names, roots, console)
-    report_benchmarks(
-        run, {name: parts_of(name) for name in names}, scorer, config.eval.bootstrap, config.seed, console
-    )
-
-
-def parts_of(name: str) -> tuple[Part, ...]:
-    """The blocks of the paper's tables that a benchmark fills."""
-    if name == ROOMS:
-        return BENCHMARKS["spar_mv"].part, BENCHMARKS["spar_si"].part
-    return (BENCHMARKS[name].part,)
+    report_benchmarks(run, names, scorer, config.eval.bootstrap, config.seed, console)
 
 
 def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequence[str], console: Console) -> None:
@@ -222,14 +202,10 @@ def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequenc
     stage = model.folder.parent.name
     sources = [open_source(name, config, run, roots, console) for name in names]
     for source in sources:
-        Kept(run, source.name).check_settings({
-            "stage": stage,
-            "step": run.progress()[stage]["step"],
-            "reasoning": config.model.reasoning,
-            "template": config.model.template,
-            "max_pixels": config.model.max_pixels,
-            "max_images": config.model.max_images,
-            "max_length": config.model.max_length,
+        names = ("reasoning", "template", "max_pixels", "max_images", "max_length")
+        settings = {"stage": stage, "step": run.progress()[stage]["step"]}
+        settings |= {name: getattr(config.model, name) for name in names}
+        Kept(run, source.name).check_settings(settings | {
             "max_new_tokens": config.eval.max_new_tokens,
             "rows": source.usable,
             "files": {path.name: path.stat().st_size for path in source.paths if path.is_file()},
@@ -237,7 +213,7 @@ def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequenc
     asker, engines = Asker(config, model.folder, model.stage), Engines(model.folder, config, console)
     try:
         for source in sources:
-            with progress_bar(console, f"answering: {source.title}") as report:
+            with progress_bar(console, f"answering: {source.benchmark.title}") as report:
                 ask(source, Kept(run, source.name), asker, engines, report)
     finally:
         engines.stop()

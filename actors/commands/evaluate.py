@@ -20,9 +20,8 @@ from actors.runtime.progress import ANSWERED, Report, Told, nobody, progress_bar
 from actors.stages.recipe import load_datasets, start_ray
 from actors.stages.run_processes import RunProcesses
 from hatch_ray.config import Config, ConfigError
-from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import FINAL, write_findings
-from hatch_ray.evaluation.heldout import SWAPPED, score_rows, write_evaluation
+from hatch_ray.evaluation.heldout import SWAPPED, score_rows, swap_images, write_evaluation
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.model.folder_check import check_model_folder
 from hatch_ray.model.source import model_source

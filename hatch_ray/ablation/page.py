@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hatch_ray.report.charts import Series, interval_chart, line_chart
-from hatch_ray.report.data_page import template_environment
+from hatch_ray.report.pages import render
 from hatch_ray.run_folder import RunFolder, write_atomic
 
 
@@ -21,8 +21,8 @@ def write_page(found: dict[str, Any], out: Path) -> Path:
         points = [(name, found["variants"][name]["columns"]["Avg"]) for name in (*others, first)]
         charts[title] = interval_chart(points, f"{title}: answer reward in percent", controls=1)
     curves = {name: _chart(name, curve["steps"]) for name, curve in found["curves"].items() if curve["steps"]}
-    page = template_environment().get_template("ablation.html").render(
-        name=out.name, found=found, charts=charts, curves=curves,
+    page = render(
+        "ablation.html", name=out.name, found=found, charts=charts, curves=curves,
         config_text=RunFolder(out).config_path.read_text(encoding="utf-8"),
     )  # fmt: skip
     path = out / "ablation.html"

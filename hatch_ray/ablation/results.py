@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.ablation.variants import Variants
-from hatch_ray.benchmarks.columns import SPAR_MV
+from hatch_ray.benchmarks.paper import PARTS
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, term
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
@@ -36,7 +36,7 @@ def verdict(paper: float, ours: Interval) -> str:
 
 def column_masks(tasks: Sequence[str]) -> dict[str, np.ndarray]:
     """Column -> (rows,) bool: SPAR-Bench-MV's that have a row; where none of its tasks occurs, "Avg" of all rows."""
-    masks = {column.name: np.isin(tasks, column.groups) for column in SPAR_MV.columns}
+    masks = {column.name: np.isin(tasks, column.groups) for column in PARTS["spar_mv"].columns}
     return {name: mask for name, mask in masks.items() if mask.any()} or {"Avg": np.ones(len(tasks), bool)}
 
 

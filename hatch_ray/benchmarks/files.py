@@ -62,60 +62,27 @@ def _found(root: Path) -> str:
     return (", ".join(names[:MOST_NAMED]) + more) or "an empty folder"
 
 
-def parquet_rows(paths: Sequence[Path], columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+def parquet_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Row]:
     """Every row of the files, in order, a few in memory at once. Raises ValueError: unreadable, or columns missing."""
     for path in paths:
         try:
-            file = pq.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _damaged(path, error) from None
-        with file:
-            present = set(file.schema_arrow.names)
-            missing = [name for name in columns if name not in present]
-            if missing:
-                raise ValueError(
-                    f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}"
-                )
-            wanted = [*columns, *(name for name in optional if name in present)]
-            batches = file.iter_batches(BATCH_ROWS, columns=wanted)
-            while True:
-                try:
-                    rows = next(batches).to_pylist()
-                except StopIteration:
-                    break
-                except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                    raise _damaged(path, error) from None
-                yield from rows
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                if missing := [name for name in columns if name not in names]:
+                    raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
+                for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                    yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{path} is no readable parquet file ({reason}); download it again") from None
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:160]
-    return ValueError(f"{path} is no readable parquet file ({reason}); download it again")
-
-
-class Archive:
-    """Files below a folder, or inside a zip, by their relative names."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._zip: zipfile.ZipFile | None = None
-        if path.is_dir():
-            return
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile:
-            raise ValueError(f"{path} is no readable zip; download it again") from None
-        self._names = set(self._zip.namelist())
-
-    def has(self, name: str) -> bool:
-        return name in self._names if self._zip else (self.path / name).is_file()
-
-    def read(self, name: str) -> bytes:
-        """The file's bytes. Raises ValueError, one line, when they are damaged."""
-        try:
-            return self._zip.read(name) if self._zip else (self.path / name).read_bytes()
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-            raise ValueError(f"{name} of {self.path} cannot be read ({error}); download it again") from None
+def read_member(file: Path | zipfile.Path, name: str) -> bytes:
+    """A file's bytes, of a folder or inside a zip. Raises ValueError, one line, when they are damaged."""
+    try:
+        return file.read_bytes()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{name} cannot be read ({error}); download it again") from None
 
 
 def json_lines(data: bytes) -> Iterator[Row | None]:

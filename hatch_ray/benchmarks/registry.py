@@ -1,10 +1,11 @@
 """The benchmarks that `hatch eval --benchmark` knows: where the files are, how a row is read and scored.
 
-A new benchmark is one entry in BENCHMARKS with a function that reads its rows.
+A new benchmark is one entry in BENCHMARKS with a function that reads its rows, and one in parts.yaml.
 """
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Any
 from PIL import Image
 
 from hatch_ray.benchmarks import letter_scorers, spar_scorers
-from hatch_ray.benchmarks.columns import CVBENCH, MINDCUBE, MMSI, SPAR_MV, SPAR_SI, Part
-from hatch_ray.benchmarks.files import Archive, Row, check_image, decode_image, json_lines, parquet_rows
+from hatch_ray.benchmarks.files import Row, check_image, decode_image, json_lines, parquet_rows, read_member
 from hatch_ray.benchmarks.item import BadRowError, Item
-from hatch_ray.data.bad_share import MAX_BAD_SHARE, reasons_to_stop
+from hatch_ray.benchmarks.paper import PARTS, Part
+from hatch_ray.benchmarks.rooms import read_rooms
+from hatch_ray.benchmarks.spar_scorers import SCORERS as SPAR_SCORERS
+from hatch_ray.data.refusals import MAX_BAD_SHARE, reasons_to_stop
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import AnswerForm
 
@@ -28,45 +31,47 @@ Score = Callable[[str, str, str], float]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A published benchmark.
+    """A benchmark.
 
-    hub       its dataset on the Hugging Face hub; also the folder's name below a common --root.
-    patterns  the files to read, relative to the root; the first pattern that matches is used.
+    parts     the blocks of the paper's tables that it fills; a published one has one.
     read      files -> items, or what is wrong with a row.
     scorers   name -> (completion, gold, task) -> score in [0, 1]; the first is the default.
     """
 
-    name: str
-    part: Part
-    hub: str
-    patterns: tuple[str, ...]
+    parts: tuple[Part, ...]
     read: Read
     scorers: dict[str, Score]
+
+    @property
+    def part(self) -> Part:
+        """Of a published one."""
+        return self.parts[0]
+
+    @property
+    def title(self) -> str:
+        """Its name in print."""
+        return self.part.title if len(self.parts) == 1 else ROOMS
 
 
 def choose_root(benchmark: Benchmark, roots: Sequence[str]) -> str:
     """The root for one benchmark: NAME=ROOT, else the common one (its subfolder named as on the hub), else the hub."""
-    common = benchmark.hub
+    common = benchmark.part.hub
     for root in roots:
         name, equals, value = root.partition("=")
-        if equals and name == benchmark.name:
+        if equals and name == benchmark.part.name:
             return value
         if not equals:
-            below = Path(root).expanduser() / benchmark.hub.split("/")[1]
+            below = Path(root).expanduser() / benchmark.part.hub.split("/")[1]
             common = str(below) if below.is_dir() else root
     return common
 
 
 def survey(benchmark: Benchmark, paths: tuple[Path, ...]) -> tuple[int, Counter[str]]:
     """(usable rows, unusable ones by reason). Raises ValueError when more than 5 % are unusable, or there is no row."""
-    usable, bad = 0, Counter[str]()
-    for item in benchmark.read(paths):
-        if isinstance(item, BadRowError):
-            bad[str(item)] += 1
-        else:
-            usable += 1
-    check_bad_rows(benchmark.part.title, usable + bad.total(), bad)
-    return usable, bad
+    faults = [str(item) if isinstance(item, BadRowError) else "" for item in benchmark.read(paths)]
+    bad = Counter(filter(None, faults))
+    check_bad_rows(benchmark.title, len(faults), bad)
+    return len(faults) - bad.total(), bad
 
 
 def check_bad_rows(title: str, rows: int, bad: Counter[str]) -> None:
@@ -94,11 +99,32 @@ def _text(row: Row, *names: str) -> str:
     raise BadRowError(f"no_{names[-1]}")
 
 
-def _from_bytes(data: Sequence[Any] | None) -> tuple[int, Callable[[int], list[Image.Image]]]:
-    if not data:
+def _letter(row: Row, name: str, letters: str) -> str:
+    """The gold letter of a field. Raises BadRowError."""
+    gold = _text(row, name).strip()
+    if len(gold) != 1 or gold.upper() not in letters:
+        raise BadRowError("gold_is_no_letter")
+    return gold
+
+
+def _item(
+    name: str,
+    task: str,
+    group: str,
+    question: str,
+    gold: str,
+    images: Sequence[Any] | None,
+    form: AnswerForm = "letter",
+) -> Item:
+    """A question whose images are the bytes of files. Raises BadRowError."""
+    if not images:
         raise BadRowError("no_images")
-    checked = [check_image(image) for image in data]
-    return len(checked), lambda max_pixels: [decode_image(image, max_pixels) for image in checked]
+    checked = [check_image(image) for image in images]
+
+    def load(max_pixels: int) -> list[Image.Image]:
+        return [decode_image(image, max_pixels) for image in checked]
+
+    return Item(name, task, group, form, question, gold, name, len(checked), load)
 
 
 def _each(rows: Iterator[Row], parse: Callable[[Row, str], Item | None]) -> Iterator[Item | BadRowError]:
@@ -124,16 +150,14 @@ def _spar_row(row: Row, name: str, img_type: str) -> Item | None:
         raise BadRowError("unknown_img_type")
     if row["img_type"] != img_type:
         return None
-    task, gold = row.get("task"), row.get("answer")
+    task, gold = row.get("task"), "" if row.get("answer") is None else str(row["answer"])
     if task not in spar_scorers.KINDS:
         raise BadRowError("unknown_task")
-    if gold is None or not str(gold).strip():
+    if not gold.strip():
         raise BadRowError("no_answer")
-    if (fault := spar_scorers.check_gold(str(gold), task)) is not None:
+    if (fault := spar_scorers.check_gold(gold, task)) is not None:
         raise BadRowError(fault)
-    n_images, images = _from_bytes(row.get("image"))
-    form = FORMS[spar_scorers.KINDS[task]]
-    return Item(name, task, task, form, _text(row, "question"), str(gold), name, n_images, images)
+    return _item(name, task, task, _text(row, "question"), gold, row.get("image"), FORMS[spar_scorers.KINDS[task]])
 
 
 def read_spar(paths: tuple[Path, ...], img_type: str) -> Iterator[Item | BadRowError]:
@@ -145,22 +169,20 @@ def read_spar(paths: tuple[Path, ...], img_type: str) -> Iterator[Item | BadRowE
 MINDCUBE_FILE = "raw/MindCube_tinybench.jsonl"
 
 
-def _mindcube_archive(path: Path) -> tuple[Archive, str]:
-    """The archive and the prefix of the data folder in it, from data.zip or from the JSONL in an unpacked folder."""
-    if path.suffix == ".zip":
-        return Archive(path), "data/"
-    return Archive(path.parent.parent), ""
-
-
 def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
     """MindCube-Tiny: data.zip as published, or unpacked. Raises ValueError when the zip lacks the tiny benchmark."""
-    archive, prefix = _mindcube_archive(paths[0])
-    if not archive.has(prefix + MINDCUBE_FILE):
-        raise ValueError(f"{paths[0]} holds no {prefix}{MINDCUBE_FILE}; download MindCube's data.zip again")
+    place: Path | zipfile.Path = paths[0].parent.parent
+    if paths[0].suffix == ".zip":
+        try:
+            place = zipfile.Path(paths[0], "data/")
+        except zipfile.BadZipFile:
+            raise ValueError(f"{paths[0]} is no readable zip; download it again") from None
+    if not (place / MINDCUBE_FILE).is_file():
+        raise ValueError(f"{paths[0]} holds no data/{MINDCUBE_FILE}; download MindCube's data.zip again")
 
     def load(names: list[str], max_pixels: int) -> list[Image.Image]:
         try:
-            return [decode_image(archive.read(name), max_pixels) for name in names]
+            return [decode_image(read_member(place / name, f"{name} of {paths[0]}"), max_pixels) for name in names]
         except BadRowError:
             raise
         except ValueError:
@@ -175,16 +197,15 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         images = row.get("images")
         if not isinstance(images, list) or not images:
             raise BadRowError("no_images")
-        names = [prefix + str(image) for image in images]
-        if not all(archive.has(image) for image in names):
+        names = [str(image) for image in images]
+        if not all((place / image).is_file() for image in names):
             raise BadRowError("image_file_missing")
-        gold = _text(row, "gt_answer").strip().upper()
-        if gold not in ("A", "B", "C", "D", "E"):
-            raise BadRowError("gold_is_no_letter")
+        gold = _letter(row, "gt_answer", "ABCDE").upper()
         question = _text(row, "question")
         return Item(name, setting, setting, "letter", question, gold, name, len(names), partial(load, names))
 
-    return _each((row or {} for row in json_lines(archive.read(prefix + MINDCUBE_FILE))), parse)
+    lines = read_member(place / MINDCUBE_FILE, f"{MINDCUBE_FILE} of {paths[0]}")
+    return _each((row or {} for row in json_lines(lines)), parse)
 
 
 def _mmsi_row(row: Row, name: str) -> Item:
@@ -192,11 +213,8 @@ def _mmsi_row(row: Row, name: str) -> Item:
     group = letter_scorers.mmsi_group(kind)
     if group is None:
         raise BadRowError("unknown_question_type")
-    gold = _text(row, "answer").strip()
-    if gold.upper() not in ("A", "B", "C", "D"):
-        raise BadRowError("gold_is_no_letter")
-    n_images, images = _from_bytes(row.get("images"))
-    return Item(name, kind, group, "letter", _text(row, "question"), gold, name, n_images, images)
+    gold = _letter(row, "answer", "ABCD")
+    return _item(name, kind, group, _text(row, "question"), gold, row.get("images"))
 
 
 def read_mmsi(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
@@ -208,14 +226,13 @@ CVBENCH_FILES = ("test_2d.parquet", "test_3d.parquet")
 
 
 def _cvbench_row(row: Row, name: str) -> Item:
-    if row.get("source") not in CVBENCH.groups:
+    if row.get("source") not in PARTS["cvbench"].groups:
         raise BadRowError("unknown_source")
     gold = _text(row, "answer")
     if spar_scorers.check_gold(gold, "position_matching"):
         raise BadRowError("gold_is_no_letter")
-    n_images, images = _from_bytes([row["image"]] if row.get("image") else None)
-    task = _text(row, "task")
-    return Item(name, task, row["source"], "letter", _text(row, "prompt"), gold, name, n_images, images)
+    images = [row["image"]] if row.get("image") else None
+    return _item(name, _text(row, "task"), row["source"], _text(row, "prompt"), gold, images)
 
 
 def read_cvbench(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
@@ -226,30 +243,13 @@ def read_cvbench(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
     return _each(parquet_rows(paths, ("idx", "task", "image", "answer", "prompt", "source")), _cvbench_row)
 
 
-def _spar(part: Part, img_type: str) -> Benchmark:
-    patterns = ("data/test-*.parquet", "test-*.parquet")
-    read = partial(read_spar, img_type=img_type)
-    return Benchmark(part.name, part, "jasonzhango/SPAR-Bench", patterns, read, spar_scorers.SCORERS)
-
-
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        _spar(SPAR_MV, "multi_view"),
-        _spar(SPAR_SI, "single_view"),
-        Benchmark(
-            MINDCUBE.name, MINDCUBE, "MLL-Lab/MindCube", ("data.zip", f"data/{MINDCUBE_FILE}", MINDCUBE_FILE),
-            read_mindcube, {"mindcube": letter_scorers.mindcube},
-        ),
-        Benchmark(
-            MMSI.name, MMSI, "RunsenXu/MMSI-Bench", ("*.parquet", "data/*.parquet"),
-            read_mmsi, {"mmsi": letter_scorers.mmsi},
-        ),
-        Benchmark(
-            CVBENCH.name, CVBENCH, "nyu-visionx/CV-Bench", ("test_[23]d.parquet",),
-            read_cvbench, {"cvbench": letter_scorers.cvbench},
-        ),
-    )
-}  # fmt: skip
+BENCHMARKS = {
+    "spar_mv": Benchmark((PARTS["spar_mv"],), partial(read_spar, img_type="multi_view"), SPAR_SCORERS),
+    "spar_si": Benchmark((PARTS["spar_si"],), partial(read_spar, img_type="single_view"), SPAR_SCORERS),
+    "mindcube_tiny": Benchmark((PARTS["mindcube_tiny"],), read_mindcube, {"mindcube": letter_scorers.mindcube}),
+    "mmsi": Benchmark((PARTS["mmsi"],), read_mmsi, {"mmsi": letter_scorers.mmsi}),
+    "cvbench": Benchmark((PARTS["cvbench"],), read_cvbench, {"cvbench": letter_scorers.cvbench}),
+}
+"""The published ones."""
 ROOMS = "rooms"
-NAMES = (*BENCHMARKS, ROOMS)
+KNOWN = BENCHMARKS | {ROOMS: Benchmark((PARTS["spar_mv"], PARTS["spar_si"]), read_rooms, SPAR_SCORERS)}

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.benchmarks.columns import Column, Part
 from hatch_ray.benchmarks.item import Item, tagged_answer
-from hatch_ray.benchmarks.published import LAYOUT, SOURCE, TINY_GROUP, TINY_ROWS, published_rows
+from hatch_ray.benchmarks.paper import LAYOUT, SOURCE, TINY_GROUP, TINY_ROWS, Column, Part, published_rows
 from hatch_ray.benchmarks.registry import Score
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
 
 Prediction = dict[str, Any]
+ITEM_FIELDS = ("id", "task", "group", "cluster", "form", "n_images", "gold")
 NORMAL_95 = 1.959964
 WHOLE_SHARE = 0.95
 """With fewer of a benchmark's rows asked, its figures are not put beside published ones."""
@@ -26,17 +26,7 @@ WHOLE_SHARE = 0.95
 
 def predict_row(item: Item, prompt: str, completion: str, scorers: Mapping[str, Score]) -> Prediction:
     """The line kept of one reply."""
-    row: Prediction = {
-        "id": item.id,
-        "task": item.task,
-        "group": item.group,
-        "cluster": item.cluster,
-        "form": item.form,
-        "n_images": item.n_images,
-        "gold": item.gold,
-        "prompt": prompt,
-        "completion": completion,
-    }
+    row: Prediction = {name: getattr(item, name) for name in ITEM_FIELDS} | {"prompt": prompt, "completion": completion}
     return rescored(row, scorers)
 
 

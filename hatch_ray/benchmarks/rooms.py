@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-
-from PIL import Image
 
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.spar_scorers import KINDS
@@ -18,7 +17,6 @@ from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.questions import TASKS
 from hatch_ray.data.store import is_dataset, model_images, read_dataset
-from hatch_ray.sample import Sample
 
 SPLITS = ("fill", "select")
 
@@ -58,9 +56,5 @@ def read_rooms(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         for sample in read_dataset(path):
             yield Item(
                 f"{path.name}:{sample.id}", sample.task, sample.task, sample.answer_form, sample.question,
-                sample.answer, sample.scene, len(sample.views), _loader(sample),
+                sample.answer, sample.scene, len(sample.views), partial(model_images, sample),
             )  # fmt: skip
-
-
-def _loader(sample: Sample) -> Callable[[int], list[Image.Image]]:
-    return lambda max_pixels: model_images(sample, max_pixels)

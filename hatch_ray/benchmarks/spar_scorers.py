@@ -125,12 +125,9 @@ def fixed_view_change(prediction: str, gold: str) -> float:
 
 def official(completion: str, gold: str, task: str) -> float:
     """Score in [0, 1] of the whole completion. Raises KeyError for a task that SPAR-Bench does not have."""
-    kind = KINDS[task]
-    if kind == "choice":
-        return official_choice(completion, gold)
-    if kind == "number":
+    if KINDS[task] == "number":
         return official_number(completion, gold, task)
-    return official_view_change(completion, gold)
+    return (official_choice if KINDS[task] == "choice" else official_view_change)(completion, gold)
 
 
 def spld(completion: str, gold: str, task: str) -> float:
@@ -138,14 +135,12 @@ def spld(completion: str, gold: str, task: str) -> float:
     return official(tagged_answer(completion), gold, task)
 
 
+FIXED = {"choice": fixed_choice, "number": fixed_number, "view_change": fixed_view_change}
+
+
 def fixed(completion: str, gold: str, task: str) -> float:
     """Score in [0, 1] by the rules as they are meant, on the text inside the answer block if there is one."""
-    answer, kind = tagged_answer(completion), KINDS[task]
-    if kind == "choice":
-        return fixed_choice(answer, gold)
-    if kind == "number":
-        return fixed_number(answer, gold)
-    return fixed_view_change(answer, gold)
+    return FIXED[KINDS[task]](tagged_answer(completion), gold)
 
 
 SCORERS: dict[str, Callable[[str, str, str], float]] = {"spld": spld, "official": official, "fixed": fixed}

@@ -6,22 +6,23 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hatch_ray.config_sections import DataConfig
-from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, Refused, SceneViews, ViewTuple, gold_plans
-from hatch_ray.data.questions import Question, Task, as_choice, choose_tasks
+from hatch_ray.data.pairs import Refused, SceneViews, gold_plans
+from hatch_ray.data.questions import Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.data.scene import Scene
 from hatch_ray.data.spar.reader import build_spar
 from hatch_ray.data.store import SPLITS, Split
 from hatch_ray.data.writer import DatasetWriter
-from hatch_ray.sample import AnswerForm, Sample
+from hatch_ray.sample import Sample
 
 Progress = Callable[[int, int], None]
 """Called with (samples made, samples asked for)."""
@@ -48,7 +49,7 @@ def build_dataset(
         return build_spar(data, seed, split, out, progress)
     wanted = data.samples if split == "train" else data.heldout_samples
     with DatasetWriter(out) as writer:
-        source = _Source(data, seed, split)
+        scenes, source = _scenes(data, seed, split)
         tasks = choose_tasks(data.tasks, has_objects=data.kind == "rooms")
         builder = _Builder(data, seed, split, tasks, wanted, writer, progress)
         for round_index in range(ROUNDS):
@@ -56,18 +57,13 @@ def build_dataset(
                 break
             if round_index == ROUNDS - 1:
                 builder.hand_over_missing()
-            for position, scene in enumerate(source):
-                builder.use(scene, position, (position + 1) / len(source), round_index)
+            for position, scene in enumerate(scenes):
+                builder.use(scene(), position, (position + 1) / len(scenes), round_index)
         if not len(writer):
             reasons = ", ".join(f"{count} {reason}" for reason, count in builder.refused.most_common(4))
             raise ValueError(f"no question could be made for {split} ({reasons}); widen data.min_overlap/max_overlap")
-        writer.summary = builder.summary() | source.summary()
+        writer.summary = builder.summary() | source
         return writer.summary
-
-
-def build_splits(data: DataConfig, seed: int, out: str | Path) -> dict[Split, dict[str, Any]]:
-    """`write_splits` of `build_dataset`."""
-    return write_splits(lambda split, folder: build_dataset(data, seed, split, folder), out)
 
 
 def write_splits(build: Callable[[Split, Path], Any], out: str | Path) -> dict[Split, dict[str, Any]]:
@@ -89,72 +85,38 @@ def write_splits(build: Callable[[Split, Path], Any], out: str | Path) -> dict[S
     return summaries
 
 
-class _Source:
-    """The scenes of one split; iterating again starts again."""
-
-    def __init__(self, data: DataConfig, seed: int, split: Split) -> None:
-        self.data, self.split = data, split
-        self.report: dict[str, Any] = {}
-        self._rooms: list[int] = []
-        self._sequences: list[Scene] = []
-        if data.kind == "rgbd":
-            assert data.root is not None
-            sequences = read_sequences(data)
-            self._sequences = list(sequences.split(split))
-            self.report = sequences.summary
-            return
-        count = data.rooms.train_scenes if split == "train" else data.rooms.heldout_scenes
-        if (seed + 1) * SEEDS_PER_RUN > PRETRAIN_SEEDS or count > HELDOUT_OFFSET:
-            raise ValueError(
-                f"rooms need seed < {PRETRAIN_SEEDS // SEEDS_PER_RUN} and at most {HELDOUT_OFFSET} scenes a split, "
-                f"got seed {seed} and {count} scenes"
-            )
-        first = seed * SEEDS_PER_RUN + (HELDOUT_OFFSET if split == "heldout" else 0)
-        self._rooms = list(range(first, first + count))
-
-    def __len__(self) -> int:
-        return len(self._rooms) or len(self._sequences)
-
-    def __iter__(self) -> Iterator[Scene]:
-        yield from self._sequences
-        rooms = self.data.rooms
-        options = RoomOptions(
-            width=rooms.image_size,
-            height=rooms.image_size,
-            fov_deg=rooms.fov_deg,
-            n_views=rooms.views_per_scene,
-            compass=rooms.compass,
+def _scenes(data: DataConfig, seed: int, split: Split) -> tuple[Sequence[Callable[[], Scene]], dict[str, Any]]:
+    """What makes each scene of a split, and what their source says of itself."""
+    if data.kind == "rgbd":
+        sequences = read_sequences(data)
+        return [partial(lambda scene: scene, scene) for scene in sequences.split(split)], {"source": sequences.summary}
+    rooms = data.rooms
+    count = rooms.train_scenes if split == "train" else rooms.heldout_scenes
+    if (seed + 1) * SEEDS_PER_RUN > PRETRAIN_SEEDS or count > HELDOUT_OFFSET:
+        raise ValueError(
+            f"rooms need seed < {PRETRAIN_SEEDS // SEEDS_PER_RUN} and at most {HELDOUT_OFFSET} scenes a split, "
+            f"got seed {seed} and {count} scenes"
         )
-        for room_seed in self._rooms:
-            yield Room(room_seed, options)
-
-    def summary(self) -> dict[str, Any]:
-        return {"source": self.report} if self.report else {}
+    first = seed * SEEDS_PER_RUN + (HELDOUT_OFFSET if split == "heldout" else 0)
+    options = RoomOptions(rooms.image_size, rooms.image_size, rooms.fov_deg, rooms.views_per_scene, rooms.compass)
+    return [partial(Room, room_seed, options) for room_seed in range(first, first + count)], {}
 
 
 class _Builder:
     """Makes samples until each task has its share; counts what was refused and why."""
 
     def __init__(
-        self,
-        data: DataConfig,
-        seed: int,
-        split: Split,
-        tasks: list[Task],
-        wanted: int,
-        writer: DatasetWriter,
+        self, data: DataConfig, seed: int, split: Split, tasks: list[Task], wanted: int, writer: DatasetWriter,
         progress: Progress | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.data, self.seed, self.split, self.writer, self.progress = data, seed, split, writer, progress
         self.tasks = tasks
         self.formats = {task.name: task.formats_among(data.formats) for task in tasks}
         self.share = {task.name: wanted // len(tasks) + (k < wanted % len(tasks)) for k, task in enumerate(tasks)}
         self.quota = dict(self.share)
         self.wanted = wanted
-        self.made: Counter[str] = Counter()
+        self.made = writer.by_task
         self.refused: Counter[str] = Counter()
-        self.used_scenes: set[str] = set()
-        self.large_residuals = 0
         self._asked: set[tuple[Any, ...]] = set()
 
     @property
@@ -180,8 +142,7 @@ class _Builder:
             phase = task_index / len(self.tasks)
             share = share_of_scenes if round_index == 0 else 1.0
             due = min(self.quota[task.name], int(self.quota[task.name] * share + phase))
-            failures = 0
-            attempt = 0
+            failures = attempt = 0
             while self.made[task.name] < due and failures < TRIES:
                 draw = [self.seed, SPLITS.index(self.split), position, task_index, round_index, attempt]
                 attempt += 1
@@ -194,53 +155,40 @@ class _Builder:
 
     def _make(self, task: Task, scene: Scene, views: SceneViews, draw: list[int]) -> None:
         rng = np.random.default_rng(draw)
-        chosen = views.draw(max(task.fewest_views, min(task.views, self.data.max_views)), rng)
+        chosen = views.draw(min(task.views, max(2, self.data.max_views)), rng)
         question = task.make(chosen, rng)
         # A task that has several of the formats asked for gives them in turn.
-        formats = self.formats[task.name]
-        form = task.form
+        formats, form = self.formats[task.name], task.form
         if formats[self.made[task.name] % len(formats)] == "select" and form != "letter":
             question, form = as_choice(question, form, rng), "letter"
         key = (task.name, scene.id, chosen.indices, question.marks)
         if key in self._asked:
             raise Refused("asked_already")
         self._asked.add(key)
-        sample = self._sample(task, form, scene, chosen, question, draw)
-        self.writer.add(sample)
-        self.large_residuals += any(plan.residual_deg > LARGE_RESIDUAL_DEG for plan in sample.plans)
-        self.made[task.name] += 1
-        if scene.id not in self.used_scenes:
-            self.used_scenes.add(scene.id)
-            self.writer.add_scene(scene.id, scene.up, scene.objects)
-        if self.progress:
-            self.progress(len(self.writer), self.wanted)
-
-    def _sample(
-        self, task: Task, form: AnswerForm, scene: Scene, views: ViewTuple, question: Question, draw: list[int]
-    ) -> Sample:
-        written = tuple(
-            self.writer.add_view(scene.id, index, frame)
-            for index, frame in zip(views.indices, views.frames, strict=True)
-        )
-        return Sample(
+        views_of = zip(chosen.indices, chosen.frames, strict=True)
+        sample = Sample(
             id=f"{scene.id}-{task.name}-{self.made[task.name]:05d}",
             scene=scene.id,
             task=task.name,
             answer_form=form,
             question=question.text,
             answer=question.answer,
-            views=written,
+            views=tuple(self.writer.add_view(scene.id, index, frame) for index, frame in views_of),
             marks=question.marks,
-            plans=gold_plans(views.transforms, scene.up),
+            plans=gold_plans(chosen.transforms, scene.up),
             meta={
                 "gold": question.gold,
-                "frames": [frame.name for frame in views.frames],
-                "overlaps": [round(omega, 4) for _, omega in sorted(views.overlaps.items())],
+                "frames": [frame.name for frame in chosen.frames],
+                "overlaps": [round(omega, 4) for _, omega in sorted(chosen.overlaps.items())],
                 "up": None if scene.up is None else scene.up.tolist(),
                 "seed": draw,
                 "generator": GENERATOR,
             },
         )
+        self.writer.add(sample)
+        self.writer.add_scene(scene.id, scene.up, scene.objects)
+        if self.progress:
+            self.progress(len(self.writer), self.wanted)
 
     def summary(self) -> dict[str, Any]:
         short = {name: share - self.made[name] for name, share in self.share.items() if self.made[name] < share}
@@ -249,9 +197,9 @@ class _Builder:
             "asked_for": self.wanted,
             "short_of_equal_share": short,
             "by_task": dict(self.made),
-            "scenes": len(self.used_scenes),
+            "scenes": len(self.writer.scenes),
             "refused_views_by_reason": dict(self.refused.most_common()),
-            "plans_losing_over_15_deg_of_roll": self.large_residuals,
+            "plans_losing_over_15_deg_of_roll": self.writer.large_residuals,
             "split": self.split,
             "seed": self.seed,
             "generator": GENERATOR,

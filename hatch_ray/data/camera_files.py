@@ -6,19 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.geometry.convention import AS_OURS, TO_SIZE, Convention, size_ratio
 from hatch_ray.geometry.se3 import as_transform
 
 ANOTHER_SIZE = (0.67, 1.5)
 """Outside, the grid's size over that which its intrinsics seem to be of says that they are of another image size."""
-
-
-class FrameRefused(ValueError):
-    """A frame that cannot be used: a stable reason for counting, and the file with what is wrong with it."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 def read_matrix(path: Path, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray:
@@ -55,24 +48,24 @@ def read_pose(path: Path) -> np.ndarray:
 
 
 def load_pose(path: Path, convention: Convention = AS_OURS) -> np.ndarray:
-    """(4, 4) camera-to-world of a text file. Raises FrameRefused when it is missing or not a pose."""
+    """(4, 4) camera-to-world of a text file. Raises Refusal when it is missing or not a pose."""
     if not path.is_file():
-        raise FrameRefused("missing pose", f"{path} does not exist")
+        raise Refusal("missing pose", f"{path} does not exist")
     try:
         pose = convention.pose(read_pose(path))
         as_transform(pose)
     except ValueError as error:
-        raise FrameRefused("broken pose", f"{path}: {error}") from None
+        raise Refusal("broken pose", f"{path}: {error}") from None
     return pose
 
 
 def check_grid(k: np.ndarray, width: int, height: int, what: str) -> None:
-    """Raise FrameRefused when intrinsics (3, 3) cannot be of a grid of this size. what: names grid and file."""
+    """Raise Refusal when intrinsics (3, 3) cannot be of a grid of this size. what: names grid and file."""
     ratio = size_ratio(k, width, height)
     if 0 < k[0, 2] < width and 0 < k[1, 2] < height and ANOTHER_SIZE[0] < ratio < ANOTHER_SIZE[1]:
         return
     seems = f", as of {width / ratio:.0f} x {height / ratio:.0f}" if ratio != 1 else ""
-    raise FrameRefused(
+    raise Refusal(
         "intrinsics of another grid",
         f"{what} is {width} x {height}, its intrinsics have their centre at ({k[0, 2]:g}, {k[1, 2]:g}){seems}; give "
         f"those of this size, or data.convention={TO_SIZE}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from hatch_ray.data.geometry_check import StoredScene, check_geometry, refuse_misread
 from hatch_ray.data.rgbd import find_recordings, stored_scenes
 from hatch_ray.data.spar.layout import SOURCES, spar_folder
-from hatch_ray.data.spar.stored import spar_scenes
+from hatch_ray.data.spar.views import spar_scenes
 from hatch_ray.data.store import is_dataset, read_dataset
 from hatch_ray.geometry.convention import Convention
 

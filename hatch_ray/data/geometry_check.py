@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -74,22 +75,18 @@ def evenly(scenes: Sequence[Found]) -> list[Found]:
 
 
 def _check_scene(scene: StoredScene, read_as: Convention, thorough: bool) -> SceneVerdict:
-    numbers, poses = [], []
-    for index in np.unique(np.linspace(0, scene.count - 1, min(MOST_POSES, scene.count)).astype(int)):
-        try:
-            pose = scene.pose(int(index))
-        except (ValueError, OSError):
-            continue
-        if np.isfinite(pose).all():
-            numbers.append(int(index))
-            poses.append(pose)
-    pairs = near_pairs(np.array(poses).reshape(-1, 4, 4))
+    """A view that cannot be read says nothing here: its reader refuses it by name."""
+    poses: dict[int, np.ndarray] = {}
+    for index in np.unique(np.linspace(0, scene.count - 1, min(MOST_POSES, scene.count)).astype(int)).tolist():
+        with suppress(ValueError, OSError):
+            if np.isfinite(pose := scene.pose(index)).all():
+                poses[index] = pose
+    numbers = list(poses)
+    pairs = near_pairs(np.array(list(poses.values())).reshape(-1, 4, 4))
     views: dict[int, StoredView] = {}
     for place in sorted({place for pair in pairs for place in pair}):
-        try:
+        with suppress(ValueError, OSError):
             views[place] = scene.load(numbers[place])
-        except (ValueError, OSError):
-            continue
     order = {place: number for number, place in enumerate(views)}
     kept = [(order[i], order[j]) for i, j in pairs if i in views and j in views]
     return SceneVerdict(scene.name, judge(PairsOfViews(list(views.values()), kept), read_as, thorough), read_as)
@@ -110,3 +107,10 @@ def refuse_misread(verdicts: Sequence[SceneVerdict], root: object) -> None:
         f"{root}: poses, depth and intrinsics of {first.name}{more} do not fit each other: {share} in depth with a "
         f"near view; {fix}; data.check_geometry=false goes on as it is"
     )
+
+
+def words_or_refusal(scenes: Sequence[StoredScene], read_as: Convention, root: object) -> list[str]:
+    """What the check found, a line a scene that was looked at. Raises ValueError as `refuse_misread`."""
+    verdicts = check_geometry(scenes, read_as)
+    refuse_misread(verdicts, root)
+    return [verdict.words() for verdict in verdicts]

@@ -23,14 +23,6 @@ NO_READING = (0, 65535)
 """Values of a depth PNG that mean "no reading": 0 (everywhere), 65535 (7-Scenes)."""
 
 
-FAULTS = {
-    **dict.fromkeys(("empty_image", "not_an_image", "corrupt_image"), "unreadable_image"),
-    "animated_image": "image_animated",
-    "bad_image_size": "image_of_bad_size",
-    "not_a_colour_image": "image_not_in_colour",
-}
-
-
 class ImageRefused(ValueError):
     """A picture that cannot be used; `reason` is a stable name for counting: missing, empty_image, not_an_image,
     corrupt_image, too_many_pixels, animated_image, bad_image_size, not_a_colour_image, stored_turned.
@@ -43,13 +35,15 @@ class ImageRefused(ValueError):
     @property
     def fault(self) -> str:
         """`reason` for counting rows: what cannot be decoded is one fault."""
-        return FAULTS.get(self.reason, f"image_{self.reason}")
+        decoded = {"animated_image": "animated", "bad_image_size": "of_bad_size", "not_a_colour_image": "not_in_colour"}
+        if self.reason in ("empty_image", "not_an_image", "corrupt_image"):
+            return "unreadable_image"
+        return f"image_{decoded.get(self.reason, self.reason)}"
 
 
 def check_header(data: bytes, name: str) -> None:
     """Raise ImageRefused as `load_stored` does for what the header tells; nothing is decoded."""
-    with _open(data, name, "image") as image:
-        _check_sides(name, image)
+    with _open(data, name) as image:
         _check_colour(image, name)
 
 
@@ -61,13 +55,12 @@ def load_stored(source: Path | bytes, name: str, formats: tuple[str, ...] = FORM
     absent, empty, truncated or not an image, has too many pixels, several frames, or a shape that the model cannot
     see, or holds depth.
     """
-    return _as_rgb(_decode(source, name, "image", formats, check_sides=True), name)
+    return _as_rgb(_decode(source, name, formats=formats), name)
 
 
 def decoded_upright(image: Image.Image, name: str) -> Image.Image:
     """`load_upright` for a picture that another library has opened. Raises ImageRefused."""
-    _check_frames(image, name, "image")
-    _check_sides(name, image)
+    _check_shape(image, name, "image")
     return upright(*_as_rgb(image, name))
 
 
@@ -77,15 +70,10 @@ def _as_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
     return (image if image.mode == "RGB" else image.convert("RGB")), orientation if orientation in range(1, 9) else 1
 
 
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TURNS = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), start=2))  # fmt: skip
 """What makes pixels upright that are stored with an EXIF orientation."""
 
 
@@ -113,8 +101,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) from the file's header, nothing decoded. Raises ImageRefused as `load_stored` for a header."""
-    with _open(Path(path), str(path), "image") as image:
-        _check_sides(str(path), image)
+    with _open(Path(path), str(path)) as image:
         return image.size
 
 
@@ -132,12 +119,8 @@ def load_depth(path: str | Path) -> np.ndarray:
     return depth
 
 
-def _decode(
-    source: Path | bytes, name: str, what: str, formats: tuple[str, ...] = FORMATS, check_sides: bool = False
-) -> Image.Image:
+def _decode(source: Path | bytes, name: str, what: str = "image", formats: tuple[str, ...] = FORMATS) -> Image.Image:
     with _open(source, name, what, formats) as image:
-        if check_sides:
-            _check_sides(name, image)
         try:
             image.load()
             image.getexif()
@@ -146,7 +129,7 @@ def _decode(
         return image
 
 
-def _open(source: Path | bytes, name: str, what: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+def _open(source: Path | bytes, name: str, what: str = "image", formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The image with its header read and found good, no pixel decoded."""
     if isinstance(source, Path) and not source.is_file():
         raise ImageRefused("missing", f"{what} {name} does not exist")
@@ -162,20 +145,30 @@ def _open(source: Path | bytes, name: str, what: str, formats: tuple[str, ...] =
         raise _too_large(name, what) from None
     except Exception as error:  # noqa: BLE001 - see `_undecodable`
         raise _undecodable(name, what, error, "not_an_image") from None
-    if image.width * image.height > MAX_PIXELS:
+    try:
+        if image.width * image.height > MAX_PIXELS:
+            raise _too_large(name, what)
+        _check_shape(image, name, what)
+    except ImageRefused:
         image.close()
-        raise _too_large(name, what)
-    _check_frames(image, name, what)
+        raise
     return image
 
 
-def _check_frames(image: Image.Image, name: str, what: str) -> None:
+def _check_shape(image: Image.Image, name: str, what: str) -> None:
+    """Raise ImageRefused for several frames, and for a picture's sides that the model cannot see."""
     frames = getattr(image, "n_frames", 1)
     # A phone's JPEG can hold a second picture (MPO), a preview or a depth map; the first is the photo.
     if frames > 1 and image.format != "MPO":
-        image.close()
         text = f"{what} {name} has {frames} frames; write the one that is meant as an image of its own"
         raise ImageRefused("animated_image", text)
+    short, long = sorted(image.size)
+    if what == "image" and (short < MIN_SIDE or long > MAX_ASPECT * short):
+        raise ImageRefused(
+            "bad_image_size",
+            f"image {name} is {image.width} x {image.height}; give one with sides of at least {MIN_SIDE} pixels and a "
+            f"ratio of at most {MAX_ASPECT}:1",
+        )
 
 
 def _undecodable(name: str, what: str, error: Exception, reason: str) -> ImageRefused:
@@ -192,16 +185,6 @@ def _check_colour(image: Image.Image, name: str) -> None:
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         text = f"image {name} has mode {image.mode}, as depth maps do; give the colour image"
         raise ImageRefused("not_a_colour_image", text)
-
-
-def _check_sides(name: str, image: Image.Image) -> None:
-    short, long = sorted(image.size)
-    if short < MIN_SIDE or long > MAX_ASPECT * short:
-        raise ImageRefused(
-            "bad_image_size",
-            f"image {name} is {image.width} x {image.height}; give one with sides of at least {MIN_SIDE} pixels and a "
-            f"ratio of at most {MAX_ASPECT}:1",
-        )
 
 
 def save_image(path: Path, rgb: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -67,33 +68,25 @@ class SceneViews:
 
     def __init__(self, scene: Scene, min_overlap: float, max_overlap: float) -> None:
         self.scene, self.min_overlap, self.max_overlap = scene, min_overlap, max_overlap
-        self._omega: dict[tuple[int, int], float] = {}
-        self._motions: dict[tuple[int, int], tuple[float, float]] = {}
-        self._transforms: dict[int, RigidTransform] = {}
-        self._seen: dict[int, tuple[Target, ...]] = {}
+        self.overlap, self._motion = cache(self._overlap_of), cache(self._motion_of)
+        self._transform = cache(lambda index: as_transform(scene.frame(index).pose))
+        self._seen = cache(self._seen_in)
 
-    def overlap(self, i: int, j: int) -> float:
-        """Omega of frames i and j (symmetric)."""
-        key = (min(i, j), max(i, j))
-        if key not in self._omega:
-            x, y = (self.scene.frame(index) for index in key)
-            stride = max(1, x.depth.shape[1] // OVERLAP_SAMPLES_ACROSS)
-            self._omega[key] = view_overlap(
-                PosedDepth(x.depth, x.depth_intrinsics, x.pose), PosedDepth(y.depth, y.depth_intrinsics, y.pose), stride
-            )
-        return self._omega[key]
+    def _overlap_of(self, i: int, j: int) -> float:
+        """Omega of frames i < j."""
+        x, y = (self.scene.frame(index) for index in (i, j))
+        stride = max(1, x.depth.shape[1] // OVERLAP_SAMPLES_ACROSS)
+        return view_overlap(
+            PosedDepth(x.depth, x.depth_intrinsics, x.pose), PosedDepth(y.depth, y.depth_intrinsics, y.pose), stride
+        )
 
-    def _transform(self, index: int) -> RigidTransform:
-        if index not in self._transforms:
-            self._transforms[index] = as_transform(self.scene.frame(index).pose)
-        return self._transforms[index]
-
-    def _motion(self, i: int, j: int) -> tuple[float, float]:
+    def _motion_of(self, i: int, j: int) -> tuple[float, float]:
         """Metres and degrees between two cameras."""
-        key = (min(i, j), max(i, j))
-        if key not in self._motions:
-            self._motions[key] = pose_error(self._transform(i), self._transform(j))
-        return self._motions[key]
+        return pose_error(self._transform(i), self._transform(j))
+
+    def _seen_in(self, index: int) -> list[Target]:
+        found = (visible_object(self.scene.frame(index), thing, 0) for thing in self.scene.objects)
+        return [target for target in found if target is not None]
 
     def draw(self, n: int, rng: np.random.Generator) -> ViewTuple:
         """n different frames, in the scene's order (a walk goes forward).
@@ -119,15 +112,10 @@ class SceneViews:
                 raise Refused("overlap_too_small")
         frames = tuple(self.scene.frame(index) for index in indices)
         transforms = tuple(self._transform(index) for index in indices)
-        seen = tuple(self._objects_seen(index, view) for view, index in enumerate(indices))
+        seen = tuple(
+            tuple(replace(target, view=view) for target in self._seen(index)) for view, index in enumerate(indices)
+        )
         return ViewTuple(self.scene, indices, frames, transforms, overlaps, seen)
-
-    def _objects_seen(self, index: int, view: int) -> tuple[Target, ...]:
-        if index not in self._seen:
-            frame = self.scene.frame(index)
-            found = (visible_object(frame, thing, 0) for thing in self.scene.objects)
-            self._seen[index] = tuple(target for target in found if target is not None)
-        return tuple(Target(view, t.center, t.pixel, t.box, t.object_id, t.name) for t in self._seen[index])
 
 
 def gold_plans(transforms: Sequence[RigidTransform], up: np.ndarray | None) -> tuple[PairPlan, ...]:

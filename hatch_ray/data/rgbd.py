@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import numpy as np
 
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.camera_files import read_intrinsics, read_matrix, read_pose
-from hatch_ray.data.geometry_check import StoredScene, check_geometry, refuse_misread
+from hatch_ray.data.geometry_check import StoredScene, words_or_refusal
 from hatch_ray.data.images import image_size, load_depth
 from hatch_ray.data.rgbd_frames import FrameFiles, Recording, RgbdScene
 from hatch_ray.data.unique import UniqueNames
@@ -37,7 +37,7 @@ from hatch_ray.geometry.convention import Convention
 
 SEVEN_SCENES_FILE = re.compile(r"(frame-(\d+))\.(color\.(?:png|jpe?g)|depth\.png|pose\.txt)$", re.IGNORECASE)
 SCANNET_FILE = re.compile(r"((\d+))\.(jpe?g|png|txt)$", re.IGNORECASE)
-PARTS = (("color", "png"), ("depth", "png"), ("pose", "txt"))
+PARTS = {"color": "jpg", "depth": "png", "pose": "txt"}
 EXAMPLES_A_REASON = 3
 EXPECTED = (
     "expected frame-000000.color.png|jpg, .depth.png, .pose.txt (7-Scenes form), "
@@ -108,12 +108,9 @@ def read_sequences(data: DataConfig) -> Recordings:
     Raises ValueError when the folder is missing, holds neither form, lacks intrinsics, or (data.check_geometry) when
     its files mean something else than data.convention says.
     """
-    recordings = find_recordings(data.root, Convention.parse(data.convention))
-    geometry: list[str] = []
-    if data.check_geometry:
-        verdicts = check_geometry(stored_scenes(recordings), Convention.parse(data.convention))
-        refuse_misread(verdicts, data.root)
-        geometry = [verdict.words() for verdict in verdicts]
+    read_as = Convention.parse(data.convention)
+    recordings = find_recordings(data.root, read_as)
+    geometry = words_or_refusal(stored_scenes(recordings), read_as, data.root) if data.check_geometry else []
     return Recordings(data, recordings, geometry)
 
 
@@ -129,7 +126,7 @@ def find_recordings(root: Path | None, convention: Convention) -> list[Recording
         wanted = "-".join(parts) or root.resolve().name
         if frames:
             recordings.append(_seven_scenes(names.of(folder, wanted), folder, root, frames, convention))
-        elif all((folder / part).is_dir() for part in ("color", "depth", "pose")):
+        elif all((folder / part).is_dir() for part in PARTS):
             recordings.append(_scannet(names.of(folder, wanted), folder, convention))
     if not recordings:
         raise ValueError(f"{root} holds no posed RGB-D frames; {EXPECTED}")
@@ -156,29 +153,34 @@ def _stored(recording: Recording) -> StoredScene:
     return StoredScene(recording.name, len(frames), lambda index: read_pose(frames[index].pose), load)
 
 
-def _seven_scenes_frames(folder: Path) -> tuple[FrameFiles, ...]:
-    """Frames of which any file is there, in order of their numbers."""
+def _frames(
+    found: Iterable[tuple[str, re.Match[str], Path]], absent: Callable[[str, str, str], Path]
+) -> tuple[FrameFiles, ...]:
+    """Frames of which any file is there, in order of their numbers. found: part, name and number, path of each file.
+
+    absent: (name, part, ending) -> where a file would be.
+    """
     numbers: dict[str, int] = {}
     paths: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.iterdir()):
-        found = SEVEN_SCENES_FILE.match(path.name)
-        if found:
-            numbers[found[1]] = int(found[2])
-            paths[found[1], found[3].partition(".")[0].lower()] = path
+    for part, match, path in found:
+        numbers[match[1]] = int(match[2])
+        paths[match[1], part] = path
     return tuple(
-        FrameFiles(name, *(paths.get((name, part), folder / f"{name}.{part}.{ending}") for part, ending in PARTS))
+        FrameFiles(name, *(paths.get((name, part), absent(name, part, ending)) for part, ending in PARTS.items()))
         for name in sorted(numbers, key=numbers.__getitem__)
     )
 
 
+def _seven_scenes_frames(folder: Path) -> tuple[FrameFiles, ...]:
+    files = ((SEVEN_SCENES_FILE.match(path.name), path) for path in sorted(folder.iterdir()))
+    found = ((match[3].partition(".")[0].lower(), match, path) for match, path in files if match)
+    return _frames(found, lambda name, part, ending: folder / f"{name}.{part}.{'png' if part == 'color' else ending}")
+
+
 def _nearest(name: str, folder: Path, root: Path) -> Path | None:
     """The file in the folder, or in the nearest one above it down from the root."""
-    for place in (folder, *folder.parents):
-        if (place / name).is_file():
-            return place / name
-        if place == root:
-            return None
-    return None
+    places = [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def _seven_scenes(
@@ -207,23 +209,13 @@ def _up(path: Path) -> np.ndarray:
 
 
 def _scannet(name: str, folder: Path, convention: Convention) -> Recording:
-    numbers: dict[str, int] = {}
-    paths: dict[tuple[str, str], Path] = {}
-    for part in ("color", "depth", "pose"):
-        for path in sorted((folder / part).iterdir()):
-            found = SCANNET_FILE.match(path.name)
-            if found:
-                numbers[found[1]] = int(found[2])
-                paths[found[1], part] = path
-    if not numbers:
+    paths = [
+        (part, SCANNET_FILE.match(path.name), path) for part in PARTS for path in sorted((folder / part).iterdir())
+    ]
+    found = ((part, match, path) for part, match, path in paths if match)
+    frames = _frames(found, lambda name, part, ending: folder / part / f"{name}.{ending}")
+    if not frames:
         raise ValueError(f"{folder} has color/, depth/ and pose/ but no frames in them")
-    endings = {"color": "jpg", "depth": "png", "pose": "txt"}
-    frames = tuple(
-        FrameFiles(
-            frame, *(paths.get((frame, part), folder / part / f"{frame}.{ending}") for part, ending in endings.items())
-        )
-        for frame in sorted(numbers, key=numbers.__getitem__)
-    )
     matrices = {}
     for grid in ("color", "depth"):
         path = folder / "intrinsic" / f"intrinsic_{grid}.txt"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from hatch_ray.data.camera_files import FrameRefused, check_grid, load_pose
+from hatch_ray.data.camera_files import check_grid, load_pose
 from hatch_ray.data.images import load_depth, load_stored, upright
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scene import Frame, SceneObject
 from hatch_ray.geometry.agreement import PLAUSIBLE_MEDIAN_M
 from hatch_ray.geometry.convention import AS_OURS, Convention, scale_intrinsics
@@ -58,69 +58,61 @@ class RgbdScene:
 
     def __init__(self, id: str, recording: Recording, frames: list[FrameFiles], image_size: int) -> None:
         self.id, self.up = id, recording.up
-        self._recording, self._frames, self._size = recording, frames, image_size
-        self._cache: OrderedDict[int, Frame] = OrderedDict()
+        self._recording, self._frames, self._size = recording, list(frames), image_size
+        self._cache: dict[int, Frame] = {}
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def frame(self, index: int) -> Frame:
-        """Frame `index` in order of time. Raises FrameRefused (a ValueError) when it cannot be used."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        frame = load_frame(self._frames[index], self._recording, self._size)
-        self._remember(index, frame)
+        """Frame `index` in order of time. Raises Refusal when it cannot be used."""
+        frame = self._cache.pop(index, None) or load_frame(self._frames[index], self._recording, self._size)
+        self._cache[index] = frame
+        while len(self._cache) > max(2, CACHE_MEGABYTES * 2**20 // (frame.rgb.nbytes + frame.depth.nbytes)):
+            del self._cache[next(iter(self._cache))]
         return frame
 
-    def drop_bad_frames(self) -> list[FrameRefused]:
+    def drop_bad_frames(self) -> list[Refusal]:
         """Load every frame once, keep those that can be used, return why the others cannot."""
-        kept: list[FrameFiles] = []
-        refused: list[FrameRefused] = []
-        for files in self._frames:
+        refused: list[Refusal] = []
+        place = 0
+        while place < len(self):
             try:
-                self._remember(len(kept), load_frame(files, self._recording, self._size))
-            except FrameRefused as refusal:
+                self.frame(place)
+                place += 1
+            except Refusal as refusal:
                 refused.append(refusal)
-            else:
-                kept.append(files)
-        self._frames = kept
+                del self._frames[place]
         return refused
-
-    def _remember(self, index: int, frame: Frame) -> None:
-        self._cache[index] = frame
-        room_for = CACHE_MEGABYTES * 2**20 // (frame.rgb.nbytes + frame.depth.nbytes)
-        while len(self._cache) > max(2, room_for):
-            self._cache.popitem(last=False)
 
 
 def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> Frame:
     """Load and check one frame. A photo that EXIF turns is turned, and with it depth, intrinsics and pose.
 
-    Raises FrameRefused naming the file: missing or unreadable file, broken pose, no depth, implausible units,
+    Raises Refusal naming the file: missing or unreadable file, broken pose, no depth, implausible units,
     intrinsics of another image size, colour and depth that do not lie alike.
     """
     convention = recording.convention
     pose = load_pose(files.pose, convention)
     for path, what in ((files.depth, "depth"), (files.color, "colour")):
         if not path.is_file():
-            raise FrameRefused(f"missing {what}", f"{path} does not exist")
+            raise Refusal(f"missing {what}", f"{path} does not exist")
     try:
         depth = load_depth(files.depth) * np.float32(convention.depth)
     except ValueError as error:
-        raise FrameRefused("unreadable depth", str(error)) from None
+        raise Refusal("unreadable depth", str(error)) from None
     valid = depth[depth > 0]
     if valid.size < MIN_VALID_DEPTH * depth.size:
-        raise FrameRefused("no valid depth", f"{files.depth} has readings in {valid.size} of {depth.size} pixels")
+        raise Refusal("no valid depth", f"{files.depth} has readings in {valid.size} of {depth.size} pixels")
     median = float(np.median(valid))
     if not PLAUSIBLE_MEDIAN_M[0] <= median <= PLAUSIBLE_MEDIAN_M[1]:
-        raise FrameRefused(
+        raise Refusal(
             "implausible depth units", f"{files.depth} has a median depth of {median:.3g} m; depth must be millimetres"
         )
     try:
         image, orientation = load_stored(files.color, str(files.color))
     except ValueError as error:
-        raise FrameRefused("unreadable colour", str(error)) from None
+        raise Refusal("unreadable colour", str(error)) from None
     height, width = depth.shape
     depth_k = convention.intrinsics(recording.depth_intrinsics, width, height, (image.width,))
     check_grid(depth_k, width, height, f"depth image {files.depth}")
@@ -132,12 +124,10 @@ def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> 
         color_k = convention.intrinsics(color_k, image.width, image.height, (width,))
         check_grid(color_k, image.width, image.height, f"colour image {files.color}")
     if turns:
-        color_k, depth_k = (turn_intrinsics(k, turns, w, h)
-                            for k, w, h in ((color_k, *image.size), (depth_k, width, height)))  # fmt: skip
+        color_k, depth_k = turn_intrinsics(color_k, turns, *image.size), turn_intrinsics(depth_k, turns, width, height)
         image, depth, pose = upright(image, orientation), np.rot90(depth, turns), turn_pose(pose, turns)
     if image_size:
-        image, color_k = _square_color(image, color_k, image_size)
-        depth, depth_k = _square_depth(depth, depth_k, image_size)
+        image, color_k, depth, depth_k = _square(image, color_k, depth, depth_k, image_size)
     return Frame(files.name, np.asarray(image), np.ascontiguousarray(depth), color_k, depth_k, pose)
 
 
@@ -145,19 +135,19 @@ def _lie_alike(image: Image.Image, orientation: int, depth: np.ndarray, files: F
     """The colour image on depth's side, and the quarter turns that both still need to be upright.
 
     As stored both lie alike: they are turned together. The photo is turned and depth is not: it is made upright, and
-    both are. Raises FrameRefused where neither is plain.
+    both are. Raises Refusal where neither is plain.
     """
     if image.width == image.height or depth.shape[0] == depth.shape[1]:
         if orientation == 1:
             return image, 0
-        raise FrameRefused("colour stored turned", _turned(files, orientation, "a square does not tell"))
+        raise Refusal("colour stored turned", _turned(files, orientation, "a square does not tell"))
     across = depth.shape[1] > depth.shape[0]
     if orientation != 1 and orientation not in QUARTER_TURNS:
-        raise FrameRefused("colour stored turned", _turned(files, orientation, "it is not a quarter turn"))
+        raise Refusal("colour stored turned", _turned(files, orientation, "it is not a quarter turn"))
     if (image.width > image.height) == across:
         return image, QUARTER_TURNS.get(orientation, 0)
     if orientation == 1:
-        raise FrameRefused(
+        raise Refusal(
             "colour turned against depth",
             f"{files.color} is {image.width} x {image.height}, its depth {depth.shape[1]} x {depth.shape[0]}; turn one "
             "of them, with its intrinsics",
@@ -187,23 +177,20 @@ def turn_pose(pose: np.ndarray, turns: int) -> np.ndarray:
     return turned
 
 
-def _square_intrinsics(k: np.ndarray, left: int, top: int, side: int, size: int) -> np.ndarray:
-    cropped = k.astype(float).copy()
-    cropped[0, 2] -= left
-    cropped[1, 2] -= top
-    return scale_intrinsics(cropped, size / side, size / side)
-
-
-def _square_color(image: Image.Image, k: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    cut = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return cut, _square_intrinsics(k, left, top, side, size)
-
-
-def _square_depth(depth: np.ndarray, k: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    height, width = depth.shape
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
+def _square(
+    image: Image.Image, color_k: np.ndarray, depth: np.ndarray, depth_k: np.ndarray, size: int
+) -> tuple[Image.Image, np.ndarray, np.ndarray, np.ndarray]:
+    """Both grids' centre squares with `size` pixels a side, and their intrinsics."""
+    left, top, side = _middle(*image.size)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    color_k = scale_intrinsics(color_k - [[0, 0, left], [0, 0, top], [0, 0, 0]], size / side)
+    left, top, side = _middle(depth.shape[1], depth.shape[0])
     pick = ((np.arange(size) + 0.5) * side / size).astype(int)
-    return depth[top + pick[:, None], left + pick], _square_intrinsics(k, left, top, side, size)
+    depth_k = scale_intrinsics(depth_k - [[0, 0, left], [0, 0, top], [0, 0, 0]], size / side)
+    return image, color_k, depth[top + pick[:, None], left + pick], depth_k
+
+
+def _middle(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of a grid's centre square."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side

@@ -4,109 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
+import yaml
 
 from hatch_ray.data.scene import SceneObject
 
-COLORS: dict[str, tuple[float, float, float]] = {
-    "red": (0.85, 0.08, 0.08),
-    "orange": (1.0, 0.5, 0.0),
-    "yellow": (0.95, 0.9, 0.1),
-    "green": (0.05, 0.55, 0.12),
-    "cyan": (0.1, 0.8, 0.85),
-    "blue": (0.1, 0.15, 0.85),
-    "purple": (0.5, 0.08, 0.65),
-    "white": (0.97, 0.97, 0.97),
-    "black": (0.07, 0.07, 0.07),
-    "brown": (0.42, 0.24, 0.1),
-}
-
-Shape = tuple[str, tuple[float, float, float], tuple[float, float, float], float]
-"""(primitive, centre, size, brightness) in the unit box of its object: x, y in -0.5 to 0.5, z in 0 to 1; front is -y.
-
-A negative brightness means leaf green in place of the object's colour.
-"""
-
-
-def _legs(top: float, thick: float = 0.1) -> list[Shape]:
-    edge = 0.5 - thick / 2
-    return [("box", (x, y, top / 2), (thick, thick, top), 0.7) for x in (-edge, edge) for y in (-edge, edge)]
-
-
-KINDS: dict[str, tuple[tuple[float, float, float], bool, list[Shape]]] = {
-    "chair": (
-        (0.5, 0.5, 0.95),
-        False,
-        [("box", (0, 0, 0.47), (1, 1, 0.1), 1), ("box", (0, 0.45, 0.74), (1, 0.1, 0.52), 0.9), *_legs(0.43, 0.14)],
-    ),
-    "table": ((1.3, 0.8, 0.75), False, [("box", (0, 0, 0.94), (1, 1, 0.12), 1), *_legs(0.9, 0.09)]),
-    "sofa": (
-        (1.7, 0.85, 0.85),
-        True,
-        [
-            ("box", (0, 0, 0.25), (1, 1, 0.5), 1),
-            ("box", (0, 0.37, 0.7), (1, 0.26, 0.6), 0.85),
-            ("box", (-0.44, -0.1, 0.35), (0.12, 0.8, 0.7), 0.75),
-            ("box", (0.44, -0.1, 0.35), (0.12, 0.8, 0.7), 0.75),
-        ],
-    ),
-    "bed": (
-        (1.5, 2.0, 0.95),
-        True,
-        [
-            ("box", (0, 0, 0.26), (1, 1, 0.52), 1),
-            ("box", (0, 0.47, 0.5), (1, 0.06, 1), 0.6),
-            ("box", (0, 0.33, 0.57), (0.8, 0.2, 0.12), 1.6),
-        ],
-    ),
-    "cabinet": (
-        (0.9, 0.5, 1.8),
-        True,
-        [
-            ("box", (0, 0.03, 0.5), (1, 0.94, 1), 1),
-            ("box", (-0.25, -0.47, 0.5), (0.44, 0.06, 0.92), 0.8),
-            ("box", (0.25, -0.47, 0.5), (0.44, 0.06, 0.92), 0.6),
-        ],
-    ),
-    "lamp": (
-        (0.5, 0.5, 1.6),
-        False,
-        [
-            ("cylinder", (0, 0, 0.02), (0.8, 0.8, 0.04), 0.6),
-            ("cylinder", (0, 0, 0.4), (0.12, 0.12, 0.75), 0.5),
-            ("cone", (0, 0, 0.85), (1, 1, 0.3), 1.3),
-        ],
-    ),
-    "plant": (
-        (0.6, 0.6, 1.1),
-        False,
-        [("cylinder", (0, 0, 0.18), (0.7, 0.7, 0.36), 1), ("ball", (0, 0, 0.66), (1, 1, 0.68), -1)],
-    ),
-    "box": ((0.6, 0.6, 0.55), False, [("box", (0, 0, 0.5), (1, 1, 1), 1)]),
-    "shelf": (
-        (1.0, 0.35, 1.7),
-        True,
-        [
-            ("box", (0, 0.45, 0.5), (1, 0.1, 1), 0.5),
-            *[("box", (x, 0, 0.5), (0.06, 1, 1), 0.8) for x in (-0.47, 0.47)],
-            *[("box", (0, 0, z), (1, 1, 0.04), 1.0) for z in (0.02, 0.34, 0.66, 0.98)],
-        ],
-    ),
-    "ball": ((0.55, 0.55, 0.55), False, [("ball", (0, 0, 0.5), (1, 1, 1), 1)]),
-    "stool": (
-        (0.45, 0.45, 0.5),
-        False,
-        [("cylinder", (0, 0, 0.9), (1, 1, 0.2), 1), ("cylinder", (0, 0, 0.4), (0.4, 0.4, 0.8), 0.7)],
-    ),
-    "barrel": (
-        (0.6, 0.6, 0.9),
-        False,
-        [("cylinder", (0, 0, 0.5), (1, 1, 1), 1), ("cylinder", (0, 0, 0.5), (1.06, 1.06, 0.12), 0.4)],
-    ),
-}
-"""kind: (usual size in metres, stands against a wall, shapes)."""
+_TABLE = yaml.safe_load((Path(__file__).parent / "furniture.yaml").read_text(encoding="utf-8"))
+COLORS: dict[str, list[float]] = _TABLE["colors"]
+KINDS: dict[str, dict[str, Any]] = _TABLE["kinds"]
+"""kind: {"size", "at_wall", "shapes"}, as furniture.yaml says."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +60,7 @@ def _primitive(name: str) -> tuple[np.ndarray, np.ndarray]:
         case "ball":
             mesh = trimesh.creation.icosphere(subdivisions=2, radius=0.5)
         case _:
-            raise ValueError(f"no primitive {name!r}")
+            raise ValueError(f"furniture.yaml: no primitive {name!r}")
     return np.asarray(mesh.vertices), np.asarray(mesh.faces)
 
 
@@ -176,13 +86,13 @@ def furnish(rng: np.random.Generator, size: np.ndarray, n: int) -> list[Furnitur
         if len(placed) == n:
             break
         color, kind = names[index]
-        usual, at_wall, shapes = KINDS[kind]
-        box = np.array(usual) * rng.uniform(0.85, 1.15, 3)
+        known = KINDS[kind]
+        box = np.array(known["size"]) * rng.uniform(0.85, 1.15, 3)
         for _ in range(12):
-            center, yaw = _spot(rng, size, box, at_wall)
+            center, yaw = _spot(rng, size, box, known["at_wall"])
             if all(_apart(center, box, yaw, other.scene_object) for other in placed):
                 thing = SceneObject(len(placed), f"{color} {kind}", np.array([*center, box[2] / 2]), box, yaw)
-                placed.append(Furniture(thing, _parts(thing, COLORS[color], shapes)))
+                placed.append(Furniture(thing, _parts(thing, COLORS[color], known["shapes"])))
                 break
     return placed
 
@@ -214,14 +124,13 @@ def _apart(center: np.ndarray, box: np.ndarray, yaw: float, other: SceneObject) 
     return not (into_theirs.all(axis=1).any() or into_mine.all(axis=1).any())
 
 
-def _parts(thing: SceneObject, color: tuple[float, float, float], shapes: list[Shape]) -> list[Part]:
+def _parts(thing: SceneObject, color: list[float], shapes: list[list[Any]]) -> list[Part]:
     turn = _turn(thing.yaw)
     parts = []
     for primitive, center, size, brightness in shapes:
         vertices, faces = _primitive(primitive)
-        local = (vertices * size + center) * thing.size
-        world = local.copy()
-        world[:, :2] = local[:, :2] @ turn.T + thing.center[:2]
+        world = (vertices * size + center) * thing.size
+        world[:, :2] = world[:, :2] @ turn.T + thing.center[:2]
         base = COLORS["green"] if brightness < 0 else color
         red, green, blue = (min(1.0, channel * abs(brightness)) for channel in base)
         parts.append(Part(world, faces, (red, green, blue), thing.id, turn.T))

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import trimesh
+from trimesh.util import append_faces
 
 from hatch_ray.data.room_furniture import Furniture, furnish, wall_parts
 from hatch_ray.data.room_paint import Paint
@@ -70,9 +71,8 @@ class Room:
         self.up: np.ndarray | None = np.array([0.0, 0.0, 1.0])
         rng = np.random.default_rng([seed, 20251])
         self.size: np.ndarray = rng.uniform(*self.options.side, size=2)
-        self._furniture: list[Furniture] = furnish(
-            rng, self.size, int(rng.integers(*self.options.n_objects, endpoint=True))
-        )
+        count = int(rng.integers(*self.options.n_objects, endpoint=True))
+        self._furniture: list[Furniture] = furnish(rng, self.size, count)
         self.objects: tuple[SceneObject, ...] = tuple(item.scene_object for item in self._furniture)
         self.poses: np.ndarray = self._place_cameras(rng)
         self._paint_seed = int(rng.integers(2**31))
@@ -92,15 +92,8 @@ class Room:
         if not 0 <= index < len(self):
             raise ValueError(f"{self.id} has views 0 to {len(self) - 1}, asked for {index}")
         rgb, depth, instances = self.rendered
-        return Frame(
-            name=f"{self.id}-{index}",
-            rgb=rgb[index],
-            depth=depth[index],
-            intrinsics=self.intrinsics,
-            depth_intrinsics=self.intrinsics,
-            pose=self.poses[index],
-            instances=instances[index],
-        )
+        k = self.intrinsics
+        return Frame(f"{self.id}-{index}", rgb[index], depth[index], k, k, self.poses[index], instances[index])
 
     @cached_property
     def rendered(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,18 +105,7 @@ class Room:
         direction = (rays_P3 @ self.poses[:, :3, :3].transpose(0, 2, 1)).astype(np.float32).reshape(-1, 3)
         origin = np.repeat(self.poses[:, :3, 3].astype(np.float32), len(rays_P3), axis=0)
         parts = wall_parts(self.size, o.wall_height) + [part for item in self._furniture for part in item.parts]
-        mesh = trimesh.Trimesh(
-            vertices=np.concatenate([part.vertices for part in parts]),
-            faces=np.concatenate(
-                [
-                    part.faces + offset
-                    for part, offset in zip(
-                        parts, np.cumsum([0] + [len(part.vertices) for part in parts[:-1]]), strict=True
-                    )
-                ]
-            ),
-            process=False,
-        )
+        mesh = trimesh.Trimesh(*append_faces([p.vertices for p in parts], [p.faces for p in parts]), process=False)
         triangles = mesh.triangles
         corner = triangles[:, 0]
         normal = np.cross(triangles[:, 1] - corner, triangles[:, 2] - corner)
@@ -199,9 +181,6 @@ def camera_pose(position: np.ndarray, heading_deg: float, pitch_deg: float, roll
     forward = np.cos(pitch) * level + np.sin(pitch) * up
     level_right = np.cross(level, up)
     level_down = np.cross(forward, level_right)
-    pose = np.eye(4)
-    pose[:3, 0] = np.cos(roll) * level_right + np.sin(roll) * level_down
-    pose[:3, 1] = np.cos(roll) * level_down - np.sin(roll) * level_right
-    pose[:3, 2] = forward
-    pose[:3, 3] = position
-    return pose
+    right = np.cos(roll) * level_right + np.sin(roll) * level_down
+    down = np.cos(roll) * level_down - np.sin(roll) * level_right
+    return np.vstack([np.stack([right, down, forward, position], axis=1), [0, 0, 0, 1]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -23,13 +22,7 @@ SHOWN = 60
 """Characters of a value in a message."""
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("is not finite")
-    return value
-
-
-Number = Annotated[float, AfterValidator(_finite)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -141,7 +134,13 @@ def checked_rows(index: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
-    for number, line in enumerate(_lines(index), start=1):
+    try:
+        lines = index.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{index} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8, or build the dataset again"
+        ) from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -162,15 +161,6 @@ def checked_rows(index: Path) -> list[dict[str, Any]]:
             "dataset again"
         )
     return rows
-
-
-def _lines(index: Path) -> Iterator[str]:
-    try:
-        yield from index.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{index} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8, or build the dataset again"
-        ) from None
 
 
 def _words(fault: Any) -> str:

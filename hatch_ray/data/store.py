@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -66,57 +67,39 @@ def read_scenes(path: str | Path) -> dict[str, tuple[np.ndarray | None, tuple[Sc
     file = Path(path) / "scenes.json"
     if not file.is_file():
         return {}
-    scenes = {}
-    for name, scene in json.loads(file.read_text(encoding="utf-8")).items():
-        objects = tuple(
-            SceneObject(thing["id"], thing["name"], np.array(thing["center"]), np.array(thing["size"]), thing["yaw"])
-            for thing in scene["objects"]
+    return {
+        name: (
+            None if scene["up"] is None else np.array(scene["up"]),
+            tuple(
+                SceneObject(**thing | {key: np.array(thing[key]) for key in ("center", "size")})
+                for thing in scene["objects"]
+            ),
         )
-        scenes[name] = (None if scene["up"] is None else np.array(scene["up"]), objects)
-    return scenes
+        for name, scene in json.loads(file.read_text(encoding="utf-8")).items()
+    }
+
+
+MATRICES = ("intrinsics", "depth_intrinsics", "pose")
 
 
 def row_to_sample(row: dict[str, Any], root: Path) -> Sample:
-    """The inverse of `sample_to_row`; file names become absolute below `root`."""
-
-    def matrix(value: Any, shape: tuple[int, int]) -> np.ndarray | None:
-        if value is None:
-            return None
-        array = np.array(value, dtype=float)
-        if array.shape != shape:
-            raise ValueError(f"a matrix has shape {array.shape}, expected {shape}")
-        return array
-
-    return Sample(
-        id=row["id"],
-        scene=row["scene"],
-        task=row["task"],
-        answer_form=row["answer_form"],
-        question=row["question"],
-        answer=row["answer"],
-        views=tuple(
-            View(
-                image_path=root / view["image"],
-                depth_path=root / view["depth"] if view["depth"] else None,
-                intrinsics=matrix(view["intrinsics"], (3, 3)),
-                depth_intrinsics=matrix(view["depth_intrinsics"], (3, 3)),
-                pose=matrix(view["pose"], (4, 4)),
-            )
-            for view in row["views"]
-        ),
-        marks=tuple(Mark.from_row(mark) for mark in row["marks"]),
-        plans=tuple(
-            PairPlan(
-                plan["source"],
-                plan["target"],
-                tuple((name, float(value)) for name, value in plan["atoms"]),
-                ActionFrame(**plan["frame"]) if plan["frame"] else None,
-                plan["residual_deg"],
-            )
-            for plan in row["plans"]
-        ),
-        meta=row["meta"],
-    )
+    """The inverse of `sample_to_row` for a row that was checked (`rows`); file names become absolute below `root`."""
+    views = (
+        View(
+            root / view["image"], root / view["depth"] if view["depth"] else None,
+            *(None if view[name] is None else np.array(view[name], dtype=float) for name in MATRICES),
+        )
+        for view in row["views"]
+    )  # fmt: skip
+    plans = (
+        PairPlan(
+            plan["source"], plan["target"], tuple((name, float(value)) for name, value in plan["atoms"]),
+            ActionFrame(**plan["frame"]) if plan["frame"] else None, plan["residual_deg"],
+        )
+        for plan in row["plans"]
+    )  # fmt: skip
+    parts = {"views": tuple(views), "marks": tuple(map(Mark.from_row, row["marks"])), "plans": tuple(plans)}
+    return Sample(**{field.name: row[field.name] for field in fields(Sample)} | parts)
 
 
 # --- order: all follows from seed and step, so that resume is exact ---------------------------------------------

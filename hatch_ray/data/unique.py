@@ -20,3 +20,8 @@ class UniqueNames:
             self._names[key] = name
             self._taken.add(name)
         return self._names[key]
+
+    def scene(self, source: str, scene: str) -> str:
+        """The name of a scene, which no other scene of any source has."""
+        flat = scene.replace("/", "_")
+        return self.of((source, scene), flat, f"{source}-{flat}")

@@ -51,10 +51,6 @@ class Target:
     object_id: int
     name: str
 
-    def phrase(self, mark: str) -> str:
-        """How a question names it, e.g. phrase("red point") = "green chair (red point, image 0)"."""
-        return f"{self.name} ({mark}, image {self.view})" if self.name else f"{mark} in image {self.view}"
-
 
 def to_camera(pose: np.ndarray, point: np.ndarray) -> np.ndarray:
     """World point(s) (..., 3) in the camera's frame."""
@@ -111,11 +107,9 @@ def visible_object(frame: Frame, thing: SceneObject, view: int) -> Target | None
     if rows.size < MIN_AREA * width * height and min(wide, high) < side:
         return None
     corners = to_camera(frame.pose, box_corners(thing))
-    if (corners[:, 2] < 0.05).any():
+    if (corners[:, 2] < 0.05).any() or _unhidden(frame, thing) < MIN_UNHIDDEN:
         return None
     if _clipped(project(frame.depth_intrinsics, corners), width, height) > MAX_CLIPPED:
-        return None
-    if _unhidden(frame, thing) < MIN_UNHIDDEN:
         return None
     middle = project(frame.depth_intrinsics, to_camera(frame.pose, thing.center))
     nearest = np.argmin((columns - middle[0]) ** 2 + (rows - middle[1]) ** 2)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hatch_ray.data.images import save_depth, save_image
+from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG
 from hatch_ray.data.scene import Frame, SceneObject
+from hatch_ray.data.store import MATRICES
 from hatch_ray.run_folder import write_atomic
 from hatch_ray.sample import Sample, View
 
@@ -34,6 +37,9 @@ class DatasetWriter:
         self.folder = self.path.with_name(f".{self.path.name}.building-{os.getpid()}")
         self.summary: dict[str, Any] = {}
         self.scenes: dict[str, dict[str, Any]] = {}
+        self.by_task: Counter[str] = Counter()
+        self.large_residuals = 0
+        """Samples with an action list that loses more roll than LARGE_RESIDUAL_DEG."""
         self._rows: list[str] = []
         self._written: dict[str, bytes] = {}
 
@@ -51,9 +57,8 @@ class DatasetWriter:
             return
         (self.folder / "index.jsonl").write_text("".join(self._rows), encoding="utf-8")
         write_atomic(self.folder / "scenes.json", json.dumps(self.scenes, allow_nan=False))
-        write_atomic(
-            self.folder / "summary.json", json.dumps({"format": FORMAT} | self.summary, indent=2, allow_nan=False)
-        )
+        summary = json.dumps({"format": FORMAT} | self.summary, indent=2, allow_nan=False)
+        write_atomic(self.folder / "summary.json", summary)
         if self.path.is_dir():
             self.path.rmdir()
         os.replace(self.folder, self.path)
@@ -61,19 +66,13 @@ class DatasetWriter:
     def add_view(self, scene: str, index: int, frame: Frame) -> View:
         """Write the frame's files once; the view names them relative to the dataset."""
         name = f"{scene}/{index:06d}.png"
-        view = View(
-            image_path=Path("images") / name,
-            depth_path=Path("depth") / name,
-            intrinsics=frame.intrinsics,
-            depth_intrinsics=frame.depth_intrinsics,
-            pose=frame.pose,
-        )
+        images, depth = Path("images") / name, Path("depth") / name
         pose = np.asarray(frame.pose, dtype=float).tobytes()
         assert self._written.setdefault(name, pose) == pose, f"two views are called {name}"
-        if not (self.folder / "images" / name).exists():
-            save_image(self.folder / "images" / name, frame.rgb)
-            save_depth(self.folder / "depth" / name, frame.depth)
-        return view
+        if not (self.folder / images).exists():
+            save_image(self.folder / images, frame.rgb)
+            save_depth(self.folder / depth, frame.depth)
+        return View(images, depth, frame.intrinsics, frame.depth_intrinsics, frame.pose)
 
     def add_photo(self, scene: str, index: int, rgb: np.ndarray) -> View:
         """Write a photo, (H, W, 3) uint8, of which nothing else is known."""
@@ -90,6 +89,8 @@ class DatasetWriter:
 
     def add(self, sample: Sample) -> None:
         """Append a sample whose views came from `add_view`."""
+        self.by_task[sample.task] += 1
+        self.large_residuals += any(plan.residual_deg > LARGE_RESIDUAL_DEG for plan in sample.plans)
         self._rows.append(json.dumps(sample_to_row(sample), allow_nan=False) + "\n")
 
     def __len__(self) -> int:
@@ -102,33 +103,11 @@ def _plain(value: Any) -> Any:
 
 def sample_to_row(sample: Sample) -> dict[str, Any]:
     """A sample as plain JSON values."""
-    return {
-        "id": sample.id,
-        "scene": sample.scene,
-        "task": sample.task,
-        "answer_form": sample.answer_form,
-        "question": sample.question,
-        "answer": sample.answer,
-        "views": [
-            {
-                "image": view.image_path.as_posix(),
-                "depth": view.depth_path.as_posix() if view.depth_path else None,
-                "intrinsics": _plain(view.intrinsics),
-                "depth_intrinsics": _plain(view.depth_intrinsics),
-                "pose": _plain(view.pose),
-            }
-            for view in sample.views
-        ],
-        "marks": [mark.to_row() for mark in sample.marks],
-        "plans": [
-            {
-                "source": plan.source,
-                "target": plan.target,
-                "atoms": [list(atom) for atom in plan.atoms],
-                "frame": asdict(plan.frame) if plan.frame else None,
-                "residual_deg": plan.residual_deg,
-            }
-            for plan in sample.plans
-        ],
-        "meta": sample.meta,
-    }
+    views = [
+        {"image": view.image_path.as_posix(), "depth": view.depth_path.as_posix() if view.depth_path else None}
+        | {name: _plain(getattr(view, name)) for name in MATRICES}
+        for view in sample.views
+    ]
+    plans = [asdict(plan) | {"atoms": [list(atom) for atom in plan.atoms]} for plan in sample.plans]
+    row = {field.name: getattr(sample, field.name) for field in fields(sample)}
+    return row | {"views": views, "marks": [mark.to_row() for mark in sample.marks], "plans": plans}

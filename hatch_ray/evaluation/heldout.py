@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,8 @@ def _field_of_view(view: View) -> float | None:
 
 
 def _gold_plan(plan: PairPlan) -> Row:
-    frame = None if plan.frame is None else {"pitch_deg": plan.frame.pitch_deg, "roll_deg": plan.frame.roll_deg}
     action = [{name: value} for name, value in plan.atoms]
-    return {"from": plan.source, "to": plan.target, "action": action, "frame": frame}
+    return {"from": plan.source, "to": plan.target, "action": action, "frame": plan.frame and asdict(plan.frame)}
 
 
 def term(rows: Sequence[Row], name: str) -> np.ndarray:
@@ -78,31 +78,28 @@ def names_of(rows: Sequence[Row], kind: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.get(kind, {})))
 
 
-def _by_task(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Task -> (rows,) bool."""
+def _by_task(rows: Sequence[Row], statistics: Callable[[np.ndarray], dict[str, Interval | None]]) -> dict[str, Any]:
+    """The statistics of chosen rows, (rows,) bool, over all rows and for each task."""
     tasks = np.array([row["task"] for row in rows])
-    return {task: tasks == task for task in sorted(set(tasks.tolist()))}
+    by_task = {task: statistics(tasks == task) for task in sorted(set(tasks.tolist()))}
+    return {"overall": statistics(np.ones(len(rows), dtype=bool)), "tasks": by_task}
 
 
 def summarise(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
     """Every reward term and error with its interval, over all rows and by task, and how often each fault was met."""
     draws = Bootstrap([row["scene"] for row in rows], bootstrap, seed)
-    everything = np.ones(len(rows), dtype=bool)
+    kinds = dict.fromkeys(names_of(rows, "terms"), draws.mean)
+    kinds |= dict.fromkeys(names_of(rows, "measures"), draws.median)
 
     def statistics(chosen: np.ndarray) -> dict[str, Interval | None]:
-        means = {name: draws.mean(np.where(chosen, term(rows, name), np.nan)) for name in names_of(rows, "terms")}
-        medians = {
-            name: draws.median(np.where(chosen, term(rows, name), np.nan)) for name in names_of(rows, "measures")
-        }
-        return means | medians
+        return {name: kind(np.where(chosen, term(rows, name), np.nan)) for name, kind in kinds.items()}
 
     return {
         "samples": len(rows),
         "scenes": draws.scenes,
         "resampled": draws.unit,
         "bootstrap": bootstrap,
-        "overall": statistics(everything),
-        "tasks": {task: statistics(chosen) for task, chosen in _by_task(rows).items()},
+        **_by_task(rows, statistics),
         "reasons": dict(Counter(reason for row in rows for reason in row["reasons"]).most_common()),
     }
 
@@ -123,13 +120,11 @@ def compare(before: Sequence[Row], after: Sequence[Row], bootstrap: int = 2000, 
     after = in_order_of(before, after)
     draws = Bootstrap([row["scene"] for row in before], bootstrap, seed)
     differences = {name: term(after, name) - term(before, name) for name in names_of([*before, *after], "terms")}
-    return {
-        "overall": {name: draws.mean(values) for name, values in differences.items()},
-        "tasks": {
-            task: {name: draws.mean(np.where(chosen, values, np.nan)) for name, values in differences.items()}
-            for task, chosen in _by_task(before).items()
-        },
-    }
+
+    def statistics(chosen: np.ndarray) -> dict[str, Interval | None]:
+        return {name: draws.mean(np.where(chosen, values, np.nan)) for name, values in differences.items()}
+
+    return _by_task(before, statistics)
 
 
 def write_evaluation(run: RunFolder, name: str, rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, Any]:
@@ -158,3 +153,31 @@ def read_rows(run: RunFolder, name: str) -> list[Row]:
             names = list(row["terms"])
             row["measures"] = {name: row["terms"].pop(name) for name in names[names.index(TOTAL) + 1 :]}
     return rows
+
+
+def swap_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The blind control: every sample with the images of another one of as many views; all else stays.
+
+    Does the model use its images? They come from another scene; where all samples show one scene, from a sample that
+    shares no image. `meta["swapped_from"]` names the giver. Raises ValueError when a sample has no possible giver.
+    """
+    one_scene = len({sample.scene for sample in samples}) == 1
+    random = np.random.default_rng(seed)
+    images = [frozenset(view.image_path for view in sample.views) for sample in samples]
+
+    def may_give(taker: int, giver: int) -> bool:
+        if len(samples[giver].views) != len(samples[taker].views):
+            return False
+        return not images[giver] & images[taker] if one_scene else samples[giver].scene != samples[taker].scene
+
+    swapped = []
+    for index, sample in enumerate(samples):
+        givers = [other for other in range(len(samples)) if may_give(index, other)]
+        if not givers:
+            raise ValueError(
+                f"no other held-out sample with {len(sample.views)} views can lend its images to {sample.id}; "
+                "the blind control needs more held-out scenes (data.heldout_samples, data.rooms.heldout_scenes)"
+            )
+        giver = samples[int(random.choice(givers))]
+        swapped.append(replace(sample, views=giver.views, meta=sample.meta | {"swapped_from": giver.id}))
+    return swapped

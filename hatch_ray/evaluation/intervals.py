@@ -58,13 +58,9 @@ class Bootstrap:
     """
 
     def __init__(
-        self,
-        scenes: Sequence[str],
-        resamples: int,
-        seed: int,
-        runs: Sequence[int] | None = None,
+        self, scenes: Sequence[str], resamples: int, seed: int, runs: Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not scenes:
             raise ValueError("there are no samples to evaluate")
         if resamples < 1:
@@ -82,13 +78,7 @@ class Bootstrap:
 
     def mean(self, values: np.ndarray) -> Interval | None:
         """Mean of the values that are not NaN, or None when all are."""
-        known = ~np.isnan(values)
-        if not known.any():
-            return None
-        weights, data = self._weights[:, known], values[known]
-        counts = weights.sum(axis=1)
-        drawn = counts > 0
-        return _interval(data.mean(), (weights[drawn] @ data) / counts[drawn], len(data))
+        return self.ratio(np.nan_to_num(values), (~np.isnan(values)).astype(np.float64))
 
     def ratio(self, parts: np.ndarray, wholes: np.ndarray) -> Interval | None:
         """sum(parts) / sum(wholes), or None when the wholes are 0: the share of patches, say, that were matched."""

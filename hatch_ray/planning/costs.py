@@ -166,15 +166,12 @@ class Measured:
         def median(name: str) -> float:
             return float(statistics.median(row[name] for row in used))
 
-        phases = ("seconds_sync", "seconds_prepare", "seconds_generate", "seconds_reward", "seconds_learn")
-        own = [row["seconds"] - sum(row[name] for name in phases) for row in used]
+        phases = ("sync", "prepare", "generate", "reward", "learn")
+        own = [row["seconds"] - sum(row[f"seconds_{name}"] for name in phases) for row in used]
         return cls(
-            sizes=Sizes.of(config),
-            seconds=median("seconds"),
-            generate=median("seconds_generate"),
-            reward=median("seconds_reward"),
-            learn=median("seconds_learn"),
-            sync=median("seconds_sync"),
+            Sizes.of(config),
+            median("seconds"),
+            **{name: median(f"seconds_{name}") for name in ("generate", "reward", "learn", "sync")},
             # With max_staleness the learner works meanwhile, so that what is left of the step says nothing.
             control=0.0 if config.grpo.max_staleness else max(0.0, statistics.median(own)),
             prepare=float(rows[0]["seconds_prepare"]) / config.grpo.prompts_per_step,

@@ -1,21 +1,30 @@
-"""Small charts as inline SVG. Colours are the page's CSS variables (--c0 .. --c4), so they follow light and dark."""
+"""Small charts, and PaStA's patch matches, as inline SVG.
+
+A chart's colours are the page's CSS variables (--c0 .. --c4), so they follow light and dark.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from hatch_ray.report.pages import render
 
 WIDTH, NARROW, HEIGHT = 460, 310, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
+NAMES, ROW_HEIGHT = 150, 26
 MAX_POINTS = 300
 """A longer curve is thinned: a pixel shows no more."""
 SMOOTH_SHARE = 0.06
 """Window of the moving average, as a share of the curve."""
+SIDE = 180
+"""Pixels of the longer side of one view."""
+GAP = 70
 
 
 @dataclass(frozen=True)
@@ -27,12 +36,12 @@ class Series:
     values: Sequence[float]
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers that span [low, high]."""
     span = high - low
     if span <= 0:
         return [low]
-    raw = span / count
+    raw = span / 4
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if raw <= power * factor)
     first = math.ceil(low / step - 1e-9)
@@ -48,13 +57,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
     index = np.arange(len(values))
     first, last = np.maximum(index - half, 0), np.minimum(index + half, len(values) - 1)
     return (total[last + 1] - total[first]) / (last + 1 - first)
-
-
-def _opened(width: int, height: int, label: str) -> str:
-    return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
-        'xmlns="http://www.w3.org/2000/svg">'
-    )
 
 
 def line_chart(
@@ -75,56 +77,69 @@ def line_chart(
         return round(LEFT + (width - LEFT - RIGHT) * (step - first) / max(last - first, 1e-9), 1)
 
     def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (float(value) - low) / (high - low), 1)
 
-    parts = [_opened(width, HEIGHT, label)]
-    for tick in ticks(low, high):
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
-            f'<text x="{LEFT - 6}" y="{y(tick) + 3.5}" text-anchor="end">{tick:g}</text>'
-        )
-    for tick in ticks(first, last):
-        parts.append(f'<text x="{x(tick)}" y="{HEIGHT - 14}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text x="{(LEFT + width - RIGHT) / 2}" y="{HEIGHT - 2}" text-anchor="middle">step</text>')
-    for index, one in enumerate(series):
+    curves = []
+    for one in series:
         values = np.clip(np.asarray(one.values, dtype=float), low, high)
         keep = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_POINTS)).astype(int))
-        for data, kind in ((values, "raw"), (smooth(values), "mean")):
-            path = " ".join(f"{x(one.steps[k])},{y(data[k])}" for k in keep)
-            parts.append(f'<polyline class="{kind}" style="stroke:var(--c{index % 5})" points="{path}"/>')
-        if len(values) == 1:
-            parts.append(f'<circle cx="{x(one.steps[0])}" cy="{y(values[0])}" r="3" style="fill:var(--c{index % 5})"/>')
-    return "".join([*parts, "</svg>"])
+        curves.append([[(x(one.steps[k]), y(data[k])) for k in keep] for data in (values, smooth(values))])
+    across = [(y(tick), f"{tick:g}") for tick in ticks(low, high)]
+    steps = [(x(tick), f"{tick:g}") for tick in ticks(first, last)]
+    place = {"width": width, "height": HEIGHT, "left": LEFT, "right": width - RIGHT}
+    return render("line_chart.svg", label=label, across=across, steps=steps, curves=curves, **place)
 
 
 def interval_chart(rows: Sequence[tuple[str, dict[str, Any] | None]], label: str, controls: int = 0) -> str:
     """A dot with a 95 % whisker a row; the last `controls` rows are drawn hollow. Rows without a value are left out."""
-    known = [
-        (name, found, index >= len(rows) - controls) for index, (name, found) in enumerate(rows) if found is not None
-    ]
+    known = [(name, found, index >= len(rows) - controls) for index, (name, found) in enumerate(rows) if found]
     if not known:
         return ""
-    row_height, left, width = 26, 150, WIDTH
-    height = TOP + row_height * len(known) + 22
-    top = max(found["high"] for _, found, _ in known) * 1.05 or 1.0
+    height = TOP + ROW_HEIGHT * len(known) + 22
+    most = max(found["high"] for _, found, _ in known) * 1.05 or 1.0
 
     def x(value: float) -> float:
-        return round(left + (width - left - RIGHT) * value / top, 1)
+        return round(NAMES + (WIDTH - NAMES - RIGHT) * value / most, 1)
 
-    parts = [_opened(width, height, label)]
-    for tick in ticks(0, top):
-        parts.append(
-            f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{TOP}" y2="{height - 20}"/>'
-            f'<text x="{x(tick)}" y="{height - 6}" text-anchor="middle">{tick:g}</text>'
-        )
-    for index, (name, found, control) in enumerate(known):
-        y = TOP + row_height * (index + 0.5)
-        color = "var(--soft)" if control else "var(--c0)"
-        fill = "var(--paper)" if control else color
-        parts.append(
-            f'<text class="name" x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
-            f'<line style="stroke:{color};stroke-width:2" x1="{x(found["low"])}" x2="{x(found["high"])}" y1="{y}" '
-            f'y2="{y}"/><circle cx="{x(found["value"])}" cy="{y}" r="4.5" '
-            f'style="fill:{fill};stroke:{color};stroke-width:2"/>'
-        )
-    return "".join([*parts, "</svg>"])
+    drawn = [
+        (name, TOP + ROW_HEIGHT * (index + 0.5), *(x(found[end]) for end in ("low", "value", "high")), control)
+        for index, (name, found, control) in enumerate(known)
+    ]
+    place = {"width": WIDTH, "height": height, "top": TOP, "left": NAMES}
+    marks = [(x(tick), f"{tick:g}") for tick in ticks(0, most)]
+    return render("interval_chart.svg", label=label, ticks=marks, rows=drawn, **place)
+
+
+def match_svg(
+    views: Sequence[Image.Image],
+    urls: Sequence[str],
+    grid: int,
+    target: Sequence[int],
+    found: Sequence[int],
+    kept: Sequence[bool],
+) -> tuple[str, int, int]:
+    """Two views, and a line from each patch to the one its feature is nearest to: (SVG, right, judged).
+
+    Green lines end in the patch with the largest overlap, red ones elsewhere.
+
+    urls          data URLs of the two views.
+    target, found (grid * grid,) patch of the second view for each patch of the first, row-major.
+    kept          (grid * grid,) whether the patch overlaps the second view enough to be judged.
+    """
+    sizes = [(view.width * SIDE / max(view.size), view.height * SIDE / max(view.size)) for view in views]
+    lefts = (0.0, sizes[0][0] + GAP)
+    width, height = lefts[1] + sizes[1][0], max(size[1] for size in sizes)
+
+    def centre(view: int, patch: int) -> tuple[str, str]:
+        row, column = divmod(patch, grid)
+        wide, high = sizes[view]
+        return f"{lefts[view] + wide * (column + 0.5) / grid:.1f}", f"{high * (row + 0.5) / grid:.1f}"
+
+    lines = [
+        (found[patch] == target[patch], *centre(0, patch), *centre(1, found[patch]))
+        for patch, keep in enumerate(kept)
+        if keep
+    ]
+    drawn = [(url, left, *size) for url, left, size in zip(urls, lefts, sizes, strict=True)]
+    svg = render("match.svg", views=drawn, lines=lines, grid=grid, width=f"{width:.0f}", height=f"{height:.0f}")
+    return svg, sum(line[0] for line in lines), len(lines)

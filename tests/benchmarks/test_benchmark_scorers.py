@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hatch_ray.benchmarks.columns import CVBENCH, MINDCUBE, MMSI, SPAR_MV, SPAR_SI
 from hatch_ray.benchmarks.letter_scorers import (
     cvbench,
     mindcube,
@@ -18,7 +17,7 @@ from hatch_ray.benchmarks.letter_scorers import (
     mmsi_letter,
     mmsi_type,
 )
-from hatch_ray.benchmarks.published import LAYOUT, published_rows
+from hatch_ray.benchmarks.paper import LAYOUT, PARTS, published_rows
 from hatch_ray.benchmarks.results import beyond_noise, compare_published, overall, summarise
 from hatch_ray.benchmarks.spar_scorers import (
     KINDS,
@@ -31,6 +30,9 @@ from hatch_ray.benchmarks.spar_scorers import (
 )
 from hatch_ray.rewards.terms import score_answer
 
+MINDCUBE, MMSI, CVBENCH, SPAR_MV, SPAR_SI = (
+    PARTS[name] for name in ("mindcube_tiny", "mmsi", "cvbench", "spar_mv", "spar_si")
+)
 CHOICE, NUMBER, NUMBER_MV, VIEW = (
     "obj_spatial_relation_oo",
     "depth_prediction_oc",

@@ -17,8 +17,7 @@ from hatch_ray.data.questions.choices import LETTERS
 from hatch_ray.data.rooms import Room
 from hatch_ray.data.scene import SceneObject
 from hatch_ray.data.store import read_dataset
-from hatch_ray.evaluation.control import swap_images
-from hatch_ray.evaluation.heldout import summarise
+from hatch_ray.evaluation.heldout import summarise, swap_images
 from hatch_ray.geometry.boxes import box_iou
 from hatch_ray.learning.pasta import collect_pairs, make_targets
 from hatch_ray.learning.sft import pack_samples

@@ -15,7 +15,7 @@ from PIL import Image
 from hatch_ray.config_sections import DataConfig, SparConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, load_image
-from hatch_ray.data.spar.bad_rows import RowRefused
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.spar.hub import _picture, open_stream, plain_record
 from hatch_ray.data.store import read_dataset
 from hatch_ray.sample import Sample
@@ -133,7 +133,7 @@ def stored(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 )
 def test_pictures_that_are_no_photos_cost_their_rows(tmp_path: Path, data: bytes, reason: str) -> None:
     for item in ({"bytes": data}, Image.open(io.BytesIO(data))):
-        with pytest.raises(RowRefused) as refused:
+        with pytest.raises(Refusal) as refused:
             _picture(item, "0 of the row")
         assert refused.value.reason == reason
     bad = row(1, "view_change_infer", CHANGE, "fill", (0, 2))

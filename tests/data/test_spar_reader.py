@@ -15,7 +15,7 @@ from PIL import Image
 
 from hatch_ray.config import ConfigError, make_config
 from hatch_ray.config_sections import DataConfig, SparConfig
-from hatch_ray.data.build import build_dataset, build_splits
+from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, save_depth
 from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.spar.index import open_index
@@ -26,6 +26,7 @@ from hatch_ray.learning.pasta import collect_pairs, compute_overlap
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.report.data_page import show_dataset
 from hatch_ray.sample import Sample
+from tests.support.datasets import build_splits
 from tests.support.spar_tree import SparTree, frames, record
 
 CHANGE = "move_right:0.3,move_up:0.1,move_forward:0.8,rotate_up:4,rotate_left:9"
@@ -380,10 +381,11 @@ def test_what_a_run_cannot_use_is_said_before_it_starts(tmp_path: Path) -> None:
 def test_index_is_made_once_and_again_when_files_change(tree: SparTree) -> None:
     tree.rows(changes(3))
     root, folder = tree.root / "spar", tree.root / "index"
-    calls: list[tuple[int, int]] = []
-    assert len(open_index(root, folder, lambda done, total: calls.append((done, total)))) == 3
-    assert calls[-1][0] == calls[-1][1] > 0
-    index = open_index(root, folder, lambda *_: pytest.fail("indexed again"))
+    assert len(open_index(root, folder)) == 3
+    made = (folder / "rows.bin").stat()
+    index = open_index(root, folder)
+    again = (folder / "rows.bin").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)  # not indexed again
     assert index.record(2)["id"] == "scene0001_00_2"
     assert index.where(0).endswith("fill_3.jsonl at byte 0")
     tree.rows(changes(4), split="val")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
+from hatch_ray.data.refusals import BadRows, Refusal
 from hatch_ray.data.spar.layout import TASKS, answer_form, chosen_tasks, heldout, scene_of, space_of
+from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import read_record
-from hatch_ray.data.spar.scannet_val import SCANNET_VAL_ROOMS
 from hatch_ray.sample import Mark
 from tests.support.spar_tree import record
 
@@ -152,7 +152,7 @@ POINTS = {"red_point": RED, "blue_point": BLUE, "point_img_idx": [[0, 1]]}
     ],
 )  # fmt: skip
 def test_bad_rows_say_why(reason: str, form: str, raw: dict[str, Any]) -> None:
-    with pytest.raises(RowRefused) as refusal:
+    with pytest.raises(Refusal) as refusal:
         read_record(raw, form)
     assert refusal.value.reason == reason
     assert "\n" not in str(refusal.value)
@@ -191,9 +191,10 @@ def test_scenes_and_rooms() -> None:
 
 
 def test_scannet_validation_rooms() -> None:
-    assert len(SCANNET_VAL_ROOMS) == 142
-    assert {"scene0011", "scene0568", "scene0704"} <= SCANNET_VAL_ROOMS
-    assert "scene0000" not in SCANNET_VAL_ROOMS
+    left_out = LeftOut([])
+    assert sum(f"scene{number:04d}_00" in left_out for number in range(1000)) == 142
+    assert all(room in left_out for room in ("scene0011", "scene0568_01", "scene0704"))
+    assert "scene0000" not in left_out
 
 
 def test_too_many_bad_rows_show_the_ten_commonest_reasons() -> None:
@@ -201,7 +202,7 @@ def test_too_many_bad_rows_show_the_ten_commonest_reasons() -> None:
     bad.read = 1000
     for kind in range(12):
         for _ in range(kind + 1):
-            bad.add(RowRefused(f"reason_{kind:02d}", "detail"), "file")
+            bad.add(Refusal(f"reason_{kind:02d}", "detail"), "file")
     with pytest.raises(ValueError, match="78 of 1000 rows of the tree cannot be used, more than 5%") as caught:
         bad.check()
     text = str(caught.value)

@@ -10,9 +10,16 @@ import pytest
 from rich.console import Console
 
 from hatch_ray.config import make_config
-from hatch_ray.evaluation.control import swap_images
 from hatch_ray.evaluation.findings import write_findings
-from hatch_ray.evaluation.heldout import compare, read_rows, read_table, score_rows, summarise, write_evaluation
+from hatch_ray.evaluation.heldout import (
+    compare,
+    read_rows,
+    read_table,
+    score_rows,
+    summarise,
+    swap_images,
+    write_evaluation,
+)
 from hatch_ray.evaluation.intervals import Bootstrap
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.protocol.prompt import gold_reply

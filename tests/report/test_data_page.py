@@ -18,8 +18,9 @@ from hatch_ray.data.build import build_dataset
 from hatch_ray.data.rooms import camera_pose
 from hatch_ray.data.scene import SceneObject
 from hatch_ray.data.store import read_dataset
-from hatch_ray.report.data_page import each_task_in_turn, sample_plan, show_dataset
-from hatch_ray.report.plan import PlanCamera, PlanPoint, horizontal_fov, plan_svg
+from hatch_ray.report.data_page import sample_plan, show_dataset
+from hatch_ray.report.pages import each_task_in_turn
+from hatch_ray.report.plan import PlanCamera, horizontal_fov, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from tests.support.datasets import write_dataset
 
@@ -123,7 +124,7 @@ def test_plan_has_objects_points_and_dashed_cameras() -> None:
         [PlanCamera(camera, "0"), PlanCamera(camera, "said", dashed=True)],
         UP,
         [table, far],
-        [PlanPoint(np.array([0.5, 2.0, 0.4]), "red")],
+        [(np.array([0.5, 2.0, 0.4]), "red")],
     )
     root = ElementTree.fromstring(svg)
     assert [title.text for title in root.iter(f"{SVG}title")] == ["red <table>"]

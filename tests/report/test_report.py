@@ -15,8 +15,7 @@ from hatch_ray.config import load_config, make_config, save_config
 from hatch_ray.evaluation.findings import write_findings
 from hatch_ray.evaluation.heldout import score_rows, write_evaluation
 from hatch_ray.protocol.prompt import gold_reply
-from hatch_ray.report.charts import Series, interval_chart, line_chart, smooth, ticks
-from hatch_ray.report.matches import match_svg
+from hatch_ray.report.charts import Series, interval_chart, line_chart, match_svg, smooth, ticks
 from hatch_ray.report.run_report import write_report
 from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.sample import ActionFrame, Mark, PairPlan, Sample, View

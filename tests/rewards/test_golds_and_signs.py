@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hatch_ray.benchmarks.spar_scorers import KINDS, check_gold, fixed
 from hatch_ray.benchmarks.spar_scorers import SCORERS as SPAR_SCORERS
-from hatch_ray.data.spar.bad_rows import RowRefused
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.spar.layout import TASKS
 from hatch_ray.data.spar.record import read_record
 from hatch_ray.protocol.values import OTHER_MINUSES, gold_fault, numbers_in
@@ -117,7 +117,7 @@ def test_every_gold_that_spar_rows_are_read_with_is_met_by_its_copy(gold: str, t
     marks = {"red_point": [[1, 2]], "blue_point": [[3, 4]], "point_img_idx": [[0, 1]]} if TASKS[task].marks else {}
     try:
         read = read_record(record(task, gold, views=(0, 1)) | marks, form)
-    except RowRefused:
+    except Refusal:
         return
     assert score_answer(read.answer, read.answer, read.form) == (1.0, "")
 

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from hatch_ray.config_sections import DataConfig
+from hatch_ray.data.build import build_dataset, write_splits
 from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.sample import Sample, View
 
@@ -26,3 +28,8 @@ def write_dataset(path: str | Path, samples: Iterable[Sample]) -> None:
                 views.append(View(**(vars(view) | places)))
             writer.add(Sample(**(vars(sample) | {"views": tuple(views)})))
         writer.summary = {"samples": len(writer)}
+
+
+def build_splits(data: DataConfig, seed: int, out: Path) -> None:
+    """Both datasets of a config, as `hatch data build` makes them."""
+    write_splits(lambda split, folder: build_dataset(data, seed, split, folder), out)

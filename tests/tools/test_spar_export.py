@@ -14,13 +14,13 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 from hatch_ray.config_sections import DataConfig, RoomsConfig, SparConfig
-from hatch_ray.data.build import build_dataset, build_splits
+from hatch_ray.data.build import build_dataset
 from hatch_ray.data.spar.layout import TASKS
 from hatch_ray.data.store import read_dataset
 from hatch_ray.data.writer import sample_to_row
 from hatch_ray.geometry.view_change import Convention, view_change
 from hatch_ray.sample import Mark, Sample
-from tests.support.datasets import write_dataset
+from tests.support.datasets import build_splits, write_dataset
 from tests.support.spar_tree import SparTree, frames, record
 from tools import spar_check, spar_export
 from tools.spar_check import check_conventions, parse_answer

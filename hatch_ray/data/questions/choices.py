@@ -81,11 +81,6 @@ def numbers_beside(answer: str, rng: np.random.Generator) -> list[str]:
     raise Refused("no_wrong_option")
 
 
-def numbers(question: Question, rng: np.random.Generator) -> list[str]:
-    """Other numbers than a length or a volume."""
-    return numbers_beside(question.answer, rng)
-
-
 def boxes(question: Question, rng: np.random.Generator) -> list[str]:
     """Boxes of other objects, then the right box moved elsewhere, all apart from the right one and each other."""
     right = json.loads(question.answer)
@@ -118,7 +113,7 @@ def camera_places(question: Question, rng: np.random.Generator) -> list[str]:
 
 
 DISTRACTORS: dict[AnswerForm, Distractors] = {
-    "number": numbers,
+    "number": lambda question, rng: numbers_beside(question.answer, rng),
     "box": boxes,
     "camera_motion": camera_places,
     "text": known,

@@ -7,42 +7,30 @@ from dataclasses import replace
 import numpy as np
 
 from hatch_ray.data.pairs import Refused, ViewTuple
-from hatch_ray.data.questions.registry import Question, pick, task
-from hatch_ray.data.questions.relation import COMPARED, PLACE, relation_choice
-from hatch_ray.data.questions.targets import box_mark, boxed, several_targets
+from hatch_ray.data.questions.registry import Question, phrase, task
+from hatch_ray.data.questions.relation import COMPARED, PLACE, ask_where
+from hatch_ray.data.questions.targets import centers, mark_of, several_targets
+from hatch_ray.data.visibility import Target
+from hatch_ray.sample import MarkColor
 
-STANDING = (
-    "Imagine standing at the {green}, facing the {blue}. ",
-    "You go to the {green} and look towards the {blue}. ",
-    "Your place is the {green}, your view is towards the {blue}. ",
-)
-WHERE = "Where is the {red}?"
-WHERE_AGAINST = "Where is the {red} relative to the {yellow}?"
-MAP = (
-    "On a map with the observer of image 0 at [0,0], looking along +y, +x to the right: where are {things}? Metres.",
-    "Draw a map seen from above, in metres: the observer of image 0 is at [0,0] and looks along +y. Give [x,y] of "
-    "{things}.",
-    "Give the places [x,y] in metres of {things}, seen from above; the observer of image 0 is at [0,0], x to the "
-    "right, y ahead.",
-)
 MIN_FACING_M = 0.3
 """Level distance below which "facing" gives no direction."""
 LABELLED = 3
 
 
-def level_axes(direction: np.ndarray, up: np.ndarray | None, shortest: float) -> tuple[np.ndarray, np.ndarray]:
-    """(right, forward) unit vectors in the level plane of one who faces a world direction (3,).
+def level_axes(direction: np.ndarray, up: np.ndarray | None) -> np.ndarray:
+    """(3, 3) rows right, up and forward, the level axes of one who faces a world direction (3,).
 
-    Raises Refused when up is unknown or the level part of the direction is shorter than `shortest`.
+    Raises Refused when up is unknown or the level part of the direction is shorter than 0.3 m.
     """
     if up is None:
         raise Refused("up_unknown")
     forward = direction - (direction @ up) * up
     length = float(np.linalg.norm(forward))
-    if length < shortest:
+    if length < MIN_FACING_M:
         raise Refused("no_level_direction")
     forward /= length
-    return np.cross(forward, up), forward
+    return np.stack([np.cross(forward, up), up, forward])
 
 
 @task("spatial_imagination_oc", views=1, form="letter")
@@ -50,23 +38,11 @@ def level_axes(direction: np.ndarray, up: np.ndarray | None, shortest: float) ->
 def imagined_place(views: ViewTuple, rng: np.random.Generator) -> Question:
     """Standing at green's centre and facing blue: where red is. Marks stand in SPAR's order green, blue, red."""
     green, blue, red = several_targets(views, rng, 3, "box")
-    up = views.scene.up
-    right, forward = level_axes(blue.center - green.center, up, MIN_FACING_M)
+    right, up, forward = level_axes(blue.center - green.center, views.scene.up)
     step = red.center - green.center
-    offset = np.array([step @ right, step @ up, step @ forward])
-    words, listed, letter = relation_choice(offset, float(np.linalg.norm(step)), PLACE, rng)
-    names, marks = boxed(views, {"green": green, "blue": blue, "red": red})
-    text = (pick(STANDING, rng) + WHERE).format(**names)
-    return Question(
-        f"{text} {listed}",
-        letter,
-        {
-            "relation": list(words),
-            **dict(zip(("right", "above", "front"), offset.tolist(), strict=True)),
-            "points": [thing.center.tolist() for thing in (green, blue, red)],
-        },
-        marks,
-    )
+    things: dict[MarkColor, Target] = {"green": green, "blue": blue, "red": red}
+    offset, distance = (step @ right, step @ up, step @ forward), float(np.linalg.norm(step))
+    return ask_where("imagination_oc", views, rng, things, offset, distance, PLACE)
 
 
 @task("spatial_imagination_oo", views=1, form="letter")
@@ -77,24 +53,12 @@ def imagined_relation(views: ViewTuple, rng: np.random.Generator) -> Question:
     Marks stand in SPAR's order green, blue, red, yellow.
     """
     green, blue, red, yellow = several_targets(views, rng, 4, "box")
-    up = views.scene.up
-    right, _ = level_axes(blue.center - green.center, up, MIN_FACING_M)
+    right, up, _ = level_axes(blue.center - green.center, views.scene.up)
     step = red.center - yellow.center
-    distances = [float(np.linalg.norm(thing.center - green.center)) for thing in (yellow, red)]
-    offset = np.array([step @ right, step @ up, distances[1] - distances[0]])
-    words, listed, letter = relation_choice(offset, max(distances), COMPARED, rng)
-    names, marks = boxed(views, {"green": green, "blue": blue, "red": red, "yellow": yellow})
-    text = (pick(STANDING, rng) + WHERE_AGAINST).format(**names)
-    return Question(
-        f"{text} {listed}",
-        letter,
-        {
-            "relation": list(words),
-            **dict(zip(("right", "above", "farther"), offset.tolist(), strict=True)),
-            "points": [thing.center.tolist() for thing in (green, blue, red, yellow)],
-        },
-        marks,
-    )
+    near, far = (float(np.linalg.norm(thing.center - green.center)) for thing in (yellow, red))
+    things: dict[MarkColor, Target] = {"green": green, "blue": blue, "red": red, "yellow": yellow}
+    offset = (step @ right, step @ up, far - near)
+    return ask_where("imagination_oo", views, rng, things, offset, max(near, far), COMPARED)
 
 
 @task("spatial_imagination_map_mv", views=3, form="text", formats=("sentence",), needs_objects=True)
@@ -105,13 +69,12 @@ def places_on_a_map(views: ViewTuple, rng: np.random.Generator) -> Question:
     """
     things = several_targets(views, rng, LABELLED, "box", fewest=2)
     pose = views.frames[0].pose
-    right, forward = level_axes(pose[:3, 2], views.scene.up, MIN_FACING_M)
+    right, _, forward = level_axes(pose[:3, 2], views.scene.up)
     steps = [thing.center - pose[:3, 3] for thing in things]
-    places = [(float(step @ right), float(step @ forward)) for step in steps]
+    places = [[float(step @ right), float(step @ forward)] for step in steps]
     # Square brackets, since the reward of texts leaves out what stands in round ones. Adding 0.0 makes -0.0 to 0.0.
     answer = ", ".join(f"object{k}: [{round(x, 1) + 0.0},{round(y, 1) + 0.0}]" for k, (x, y) in enumerate(places))
     labels = [f"object{index} ({thing.name}, image {thing.view})" for index, thing in enumerate(things)]
-    text = pick(MAP, rng).format(things=f"{', '.join(labels[:-1])} and {labels[-1]}")
-    marks = tuple(replace(box_mark(thing, "blue"), label=f"object{index}") for index, thing in enumerate(things))
-    gold = {"places": [list(place) for place in places], "points": [thing.center.tolist() for thing in things]}
-    return Question(text, answer, gold, marks)
+    text = phrase("map", rng, things=f"{', '.join(labels[:-1])} and {labels[-1]}")
+    marks = tuple(replace(mark_of(thing, "blue", "box"), label=f"object{index}") for index, thing in enumerate(things))
+    return Question(text, answer, {"places": places, "points": centers(things)}, marks)

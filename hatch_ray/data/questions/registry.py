@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from hatch_ray.data.pairs import ViewTuple
 from hatch_ray.sample import AnswerForm, Mark
 
 Format = Literal["fill", "select", "sentence"]
 """SPAR's answer formats: a bare value, a letter, free text."""
+TEMPLATES: dict[str, list[str]] = yaml.safe_load((Path(__file__).parent / "templates.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ Maker = Callable[[ViewTuple, np.random.Generator], Question]
 class Task:
     """A question type.
 
-    views          how many views SPAR gives it.
-    fewest_views   the smallest number that still makes sense, when the config asks for fewer views.
+    views          how many views SPAR gives it; where the config asks for fewer, two at least of several.
     form           what the answer of `make` looks like.
     formats        SPAR's formats of the task. "letter" tasks have select alone; of the others select is made from fill.
     needs_objects  whether it needs objects with boxes and masks; others take surface points where there are none.
@@ -49,7 +51,6 @@ class Task:
 
     name: str
     views: int
-    fewest_views: int
     form: AnswerForm
     formats: tuple[Format, ...]
     needs_objects: bool
@@ -71,20 +72,14 @@ only, which no reward judges, belong to neither."""
 
 
 def task(
-    name: str,
-    *,
-    views: int,
-    form: AnswerForm,
-    formats: tuple[Format, ...] | None = None,
-    needs_objects: bool = False,
-    fewest_views: int = 2,
+    name: str, *, views: int, form: AnswerForm, formats: tuple[Format, ...] | None = None, needs_objects: bool = False
 ) -> Callable[[Maker], Maker]:
     """Register the decorated function under SPAR's task name; `formats` is fill and select unless said otherwise."""
 
     def register(make: Maker) -> Maker:
         assert name not in TASKS, f"task {name} is registered twice"
         usual: tuple[Format, ...] = ("select",) if form == "letter" else ("fill", "select")
-        TASKS[name] = Task(name, views, min(views, fewest_views), form, formats or usual, needs_objects, make)
+        TASKS[name] = Task(name, views, form, formats or usual, needs_objects, make)
         return make
 
     return register
@@ -95,24 +90,22 @@ def choose_tasks(names: list[str], has_objects: bool) -> list[Task]:
 
     Raises ValueError naming an unknown task, or one asked for by name that needs objects where there are none.
     """
-    unknown = [name for name in names if name not in TASKS and name not in GROUPS]
-    if unknown:
-        known = ", ".join([*GROUPS, *sorted(TASKS)])
-        raise ValueError(f"unknown task {unknown[0]!r}; known tasks: {known}")
     chosen: dict[str, Task] = {}
     for name in names or ["multi"]:
         if name in TASKS:
-            chosen[name] = TASKS[name]
-            if TASKS[name].needs_objects and not has_objects:
+            found = [TASKS[name]]
+            if found[0].needs_objects and not has_objects:
                 raise ValueError(
                     f"task {name} needs objects with boxes, which posed RGB-D frames do not have; remove it"
                 )
-        else:
+        elif name in GROUPS:
             found = [item for item in TASKS.values() if GROUPS[name](item) and item.formats != ("sentence",)]
-            chosen |= {item.name: item for item in found if has_objects or not item.needs_objects}
+        else:
+            raise ValueError(f"unknown task {name!r}; known tasks: {', '.join([*GROUPS, *sorted(TASKS)])}")
+        chosen |= {item.name: item for item in found if has_objects or not item.needs_objects}
     return list(chosen.values())
 
 
-def pick(templates: tuple[str, ...], rng: np.random.Generator) -> str:
-    """One of the paraphrases."""
-    return templates[int(rng.integers(len(templates)))]
+def phrase(template: str, rng: np.random.Generator, **words: str) -> str:
+    """One of the paraphrases of templates.yaml, its words filled in."""
+    return TEMPLATES[template][int(rng.integers(len(TEMPLATES[template])))].format(**words)

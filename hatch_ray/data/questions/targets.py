@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from hatch_ray.data.pairs import POINTS_A_VIEW, Refused, ViewTuple
+from hatch_ray.data.questions.registry import Question, phrase
 from hatch_ray.data.visibility import MIN_MARK_GAP_PX, REFERENCE_WIDTH, Target
 from hatch_ray.sample import Mark, MarkColor
 
@@ -18,30 +19,42 @@ CENTERS = " Measure at centers."
 MarkKind = Literal["point", "box", "none"]
 
 
-def point_mark(target: Target, color: MarkColor) -> Mark:
-    """A point on the target."""
-    return Mark(target.view, color, tuple(float(value) for value in target.pixel))
+def ask(
+    template: str, views: ViewTuple, rng: np.random.Generator, things: Mapping[MarkColor, Target], answer: str,
+    gold: dict[str, Any], kind: MarkKind, end: str = "", wrong: tuple[str, ...] = (), hint: str = "", **words: str,
+) -> Question:  # fmt: skip
+    """A question about things that are marked, in the order given: a template with their names and `words`, then `end`.
+
+    The gold gets their centres. A surface point, which has no box, gets a point.
+    """
+    names = {color: named(views, target, color, kind) for color, target in things.items()}
+    marks = tuple(mark_of(target, color, kind) for color, target in things.items())
+    text = phrase(template, rng, **names, **words)
+    return Question(text + end, answer, gold | {"points": centers(things.values())}, marks, wrong, hint)
 
 
-def box_mark(target: Target, color: MarkColor) -> Mark:
-    """The target's box; a surface point, which has none, gets a point."""
-    if target.box is None:
-        return point_mark(target, color)
-    return Mark(target.view, color, tuple(float(value) for value in target.box))
+def centers(things: Iterable[Target]) -> list[list[float]]:
+    """Their places in the world, for the gold."""
+    return [thing.center.tolist() for thing in things]
 
 
-def named(views: ViewTuple, target: Target, color: MarkColor, kind: MarkKind = "point") -> str:
+def ending(target: Target) -> str:
+    """What closes a question about objects; a surface point has no centre."""
+    return CENTERS if target.name else ""
+
+
+def mark_of(target: Target, color: MarkColor, kind: MarkKind) -> Mark:
+    """A point on the target, or its box where it has one."""
+    place = target.box if kind == "box" and target.box else target.pixel
+    return Mark(target.view, color, tuple(float(value) for value in place))
+
+
+def named(views: ViewTuple, target: Target, color: MarkColor, kind: MarkKind) -> str:
     """How a question calls a marked thing: "red chair (blue point, image 1)"; one view needs no image number."""
-    mark = f"{color} bbox" if kind == "box" and target.box is not None else f"{color} point"
+    mark = f"{color} bbox" if kind == "box" and target.box else f"{color} point"
     if len(views) > 1:
-        return target.phrase(mark)
+        return f"{target.name} ({mark}, image {target.view})" if target.name else f"{mark} in image {target.view}"
     return f"{target.name} ({mark})" if target.name else mark
-
-
-def boxed(views: ViewTuple, targets: Mapping[MarkColor, Target]) -> tuple[dict[str, str], tuple[Mark, ...]]:
-    """({colour: how the question calls it}, box marks) of things by colour, in the order given."""
-    names: dict[str, str] = {color: named(views, target, color, "box") for color, target in targets.items()}
-    return names, tuple(box_mark(target, color) for color, target in targets.items())
 
 
 def box_text(box: Sequence[int]) -> str:

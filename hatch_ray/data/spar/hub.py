@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from hatch_ray.config_sections import DataConfig
-from hatch_ray.data.camera_files import FrameRefused, check_grid
+from hatch_ray.data.camera_files import check_grid
 from hatch_ray.data.geometry_check import SceneVerdict, refuse_misread
 from hatch_ray.data.images import (
     FORMATS,
@@ -33,7 +33,7 @@ from hatch_ray.data.images import (
     save_depth,
     save_image,
 )
-from hatch_ray.data.spar.bad_rows import RowRefused
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.spar.layout import chosen_tasks, heldout, space_of
 from hatch_ray.data.spar.leave_out import LeftOut
 from hatch_ray.data.spar.record import Record
@@ -107,7 +107,7 @@ class HubRows:
                 yield f"row {number} of the stream", source, form, raw | {"image": names, "depth": None}
 
     def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
-        """Write the record's pictures. Raises RowRefused."""
+        """Write the record's pictures. Raises Refusal."""
         views = []
         self._seen: list[StoredView] = []
         for index, item in enumerate(raw["pictures"]):
@@ -123,8 +123,7 @@ class HubRows:
         return tuple(views)
 
     def scene(self, source: str, record: Record) -> str:
-        flat = record.scene.replace("/", "_")
-        return self._scenes.of((source, record.scene), flat, f"{source}-{flat}")
+        return self._scenes.scene(source, record.scene)
 
     def _with_depth(self, view: View, source: str, raw: dict[str, Any], index: int, place: Path) -> View:
         depths, poses = raw["depths"], raw.get("pose")
@@ -138,7 +137,7 @@ class HubRows:
             color_k = _matrix(raw["intrinsic_color"], index)[:3, :3]
             depth_k = _matrix(raw.get("intrinsic_depth") or raw["intrinsic_color"], index)[:3, :3]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise RowRefused("broken_pose", f"{type(error).__name__}: {error}") from None
+            raise Refusal("broken_pose", f"{type(error).__name__}: {error}") from None
         millimetres = np.asarray(_depth(depths[index], index)).astype(np.float32)
         stored = millimetres * np.float32(self._convention.depth / MILLIMETRES)
         metres, _ = depth_in_metres(stored, source, f"depth of view {index}")
@@ -149,10 +148,7 @@ class HubRows:
         height, width = metres.shape
         self._seen.append(StoredView(place.name, metres / np.float32(self._convention.depth), depth_k, stored_pose))
         depth_k = self._convention.intrinsics(depth_k, width, height)
-        try:
-            check_grid(depth_k, width, height, f"depth of view {index}")
-        except FrameRefused as refusal:
-            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
+        check_grid(depth_k, width, height, f"depth of view {index}")
         return View(view.image_path, Path("depth") / place, color_k, depth_k, pose_in_metres(pose, source))
 
     def check(self) -> None:
@@ -189,31 +185,31 @@ def _scene(raw: dict[str, Any]) -> str:
 
 
 def _picture(item: Any, name: str) -> Image.Image:
-    """A photo as it is to be seen, as RGB, of a decoded picture or of the bytes of one. Raises RowRefused."""
+    """A photo as it is to be seen, as RGB, of a decoded picture or of the bytes of one. Raises Refusal."""
     try:
         if isinstance(item, Image.Image):
             return decoded_upright(item, name)
         return load_upright(_bytes(item), name)
     except ImageRefused as refusal:
-        raise RowRefused(refusal.fault, str(refusal)) from None
+        raise Refusal(refusal.fault, str(refusal)) from None
 
 
 def _bytes(item: Any) -> bytes:
     data = item.get("bytes") if isinstance(item, dict) else item
     if not isinstance(data, bytes):
-        raise RowRefused("no_picture", f"an image is {type(item).__name__}; pictures are needed, paths need data.root")
+        raise Refusal("no_picture", f"an image is {type(item).__name__}; pictures are needed, paths need data.root")
     return data
 
 
 def _depth(item: Any, index: int) -> Image.Image:
-    """A decoded depth picture, whatever its mode. Raises RowRefused."""
+    """A decoded depth picture, whatever its mode. Raises Refusal."""
     if isinstance(item, Image.Image):
         return item
     try:
         picture = Image.open(io.BytesIO(_bytes(item)), formats=FORMATS)
         picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RowRefused("unreadable_depth", f"depth of view {index}: {error}") from None
+        raise Refusal("unreadable_depth", f"depth of view {index}: {error}") from None
     return picture
 
 

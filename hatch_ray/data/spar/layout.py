@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
+import yaml
+from pydantic import TypeAdapter
 
 from hatch_ray.sample import AnswerForm, MarkColor
 
@@ -24,11 +26,10 @@ SPLITS = ("train", "val")
 
 COLOR_FOLDERS = ("image_color", "video_color")
 BESIDE_COLOR = {
-    "image_color": {"depth": "image_depth", "pose": "pose"},
-    "video_color": {"depth": "video_depth", "pose": "video_pose"},
-}
-"""Depth and pose folders of each colour folder (SPAR-7M-RGBD)."""
-SUFFIXES = {"depth": ".png", "pose": ".txt"}
+    ("image_color", "depth"): "image_depth/{}.png", ("image_color", "pose"): "pose/{}.txt",
+    ("video_color", "depth"): "video_depth/{}.png", ("video_color", "pose"): "video_pose/{}.txt",
+}  # fmt: skip
+"""Depth and pose files of each colour folder (SPAR-7M-RGBD)."""
 
 UP = np.array([0.0, 0.0, 1.0])
 """World up of ScanNet, ScanNet++ and Structured3D."""
@@ -38,11 +39,7 @@ NAMED = re.compile(r"(scene\d{4})_\d{2}$")
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks of a task, in the order in which the record's image indices name them.
-
-    exactly     how many of the colours a record has; 0 means all of them.
-    image       the view of every mark where the record does not say; None: `<kind>_img_idx` must say.
-    """
+    """The marks of a task, as tasks.yaml says them; exactly: 0 means all colours."""
 
     kind: Literal["point", "bbox"]
     colors: tuple[MarkColor, ...]
@@ -52,50 +49,17 @@ class Marks:
 
 @dataclass(frozen=True)
 class SparTask:
-    """fill: the answer form of its fill rows. views: images of a question as published (1, 2 or 3)."""
+    """An image task, as tasks.yaml says it."""
 
     views: int
     fill: AnswerForm
     marks: Marks | None = None
     listed: bool = False
-    """The marks are a list of boxes without colours (`bbox_list`): spatial_imagination_map_mv."""
 
 
-def _points(*colors: MarkColor, image: int | None = None) -> Marks:
-    return Marks("point", colors, image=image)
-
-
-def _boxes(*colors: MarkColor, exactly: int = 0, image: int | None = None) -> Marks:
-    return Marks("bbox", colors, exactly, image)
-
-
-TASKS: dict[str, SparTask] = {
-    "view_change_infer": SparTask(2, "view_change"),
-    "camera_motion_infer": SparTask(2, "camera_motion"),
-    "position_matching": SparTask(2, "box", _boxes("red", image=0)),
-    "depth_prediction_oc_mv": SparTask(3, "number", _points("red", "blue")),
-    "depth_prediction_oo_mv": SparTask(3, "number", _points("red", "blue", "green")),
-    "distance_prediction_oc_mv": SparTask(3, "number", _points("red")),
-    "distance_prediction_oo_mv": SparTask(3, "number", _points("red", "blue")),
-    "distance_infer_center_oc_mv": SparTask(3, "text"),
-    "distance_infer_center_oo_mv": SparTask(3, "text", _points("red", "green", "blue")),
-    "obj_spatial_relation_oc_mv": SparTask(3, "text", _boxes("red", "blue", "green", exactly=1)),
-    "obj_spatial_relation_oo_mv": SparTask(3, "text", _boxes("red", "blue", "green", exactly=2)),
-    "spatial_imagination_oc_mv": SparTask(3, "text", _boxes("green", "blue", "red")),
-    "spatial_imagination_oo_mv": SparTask(3, "text", _boxes("green", "blue", "red", "yellow")),
-    "spatial_imagination_map_mv": SparTask(3, "text", listed=True),
-    "depth_prediction_oc": SparTask(1, "number", _points("red", "blue", image=0)),
-    "depth_prediction_oo": SparTask(1, "number", _points("red", "blue", "green", image=0)),
-    "distance_prediction_oc": SparTask(1, "number", _points("red", image=0)),
-    "distance_prediction_oo": SparTask(1, "number", _points("red", "blue", image=0)),
-    "distance_infer_center_oc": SparTask(1, "text"),
-    "distance_infer_center_oo": SparTask(1, "text", _points("red", "blue", "green", image=0)),
-    "obj_spatial_relation_oo": SparTask(1, "text", _boxes("red", "blue", image=0)),
-    "spatial_volume_infer": SparTask(1, "number", _boxes("red", image=0)),
-    "spatial_imagination_oc": SparTask(1, "text", _boxes("red", "blue", "green", image=0)),
-    "spatial_imagination_oo": SparTask(1, "text", _boxes("red", "blue", "green", "yellow", image=0)),
-}
-"""The image tasks. The video tasks (32 frames) are not read: HATCH does not train on them."""
+TASKS = TypeAdapter(dict[str, SparTask]).validate_python(
+    yaml.safe_load((Path(__file__).parent / "tasks.yaml").read_text(encoding="utf-8"))
+)
 
 
 def answer_form(task: str, form: str) -> AnswerForm:
@@ -141,7 +105,7 @@ def beside(image: str, what: Literal["depth", "pose"]) -> str:
     "scene0261_00/image_color/543.jpg" -> "scene0261_00/image_depth/543.png", "scene0261_00/pose/543.txt".
     """
     path = PurePosixPath(image)
-    return str(path.parents[1] / BESIDE_COLOR[path.parent.name][what] / f"{path.stem}{SUFFIXES[what]}")
+    return str(path.parents[1] / BESIDE_COLOR[path.parent.name, what].format(path.stem))
 
 
 def space_of(scene: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from hatch_ray.data.spar.layout import space_of
-from hatch_ray.data.spar.scannet_val import SCANNET_VAL_ROOMS
 
+VAL_ROOMS = Path(__file__).parent / "scannet_val.txt"
+"""The numbers of ScanNet's validation rooms, as `layout.space_of` names them after "scene"."""
 SUFFIXES = (".txt", ".json", ".jsonl", ".parquet")
 
 
@@ -22,31 +24,21 @@ class LeftOut:
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._names = set(SCANNET_VAL_ROOMS)
+        self._names = {f"scene{number}" for line in _lines(VAL_ROOMS) for number in line.split()}
         for path in paths:
-            count = 0
-            for name in _names(path):
-                count += 1
-                if name.isdigit():
-                    raise ValueError(
-                        f"data.spar.leave_out: id {name} of {path} names no scene; "
-                        "give a .txt file with one scene a line"
-                    )
-                self._names.update(_beginnings(name))
-            if not count:
+            names = list(_names(path))
+            if not names:
                 raise ValueError(
                     f"data.spar.leave_out: {path} names no scene; expected {', '.join(SUFFIXES)} with names"
                 )
+            if number := next((name for name in names if name.isdigit()), None):
+                raise ValueError(
+                    f"data.spar.leave_out: id {number} of {path} names no scene; give a .txt file with one scene a line"
+                )
+            self._names.update(beginning for name in names for beginning in accumulate(name.split("_"), "{}_{}".format))
 
     def __contains__(self, scene: str) -> bool:
         return scene in self._names or space_of(scene) in self._names
-
-
-def _beginnings(name: str) -> Iterator[str]:
-    """ "a_b_c" -> "a_b_c", "a_b", "a"."""
-    while name:
-        yield name
-        name = name.rpartition("_")[0]
 
 
 def _names(path: Path) -> Iterator[str]:
@@ -57,21 +49,31 @@ def _names(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise ValueError(f"data.spar.leave_out: {path} does not exist")
     if path.suffix == ".parquet":
-        yield from _parquet_ids(path)
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        try:
+            yield from map(str, pq.read_table(path, columns=["id"])["id"].to_pylist())
+        except (OSError, pyarrow.ArrowException, KeyError) as error:
+            raise ValueError(f"data.spar.leave_out: {path} has no readable column id ({error})") from None
         return
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            entries = json.loads(text)
+            entries = json.loads(path.read_text(encoding="utf-8"))
             yield from (_name(entry, path) for entry in (entries if isinstance(entries, list) else [entries]))
-            return
-        for line in text.splitlines():
-            if path.suffix == ".jsonl" and line.strip():
-                yield _name(json.loads(line), path)
-            elif path.suffix != ".jsonl" and line.partition("#")[0].strip():
-                yield line.partition("#")[0].strip()
+        elif path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            yield from (_name(json.loads(line), path) for line in lines if line.strip())
+        else:
+            yield from _lines(path)
     except ValueError as error:
         raise ValueError(f"data.spar.leave_out: {path} cannot be read: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Those of a text file that say something; # begins a comment."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return filter(None, lines)
 
 
 def _name(entry: object, path: Path) -> str:
@@ -79,13 +81,3 @@ def _name(entry: object, path: Path) -> str:
     if not isinstance(name, str) or not name:
         raise ValueError(f"an entry of {path.name} has no id: {entry!r}"[:160])
     return name
-
-
-def _parquet_ids(path: Path) -> Iterator[str]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", columns=["id"], streaming=True)
-        yield from (str(row["id"]) for row in rows)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"data.spar.leave_out: {path} has no readable column id ({error})") from None

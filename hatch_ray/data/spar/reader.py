@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
+from typing import Any, Literal
 
 from hatch_ray.config import ConfigError
 from hatch_ray.config_sections import DataConfig
-from hatch_ray.data.geometry_check import check_geometry, refuse_misread
-from hatch_ray.data.pairs import LARGE_RESIDUAL_DEG, gold_plans
-from hatch_ray.data.spar.bad_rows import BadRows, RowRefused
+from hatch_ray.data.pairs import gold_plans
+from hatch_ray.data.refusals import BadRows, Refusal
 from hatch_ray.data.spar.hub import HubRows
-from hatch_ray.data.spar.index import open_index
-from hatch_ray.data.spar.layout import FORMATS, SOURCES, SPLITS, UP, chosen_tasks, heldout, space_of, spar_folder
-from hatch_ray.data.spar.leave_out import LeftOut
+from hatch_ray.data.spar.layout import UP, chosen_tasks, spar_folder
 from hatch_ray.data.spar.record import Record, read_record
-from hatch_ray.data.spar.stored import spar_scenes
-from hatch_ray.data.spar.views import SceneViews, has_rgbd
+from hatch_ray.data.spar.tree import TreeRows
+from hatch_ray.data.spar.views import has_rgbd
 from hatch_ray.data.writer import DatasetWriter
-from hatch_ray.geometry.convention import Convention
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import Sample, View
 
@@ -57,33 +51,6 @@ def check_spar(data: DataConfig, stages: list[str]) -> None:
         )
 
 
-class Rows(Protocol):
-    """Where records come from: a tree on disk or a stream."""
-
-    rgbd: bool
-    """Whether views have depth and poses."""
-
-    def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        """(where, source, format, record) of the rows that may be used, in random order."""
-        ...
-
-    def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
-        """The record's views, written below the dataset's folder. Raises RowRefused."""
-        ...
-
-    def scene(self, source: str, record: Record) -> str:
-        """The name of the record's scene, which no other scene has."""
-        ...
-
-    def check(self) -> None:
-        """Raise ValueError where poses, depth and intrinsics of the views so far do not fit each other."""
-        ...
-
-    def summary(self) -> dict[str, Any]:
-        """What was read and left out."""
-        ...
-
-
 def build_spar(
     data: DataConfig, seed: int, split: Split, out: str | Path, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -94,12 +61,8 @@ def build_spar(
     """
     wanted = data.samples if split == "train" else data.heldout_samples
     with DatasetWriter(out) as writer:
-        rows: Rows = (
-            HubRows(data, seed, split, writer.folder) if data.spar.hub else TreeRows(data, seed, split, writer.folder)
-        )
-        made: Counter[str] = Counter()
+        rows = (HubRows if data.spar.hub else TreeRows)(data, seed, split, writer.folder)
         sources: Counter[str] = Counter()
-        residuals = 0
         bad = BadRows(data.spar.hub or str(data.root))
         for where, source, form, raw in rows.draw():
             if len(writer) == wanted:
@@ -109,14 +72,12 @@ def build_spar(
                 record = read_record(raw, form)
                 views = rows.views(source, raw, record)
                 sample = _sample(record, source, rows.scene(source, record), views, len(writer), seed)
-            except RowRefused as refusal:
+            except Refusal as refusal:
                 bad.add(refusal, where)
             else:
                 writer.add(sample)
                 writer.add_scene(sample.scene, UP if sample.plans else None, ())
-                made[sample.task] += 1
                 sources[source] += 1
-                residuals += any(plan.residual_deg > LARGE_RESIDUAL_DEG for plan in sample.plans)
                 if progress:
                     progress(len(writer), wanted)
             if bad.read % CHECK_EVERY == 0:
@@ -132,12 +93,12 @@ def build_spar(
         writer.summary = {
             "samples": len(writer),
             "asked_for": wanted,
-            "by_task": dict(made.most_common()),
+            "by_task": dict(writer.by_task.most_common()),
             "by_source": dict(sources),
             "scenes": len(writer.scenes),
             "depth_and_poses": rows.rgbd,
             "refused": bad.summary(),
-            "plans_losing_over_15_deg_of_roll": residuals,
+            "plans_losing_over_15_deg_of_roll": writer.large_residuals,
             "rows": rows.summary(),
             "split": split,
             "seed": seed,
@@ -153,7 +114,7 @@ def _sample(record: Record, source: str, scene: str, views: tuple[View, ...], nu
     try:
         plans = gold_plans([as_transform(pose) for pose in known], UP) if len(known) == len(views) else ()
     except ValueError as error:
-        raise RowRefused("no_gold_actions", str(error)) from None
+        raise Refusal("no_gold_actions", str(error)) from None
     return Sample(
         id=f"{record.id or record.scene}-{record.task}-{record.format}-{number:06d}".replace("/", "_"),
         scene=scene,
@@ -173,89 +134,3 @@ def _sample(record: Record, source: str, scene: str, views: tuple[View, ...], nu
             "generator": GENERATOR,
         },
     )
-
-
-class TreeRows:
-    """Rows of the published tree, through its index."""
-
-    def __init__(self, data: DataConfig, seed: int, split: Split, folder: Path) -> None:
-        assert data.root is not None
-        self.data, self.seed, self.split = data, seed, split
-        root = spar_folder(data.root)
-        self.index = open_index(root, data.spar.index or root / "hatch-index")
-        self.rgbd = has_rgbd(root, list(data.spar.sources))
-        convention = Convention.parse(data.convention)
-        self._views = SceneViews(root, folder, self.rgbd, convention)
-        self.geometry: list[str] = []
-        if self.rgbd and data.check_geometry:
-            verdicts = check_geometry(spar_scenes(root, data.spar.sources), convention)
-            refuse_misread(verdicts, data.root)
-            self.geometry = [verdict.words() for verdict in verdicts]
-        self.counts: dict[str, int] = {"rows_indexed": len(self.index)}
-
-    def draw(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-        """Every row that may be used, once, in an order given by the seed and the split."""
-        rows = self._candidates()
-        order = np.random.default_rng([self.seed, self.split == "heldout"]).permutation(len(rows))
-        for position in order:
-            row = int(rows[position])
-            entry = self.index.rows[row]
-            yield (
-                self.index.where(row),
-                SOURCES[entry["source"]],
-                FORMATS[entry["format"]],
-                self.index.record(row),
-            )
-
-    def views(self, source: str, raw: dict[str, Any], record: Record) -> tuple[View, ...]:
-        depths = record.depths or (None,) * len(record.images)
-        return tuple(self._views.view(source, image, depth) for image, depth in zip(record.images, depths, strict=True))
-
-    def scene(self, source: str, record: Record) -> str:
-        return self._views.scene_name(source, record.scene)
-
-    def check(self) -> None:
-        """Some scenes were looked at when the tree was opened."""
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "root": str(self.data.root), **self.counts, "geometry": self.geometry, "refused_lines": self.index.refused,
-        }  # fmt: skip
-
-    def _candidates(self) -> np.ndarray:
-        """Numbers of the rows of this split that the config asks for, without copies of the same line."""
-        data, index, rows = self.data, self.index, self.index.rows
-        tasks = chosen_tasks(data.tasks, data.spar.views)
-        chosen = (
-            _among(rows["task"], index.tasks, tasks)
-            & _among(rows["source"], SOURCES, data.spar.sources)
-            & _among(rows["format"], FORMATS, data.spar.formats)
-            & (rows["split"] == SPLITS.index("train"))
-            & (rows["views"] <= data.max_views)
-        )
-        self.counts["rows_asked_for"] = int(chosen.sum())
-        rooms = [space_of(scene) for scene in index.scenes]
-        left_out = LeftOut(data.spar.leave_out)
-        shown: set[str] = set()
-        if data.spar.leave_out_val:
-            shown = {rooms[scene] for scene in np.unique(rows["scene"][rows["split"] == SPLITS.index("val")])}
-        allowed = np.array(
-            [scene not in left_out and room not in shown for scene, room in zip(index.scenes, rooms, strict=True)],
-            dtype=bool,
-        )
-        side = np.array([heldout(room, self.seed, data.heldout_fraction) for room in rooms], dtype=bool)
-        chosen &= allowed[rows["scene"]]
-        self.counts["scenes_left_out"] = int((~allowed).sum())
-        self.counts["rows_after_leaving_out"] = int(chosen.sum())
-        chosen &= side[rows["scene"]] == (self.split == "heldout")
-        numbers = np.flatnonzero(chosen)
-        _, first = np.unique(rows["digest"][numbers], return_index=True)
-        self.counts["copies_of_the_same_line"] = len(numbers) - len(first)
-        self.counts["rows_to_draw_from"] = len(first)
-        return numbers[np.sort(first)]
-
-
-def _among(column: np.ndarray, names: list[str] | tuple[str, ...], wanted: list[Any]) -> np.ndarray:
-    """Which entries' numbers stand for a wanted name."""
-    flags = np.array([name in wanted for name in names], dtype=bool)
-    return flags[column] if len(flags) else np.zeros(len(column), dtype=bool)

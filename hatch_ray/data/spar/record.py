@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from hatch_ray.data.spar.bad_rows import RowRefused
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.spar.layout import TASKS, answer_form, scene_of
 from hatch_ray.protocol.prompt import SPECIAL_TOKEN
 from hatch_ray.protocol.values import gold_fault
@@ -36,23 +36,23 @@ class Record:
 
 
 def read_record(raw: dict[str, Any], form: str) -> Record:
-    """Check and translate a record of the format `form` (select, fill, sentence, judge). Raises RowRefused."""
+    """Check and translate a record of the format `form` (select, fill, sentence, judge). Raises Refusal."""
     task = raw.get("type")
     if task not in TASKS:
-        raise RowRefused("unknown_type", f"type is {task!r}")
+        raise Refusal("unknown_type", f"type is {task!r}")
     images = raw.get("image") or []
     if TASKS[task].views > 1 and len(images) < 2:
-        raise RowRefused("too_few_images", f"{task} has {len(images)}")
+        raise Refusal("too_few_images", f"{task} has {len(images)}")
     if TASKS[task].views == 1 and len(images) != 1:
-        raise RowRefused("too_many_images", f"{task} has {len(images)}")
+        raise Refusal("too_many_images", f"{task} has {len(images)}")
     scenes = set()
     for image in images:
         try:
             scenes.add(scene_of(image))
         except (TypeError, ValueError) as error:
-            raise RowRefused("bad_image_path", str(error)) from None
+            raise Refusal("bad_image_path", str(error)) from None
     if len(scenes) != 1:
-        raise RowRefused("images_of_several_scenes", ", ".join(sorted(scenes)))
+        raise Refusal("images_of_several_scenes", ", ".join(sorted(scenes)))
     question, answer = _turns(raw.get("conversations"))
     kind = answer_form(task, form)
     return Record(
@@ -77,25 +77,25 @@ def _turns(conversations: Any) -> tuple[str, str]:
             said.setdefault(str(turn.get("from")), turn["value"])
     question, answer = PLACEHOLDER.sub("", said.get("human", "")).strip(), said.get("gpt", "").strip()
     if not question:
-        raise RowRefused("no_question", f"conversations is {conversations!r}"[:120])
+        raise Refusal("no_question", f"conversations is {conversations!r}"[:120])
     if not answer:
-        raise RowRefused("no_answer", f"conversations is {conversations!r}"[:120])
+        raise Refusal("no_answer", f"conversations is {conversations!r}"[:120])
     token = SPECIAL_TOKEN.search(question)
     if token:
-        raise RowRefused("reserved_token", f"the question holds {token.group()!r}")
+        raise Refusal("reserved_token", f"the question holds {token.group()!r}")
     return question, answer
 
 
 def _checked_answer(answer: str, form: AnswerForm) -> str:
-    """The answer as the rewards can judge it; a select answer is cut to its letter. Raises RowRefused."""
+    """The answer as the rewards can judge it; a select answer is cut to its letter. Raises Refusal."""
     if form == "letter":
         letter = LETTER.match(answer)
         if not letter:
-            raise RowRefused("answer_is_not_a_letter", repr(answer)[:120])
+            raise Refusal("answer_is_not_a_letter", repr(answer)[:120])
         return letter[1].upper()
     fault = gold_fault(answer, form)
     if fault is not None:
-        raise RowRefused(f"answer_{fault}", repr(answer)[:120])
+        raise Refusal(f"answer_{fault}", repr(answer)[:120])
     return answer
 
 
@@ -104,19 +104,23 @@ def _depths(value: Any, images: int) -> tuple[str, ...] | None:
     if not value:
         return None
     if not isinstance(value, list) or len(value) != images or not all(isinstance(path, str) for path in value):
-        raise RowRefused("bad_depth_list", f"depth is {value!r}"[:120])
+        raise Refusal("bad_depth_list", f"depth is {value!r}"[:120])
     if any(path.startswith("/") or ".." in path.split("/") for path in value):
-        raise RowRefused("bad_depth_list", f"depth is {value!r}"[:120])
+        raise Refusal("bad_depth_list", f"depth is {value!r}"[:120])
     return tuple(value)
 
 
 def _marks(raw: dict[str, Any], task: str, images: int) -> tuple[Mark, ...]:
-    spec = TASKS[task]
-    if spec.listed:
-        return _listed_marks(raw, images)
-    if spec.marks is None:
+    rule = TASKS[task].marks
+    if TASKS[task].listed:
+        boxes = _unwrap(raw.get("bbox_list"), "bbox_list")
+        views = _indices(raw.get("bbox_img_idx"), "bbox_img_idx", len(boxes), images)
+        return tuple(
+            Mark(view, LISTED_COLOR, _coordinates(box, "bbox"), f"object{number}")
+            for number, (view, box) in enumerate(zip(views, boxes, strict=True))
+        )
+    if rule is None:
         return ()
-    rule = spec.marks
     kind = rule.kind
     if kind == "bbox" and not any(raw.get(f"{color}_bbox") for color in rule.colors):
         # Posed RGB-D frames know no boxes: our export of them marks points instead.
@@ -125,30 +129,18 @@ def _marks(raw: dict[str, Any], task: str, images: int) -> tuple[Mark, ...]:
     wanted = rule.exactly or len(rule.colors)
     if len(present) != wanted:
         names = ", ".join(color for color, _ in present) or "none"
-        raise RowRefused("wrong_marks", f"{task} needs {wanted} {rule.kind} marks, found {names}")
-    views = _mark_views(raw, f"{kind}_img_idx", rule.image, len(present), images)
+        raise Refusal("wrong_marks", f"{task} needs {wanted} {rule.kind} marks, found {names}")
+    key = f"{kind}_img_idx"
+    if raw.get(key):
+        views = _indices(raw[key], key, len(present), images)
+    elif rule.image is not None:
+        views = [rule.image] * len(present)
+    else:
+        raise Refusal("no_image_index", f"{key} is {raw.get(key)!r}")
     return tuple(
         Mark(view, color, _coordinates(_unwrap(value, f"{color}_{kind}"), kind))
         for view, (color, value) in zip(views, present, strict=True)
     )
-
-
-def _listed_marks(raw: dict[str, Any], images: int) -> tuple[Mark, ...]:
-    boxes = _unwrap(raw.get("bbox_list"), "bbox_list")
-    views = _indices(raw.get("bbox_img_idx"), "bbox_img_idx", len(boxes), images)
-    return tuple(
-        Mark(view, LISTED_COLOR, _coordinates(box, "bbox"), f"object{number}")
-        for number, (view, box) in enumerate(zip(views, boxes, strict=True))
-    )
-
-
-def _mark_views(raw: dict[str, Any], key: str, fixed: int | None, count: int, images: int) -> list[int]:
-    """The view of each mark, in the rule's order of colours; `fixed` where the record does not say."""
-    if raw.get(key):
-        return _indices(raw[key], key, count, images)
-    if fixed is None:
-        raise RowRefused("no_image_index", f"{key} is {raw.get(key)!r}")
-    return [fixed] * count
 
 
 def _indices(value: Any, key: str, count: int, images: int) -> list[int]:
@@ -156,7 +148,7 @@ def _indices(value: Any, key: str, count: int, images: int) -> list[int]:
     if len(views) < count or not all(
         isinstance(view, int) and not isinstance(view, bool) and 0 <= view < images for view in views[:count]
     ):
-        raise RowRefused("bad_image_index", f"{key} is {value!r} for {count} marks on {images} images")
+        raise Refusal("bad_image_index", f"{key} is {value!r} for {count} marks on {images} images")
     return views[:count]
 
 
@@ -164,7 +156,7 @@ def _unwrap(value: Any, key: str) -> list[Any]:
     """[[...]] -> [...]: every marker value is wrapped in one more list."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) and value[0]:
         return value[0]
-    raise RowRefused("bad_marker", f"{key} is {value!r}, expected one list within a list"[:160])
+    raise Refusal("bad_marker", f"{key} is {value!r}, expected one list within a list"[:160])
 
 
 def _coordinates(values: Any, kind: str) -> tuple[float, ...]:
@@ -174,7 +166,7 @@ def _coordinates(values: Any, kind: str) -> tuple[float, ...]:
         isinstance(value, int | float) and not isinstance(value, bool) for value in values
     )
     if not numbers or len(values) != count or not all(MARK_RANGE[0] <= value <= MARK_RANGE[1] for value in values):
-        raise RowRefused("bad_marker", f"{values!r} is not {count} numbers in 0 to 1000")
+        raise Refusal("bad_marker", f"{values!r} is not {count} numbers in 0 to 1000")
     if count == 4 and not (values[0] <= values[2] and values[1] <= values[3]):
-        raise RowRefused("bad_marker", f"box {values!r} has its corners in the wrong order")
+        raise Refusal("bad_marker", f"box {values!r} has its corners in the wrong order")
     return tuple(float(value) for value in values)

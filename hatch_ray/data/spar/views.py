@@ -1,23 +1,23 @@
-"""The photos of SPAR rows: files checked once, with depth, intrinsics and pose where the tree is SPAR-7M-RGBD."""
+"""Depth, poses and intrinsics of SPAR-7M-RGBD: where they are, and in which units."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from hatch_ray.data.camera_files import FrameRefused, check_grid, load_pose, read_intrinsics
-from hatch_ray.data.images import MILLIMETRES, load_depth, load_image, save_depth
+from hatch_ray.data.camera_files import read_intrinsics, read_pose
+from hatch_ray.data.geometry_check import StoredScene, evenly
+from hatch_ray.data.images import MILLIMETRES, image_size, load_depth
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.rgbd_frames import MIN_VALID_DEPTH
-from hatch_ray.data.spar.bad_rows import RowRefused
-from hatch_ray.data.spar.layout import beside
-from hatch_ray.data.unique import UniqueNames
-from hatch_ray.geometry.agreement import PLAUSIBLE_MEDIAN_M
-from hatch_ray.geometry.convention import AS_OURS, Convention, scale_intrinsics
-from hatch_ray.sample import View
+from hatch_ray.data.spar.layout import BESIDE_COLOR, COLOR_FOLDERS, beside
+from hatch_ray.geometry.agreement import PLAUSIBLE_MEDIAN_M, StoredView
+from hatch_ray.geometry.convention import scale_intrinsics
 
 UNITS_UNKNOWN = "structured3d"
 """The source whose units SPAR does not state."""
@@ -31,112 +31,20 @@ def has_rgbd(root: Path, sources: list[str]) -> bool:
     return any(place.is_dir() for images in folders for form in ("*/pose", "*/*/pose") for place in images.glob(form))
 
 
-class SceneViews:
-    """Views of a tree's images, each checked and linked into a dataset's folder once.
-
-    root: the folder of the sources. dataset: the folder that gets `images/` and `depth/`. rgbd: poses are expected.
-    convention: how poses, depth and intrinsics are read.
-    """
-
-    def __init__(self, root: Path, dataset: Path, rgbd: bool, convention: Convention = AS_OURS) -> None:
-        self.root, self.dataset, self.rgbd, self.convention = root, dataset, rgbd, convention
-        self._scenes, self._files = UniqueNames(), UniqueNames()
-        self._made: dict[tuple[str, str], View | RowRefused] = {}
-
-    def scene_name(self, source: str, scene: str) -> str:
-        """The scene's name in the dataset, which no other scene of any source has."""
-        flat = scene.replace("/", "_")
-        return self._scenes.of((source, scene), flat, f"{source}-{flat}")
-
-    def view(self, source: str, image: str, depth: str | None) -> View:
-        """The view of an image path below SOURCE/images, with paths relative to the dataset.
-
-        depth: the record's depth path; None takes the published place beside the image. Raises RowRefused.
-        """
-        key = (source, image)
-        if key not in self._made:
-            try:
-                self._made[key] = self._make(source, image, depth)
-            except RowRefused as refusal:
-                self._made[key] = refusal
-        made = self._made[key]
-        if isinstance(made, RowRefused):
-            raise RowRefused(made.reason, made.detail)
-        return made
-
-    def _make(self, source: str, image: str, depth: str | None) -> View:
-        images = self.root / source / "images"
-        path = images / image
-        if not path.is_file():
-            raise RowRefused("missing_image", f"{path} does not exist")
-        try:
-            width, height = load_image(path).size
-        except ValueError as error:
-            raise RowRefused("unreadable_image", str(error)) from None
-        relative = PurePosixPath(image)
-        scene = self.scene_name(source, "/".join(relative.parts[:-2]))
-        prefix = "video-" if relative.parts[-2] == "video_color" else ""
-        stem = self._files.of((source, image), f"{scene}/{prefix}{relative.stem}").rpartition("/")[2]
-        target = Path("images") / scene / f"{stem}{relative.suffix}"
-        if not self.rgbd:
-            link_file(path, self.dataset / target)
-            return View(target)
-        try:
-            pose = load_pose(images / beside(image, "pose"), self.convention)
-        except FrameRefused as refusal:
-            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
-        depth_path = images / (depth or beside(image, "depth"))
-        metres, rescaled = _load_depth(depth_path, source, self.convention.depth)
-        color_k, depth_k = self._intrinsics(images.joinpath(*relative.parts[:-2]), (width, height), metres.shape[::-1])
-        depth_target = Path("depth") / scene / f"{stem}.png"
-        link_file(path, self.dataset / target)
-        if rescaled:
-            save_depth(self.dataset / depth_target, metres)
-        else:
-            link_file(depth_path, self.dataset / depth_target)
-        return View(target, depth_target, color_k, depth_k, pose_in_metres(pose, source))
-
-    def _intrinsics(
-        self, folder: Path, color: tuple[int, int], depth: tuple[int, ...]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(3, 3) of the colour grid and the depth grid, whose (width, height) are given. Raises RowRefused."""
-        color_k, depth_k = stored_intrinsics(folder, color, depth)
-        color_k = self.convention.intrinsics(color_k, *color, (depth[0],))
-        depth_k = self.convention.intrinsics(depth_k, depth[0], depth[1], (color[0],))
-        try:
-            check_grid(color_k, *color, f"colour of {folder}")
-            check_grid(depth_k, depth[0], depth[1], f"depth of {folder}")
-        except FrameRefused as refusal:
-            raise RowRefused(refusal.reason.replace(" ", "_"), refusal.detail) from None
-        return color_k, depth_k
-
-
-def _load_depth(path: Path, source: str, factor: float) -> tuple[np.ndarray, bool]:
-    """(h, w) metres, and whether the file holds something else than millimetres. Raises RowRefused."""
-    if not path.is_file():
-        raise RowRefused("missing_depth", f"{path} does not exist")
-    try:
-        depth = load_depth(path) * np.float32(factor)
-    except ValueError as error:
-        raise RowRefused("unreadable_depth", str(error)) from None
-    metres, rescaled = depth_in_metres(depth, source, str(path))
-    return metres, rescaled or factor != 1
-
-
 def depth_in_metres(depth: np.ndarray, source: str, name: str) -> tuple[np.ndarray, bool]:
     """(h, w) depth, read as millimetres, in metres; and whether it was in metres already (units are checked by the
-    median, where the source's are unknown). Raises RowRefused.
+    median, where the source's are unknown). Raises Refusal.
     """
     valid = depth[depth > 0]
     if valid.size < MIN_VALID_DEPTH * depth.size:
-        raise RowRefused("no_valid_depth", f"{name} has readings in {valid.size} of {depth.size} pixels")
+        raise Refusal("no_valid_depth", f"{name} has readings in {valid.size} of {depth.size} pixels")
     median = float(np.median(valid))
     low, high = PLAUSIBLE_MEDIAN_M
     if low <= median <= high:
         return depth, False
     if source == UNITS_UNKNOWN and low <= median * MILLIMETRES <= high:
         return depth * np.float32(MILLIMETRES), True
-    raise RowRefused("implausible_depth_units", f"{name} has a median depth of {median:.3g} m, read as millimetres")
+    raise Refusal("implausible_depth_units", f"{name} has a median depth of {median:.3g} m, read as millimetres")
 
 
 def pose_in_metres(pose: np.ndarray, source: str) -> np.ndarray:
@@ -148,14 +56,13 @@ def pose_in_metres(pose: np.ndarray, source: str) -> np.ndarray:
 
 
 def stored_intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(3, 3) matrices of a scene's colour grid and depth grid, as stored. Raises RowRefused.
+    """(3, 3) matrices of a scene's colour grid and depth grid, as stored. Raises Refusal.
 
     Without `intrinsic_depth.txt` depth is taken as registered to colour: the colour matrix, scaled.
     """
-    color_k = _matrix(folder / "intrinsic" / "intrinsic_color.txt")
+    color_k, depth_k = (_matrix(folder / "intrinsic" / f"intrinsic_{grid}.txt") for grid in ("color", "depth"))
     if color_k is None:
-        raise RowRefused("missing_intrinsics", f"{folder / 'intrinsic' / 'intrinsic_color.txt'} does not exist")
-    depth_k = _matrix(folder / "intrinsic" / "intrinsic_depth.txt")
+        raise Refusal("missing_intrinsics", f"{folder / 'intrinsic' / 'intrinsic_color.txt'} does not exist")
     if depth_k is None:
         depth_k = scale_intrinsics(color_k, depth[0] / color[0], depth[1] / color[1])
     return color_k, depth_k
@@ -163,13 +70,13 @@ def stored_intrinsics(folder: Path, color: tuple[int, int], depth: tuple[int, ..
 
 @lru_cache(maxsize=4096)
 def _matrix(path: Path) -> np.ndarray | None:
-    """(3, 3) of an intrinsics file; None when it is absent. Raises RowRefused."""
+    """(3, 3) of an intrinsics file; None when it is absent. Raises Refusal."""
     if not path.is_file():
         return None
     try:
         return read_intrinsics(path)
     except ValueError as error:
-        raise RowRefused("bad_intrinsics", str(error)) from None
+        raise Refusal("bad_intrinsics", str(error)) from None
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -181,3 +88,36 @@ def link_file(source: Path, target: Path) -> None:
         return
     except OSError:
         shutil.copyfile(source, target)
+
+
+def spar_scenes(root: Path, sources: Sequence[str]) -> list[StoredScene]:
+    """Some scenes with poses below the sources' images/, one entry a colour folder. root: the folder of the sources."""
+    places = [
+        (root / source / "images", place, source)
+        for source in sources
+        for folder in COLOR_FOLDERS
+        for place in sorted(path for depth in ("*", "*/*") for path in root.glob(f"{source}/images/{depth}/{folder}"))
+        if (place.parent / BESIDE_COLOR[folder, "pose"]).parent.is_dir()
+    ]
+    return [_scene(*place) for place in evenly(places)]
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return (int(path.stem), "") if path.stem.isdecimal() else (-1, path.stem)
+
+
+def _scene(images: Path, place: Path, source: str) -> StoredScene:
+    names = [path.relative_to(images).as_posix() for path in sorted(place.iterdir(), key=_order)]
+
+    def load(index: int) -> StoredView:
+        name = names[index]
+        width, height = image_size(images / name)
+        depth, _ = depth_in_metres(load_depth(images / beside(name, "depth")), source, name)
+        _, depth_k = stored_intrinsics(place.parent, (width, height), depth.shape[::-1])
+        pose = pose_in_metres(read_pose(images / beside(name, "pose")), source)
+        return StoredView(name, depth, depth_k, pose, width)
+
+    scene = place.parent.relative_to(images).as_posix()
+    return StoredScene(
+        f"{source}/{scene}", len(names), lambda index: read_pose(images / beside(names[index], "pose")), load
+    )

@@ -1,21 +1,26 @@
-"""Rows that cannot be used: counted by reason, with examples; too many of them stop the reading."""
+"""What of a dataset cannot be used: counted by reason, with examples; too much of it stops the reading."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from hatch_ray.data.bad_share import MAX_BAD_SHARE, reasons_to_stop
-
 EXAMPLES_A_REASON = 3
+MAX_BAD_SHARE = 0.05
+REASONS_SHOWN = 10
 
 
-class RowRefused(ValueError):
-    """A row that cannot be used: a stable reason for counting, and what is wrong with this one."""
+class Refusal(ValueError):
+    """A row or frame that cannot be used: a stable reason for counting, and what is wrong with this one."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
+
+
+def reasons_to_stop(reasons: Counter[str], rows: int) -> list[tuple[str, int]]:
+    """The ten commonest reasons with their counts where more than 5 % of the rows read are bad; else an empty list."""
+    return reasons.most_common(REASONS_SHOWN) if reasons.total() > MAX_BAD_SHARE * rows else []
 
 
 class BadRows:
@@ -27,12 +32,12 @@ class BadRows:
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
-    def add(self, refusal: RowRefused, where: str) -> None:
+    def add(self, refusal: Refusal, where: str) -> None:
         """Count a refused row; `where` names its file and line."""
-        self.reasons[refusal.reason] += 1
-        examples = self.examples.setdefault(refusal.reason, [])
-        if len(examples) < EXAMPLES_A_REASON:
-            examples.append(f"{where}: {refusal.detail}")
+        reason = refusal.reason.replace(" ", "_")
+        self.reasons[reason] += 1
+        if self.reasons[reason] <= EXAMPLES_A_REASON:
+            self.examples.setdefault(reason, []).append(f"{where}: {refusal.detail}")
 
     def check(self) -> None:
         """Raise ValueError with the commonest reasons when more than 5 % of the rows read were refused."""
