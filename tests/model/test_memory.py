@@ -32,7 +32,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def random_model(tied: bool = True) -> Any:
-    """32 million parameters with what hatch-tiny lacks: grouped keys and values, windows, a tied head."""
+    """34 million parameters with what hatch-tiny lacks: grouped keys and values, windows, a tied head."""
     torch.manual_seed(0)
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
