@@ -88,8 +88,8 @@ def posed_image(
     if orientation not in (1, *QUARTER_TURNS) or (orientation != 1 and size[0] == size[1]):
         raise FrameRefused(
             "colour stored turned",
-            f"{image} has EXIF orientation {orientation}, and its shape does not tell whether the pose is of the picture "
-            "as stored; save it as the pose has it, without the tag",
+            f"{image} has EXIF orientation {orientation}, and its shape does not tell whether the pose is of the "
+            "picture as stored; save it as the pose has it, without the tag",
         )
     try:
         lens = lens.resized(*(size[::-1] if turned else size))

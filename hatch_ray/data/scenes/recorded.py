@@ -12,7 +12,7 @@ from hatch_ray.data.images import image_size, load_depth
 from hatch_ray.data.rgbd import find_recordings
 from hatch_ray.data.rgbd_frames import FrameFiles
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, gather, posed_image
-from hatch_ray.geometry.convention import AS_OURS, Convention, scale_intrinsics
+from hatch_ray.geometry.convention import AS_OURS, Convention
 from hatch_ray.geometry.lens import Lens
 
 FORM = "recorded"
@@ -42,12 +42,12 @@ def read(path: Path, convention: Convention = AS_OURS) -> PosedScene:
             raise FrameRefused("unreadable image" if lost is None else "missing image", str(error)) from None
         depth_k = convention.intrinsics(recording.depth_intrinsics, *depth_size, (width,))
         color_k = recording.color_intrinsics
-        if color_k is None:
-            color_k = scale_intrinsics(depth_k, width / depth_size[0], height / depth_size[1])
-        else:
-            color_k = convention.intrinsics(color_k, width, height, (depth_size[0],))
         try:
-            lens, depth_lens = Lens(color_k, width, height), Lens(depth_k, *depth_size)
+            depth_lens = Lens(depth_k, *depth_size)
+            if color_k is None:
+                lens = depth_lens.resized(width, height)
+            else:
+                lens = Lens(convention.intrinsics(color_k, width, height, (depth_size[0],)), width, height)
         except ValueError as error:
             raise FrameRefused("intrinsics of another grid", f"{files.color} {error}") from None
         found = posed_image(files.name, files.color, lens, pose, partial(_depth, files.depth, convention.depth))

@@ -69,10 +69,10 @@ def read(path: Path) -> PosedScene:
 
     def posed(record: tuple[int, np.ndarray, _Part, _Part]) -> PosedImage:
         number, pose, color, depth = record
-        checked_pose(pose, f"{file} frame {number}")
-        name = f"{number:06d}"
-        return PosedImage(name, file, header.color, pose, partial(_color, color, header.color, f"{file} frame {number}"),
-                          partial(_depth, depth, header, f"{file} frame {number}"), header.depth)  # fmt: skip
+        where = f"{file} frame {number}"
+        checked_pose(pose, where)
+        return PosedImage(f"{number:06d}", file, header.color, pose, partial(_color, color, header.color, where),
+                          partial(_depth, depth, header, where), header.depth)  # fmt: skip
 
     scene = gather(FORM, path, records, posed, up=np.array([0.0, 0.0, 1.0]))
     return replace(scene, id=file.stem)
@@ -84,15 +84,15 @@ def _header(cursor: Cursor) -> _Header:
         raise ValueError(f"{cursor.path} has version {version}; read is {VERSION}, which ScanNet publishes")
     cursor.skip(cursor.take("Q", "the sensor's name")[0], "the sensor's name")
     color_k, color_at, depth_k, depth_at = cursor.array(POSE, 4, "the calibration").astype(float)
-    if not np.allclose(color_at, depth_at, atol=1e-4):
+    if not np.allclose([color_at, depth_at], np.eye(4), atol=1e-4):
         raise ValueError(
-            f"{cursor.path}: its colour and depth cameras stand apart; export it with depth moved to colour"
+            f"{cursor.path}: its cameras stand apart from their poses; export it with depth moved to colour"
         )
     kinds = cursor.take("2i", "the compression")
     if kinds != (JPEG, ZLIB_USHORT):
         raise ValueError(
-            f"{cursor.path} has colour compression {kinds[0]} and depth compression {kinds[1]}; read are {JPEG} (JPEG) and "
-            f"{ZLIB_USHORT} (zlib)"
+            f"{cursor.path} has colour compression {kinds[0]} and depth compression {kinds[1]}; read are {JPEG} "
+            f"(JPEG) and {ZLIB_USHORT} (zlib)"
         )
     *sizes, shift = cursor.take("4If", "the sizes")
     try:

@@ -64,7 +64,7 @@ def _pose(matrix: Any) -> np.ndarray:
     rows = np.array(matrix, dtype=float)
     if rows.shape not in ((4, 4), (3, 4)):
         raise ValueError(f"a transform_matrix has shape {rows.shape}")
-    return (rows if len(rows) == 4 else np.vstack([rows, [0, 0, 0, 1]])) @ OPENGL
+    return (rows if len(rows) == 4 else np.vstack([rows, [0, 0, 0, 1]])) * np.diag(OPENGL)
 
 
 def _picture(path: Path, name: str) -> Path:
