@@ -161,6 +161,13 @@ def test_scenes_below_a_folder_are_found(tmp_path: Path) -> None:
     folders = {name: WRITERS[name](synthetic(views=2, square=True), tmp_path / name) for name in WRITERS}
     assert set(find_scenes(tmp_path)) == set(folders.values())
     assert {name for folder in folders.values() for name in forms_of(folder)} == FORMS.keys()
+    wrapped = write_transforms(synthetic(), tmp_path / "0a1b" / "nerfstudio", model=True)
+    deep = folders["colmap, text"] / "sparse" / "0"
+    assert [read_scene(folder).id for folder in (wrapped, folders["sens"], deep)] == [
+        "0a1b",
+        "scene0000_00",
+        "colmap, text",
+    ]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -26,6 +26,8 @@ from hatch_ray.geometry.se3 import as_transform
 
 FITS = 0.01
 """Landmarks must project this near to the pixels that see them (median, in widths of the picture)."""
+WRAPPERS = ("0", "sparse", "colmap", "nerfstudio")
+"""Folders in which a scene lies, named alike for all: the scene is named by the one above."""
 Record = TypeVar("Record")
 
 
@@ -205,7 +207,8 @@ def gather(
         first = f"; the first: {left_out[0]}" if left_out else ""
         raise ValueError(f"{path} ({form}): none of its {number + 1} frames can be used{first}")
     landmarks = None if tracks is None else _landmarks(tracks, views, path)
-    return PosedScene(path.resolve().name, form, tuple(views.values()), tuple(left_out), landmarks, up)
+    name = next(part for part in reversed(path.resolve().parts) if part not in WRAPPERS)
+    return PosedScene(name, form, tuple(views.values()), tuple(left_out), landmarks, up)
 
 
 def _landmarks(tracks: Tracks, views: dict[int, PosedImage], path: Path) -> Landmarks | None:
