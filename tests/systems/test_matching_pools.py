@@ -168,3 +168,20 @@ def test_real_frames(redkitchen: Path) -> None:
         assert np.corrcoef(here.mean(axis=1), there.mean(axis=1))[0, 1] > 0.8
         taken = spread(pool.matches, first.rgb.shape[1])
         assert len(taken) > 30 and 0.2 < pool.omega[0] <= pool.omega_valid[0] <= 1
+
+
+@pytest.mark.parametrize(("depth", "matched"), [(2.0, True), (1.99, True), (1.92, False), (1.7, False)])
+def test_a_point_just_behind_what_the_other_view_sees_counts_as_overlap_and_is_no_match(
+    depth: float, matched: bool
+) -> None:
+    """A wall at 2 m, cameras 1 m apart, a focal length of 50 pixels: the way back by a depth d ends 50 (1 / d - 1 / 2)
+    pixels off, and in a picture 100 wide it may be 0.31. Depth agrees within 5 %.
+    """
+    k, pose = np.array([[50.0, 0, 49.5], [0, 50, 49.5], [0, 0, 1]]), np.eye(4)
+    pose[0, 3] = 1
+    grey = np.full((100, 100, 3), 128, np.uint8)
+    first = Frame("first", grey, np.full((100, 100), 2, np.float32), k, k, np.eye(4))
+    pool = depth_pool(first, Frame("second", grey, np.full((100, 100), depth, np.float32), k, k, pose))
+    assert pool.omega[0] == pytest.approx(0.75 if depth > 1.9 else 0, abs=0.01)
+    assert (len(pool.matches) > 7000) == matched
+    np.testing.assert_allclose(pool.matches[:, 0] - pool.matches[:, 2], 25)
