@@ -66,8 +66,13 @@ def decoded_upright(image: Image.Image, name: str) -> Image.Image:
 
 def _as_rgb(image: Image.Image, name: str) -> tuple[Image.Image, int]:
     _check_colour(image, name)
+    orientation = _orientation(image)
+    return (image if image.mode == "RGB" else image.convert("RGB")), orientation
+
+
+def _orientation(image: Image.Image) -> int:
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return (image if image.mode == "RGB" else image.convert("RGB")), orientation if orientation in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 TURNS = dict(enumerate((
@@ -103,6 +108,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) from the file's header, nothing decoded. Raises ImageRefused as `load_stored` for a header."""
     with _open(Path(path), str(path)) as image:
         return image.size
+
+
+def exif_orientation(path: str | Path) -> int:
+    """1 (upright) to 8 from the file's header, nothing decoded. Raises ImageRefused as `load_stored` for a header."""
+    with _open(Path(path), str(path), "image") as image:
+        return _orientation(image)
 
 
 def load_depth(path: str | Path) -> np.ndarray:
