@@ -33,7 +33,7 @@ def said(config: Config, nodes: list[dict[str, float]]) -> list[str]:
         ([], "L40S", r"Most is AdamW's moments 30\.0 GB \(set model\.lora_rank"),
         (["learner.recompute=false"], "H100", r"activations \d\d\.\d GB \(lower .*batch_size.*learner\.recompute=true"),
         (["learner.gpu_gb=24"], "H200", r"\(learner\.gpu_gb\) leaves it 24\.0"),
-        (["stages=[grpo]"], "H100", r"grpo: a learner worker needs about 8\d\.\d GB"),
+        (["stages=[grpo]", "learner.sharding=none"], "H100", r"grpo: a learner worker needs about 8\d\.\d GB"),
         (["stages=[grpo]", "model.lora_rank=32", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "rollout.gpus=1"], "H100",
          r"grpo: .* leaves it"),
     ],
@@ -49,7 +49,7 @@ def test_a_worker_that_does_not_fit_is_refused(
 
 def test_what_fits_passes_and_unknown_sizes_are_said(repository: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
-    assert said(config_3b(), [gpu("H200")]) == []
+    assert said(config_3b(), [gpu("H100")] * 4) == [], "two workers divide GRPO's model"
     assert "A100 has 40 or 80 GB; set learner.gpu_gb" in said(config_3b(), [gpu("A100")])[0]
     assert "no accelerator type" in said(config_3b(), [HUGE | {"GPU": 1.0}])[0]
     assert gpu_size(config_3b(), [gpu("A100", **{"accelerator_type:A100-80G": 1.0})]) == (80.0, "A100-80G")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.experience.batch import make_shards
+from actors.experience.queues import make_shards
 from actors.runtime.deadlines import CollectiveError, collectives
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.environment import prepare_environment

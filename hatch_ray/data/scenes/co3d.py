@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hatch_ray.data.camera_files import FrameRefused
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, gather, posed_image
 from hatch_ray.geometry.lens import Lens
 
@@ -64,7 +64,7 @@ def _posed(path: Path, frame: dict[str, Any]) -> PosedImage:
     name = f"{path.parent / ANNOTATIONS}: frame {frame['frame_number']} of {path.name}"
     viewpoint = frame.get("viewpoint")
     if viewpoint is None:
-        raise FrameRefused("missing pose", f"{name} has no viewpoint")
+        raise Refusal("missing pose", f"{name} has no viewpoint")
     rotation, translation = np.array(viewpoint["R"], dtype=float), np.array(viewpoint["T"], dtype=float)
     to_camera = np.eye(4)
     to_camera[:3, :3], to_camera[:3, 3] = (rotation * FLIP).T, translation * FLIP
@@ -86,7 +86,7 @@ def _lens(viewpoint: dict[str, Any], frame: dict[str, Any], name: str) -> Lens:
     try:
         return Lens.of((focal[0], focal[1]), (center[0], center[1]), (width, height))
     except ValueError as error:
-        raise FrameRefused("broken intrinsics", f"{name} {error}") from None
+        raise Refusal("broken intrinsics", f"{name} {error}") from None
 
 
 def _depth(root: Path, depth: dict[str, Any]) -> np.ndarray:

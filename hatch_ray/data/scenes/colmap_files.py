@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from hatch_ray.data.camera_files import FrameRefused
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scenes.cursor import Cursor
 from hatch_ray.geometry.lens import Lens
 
@@ -42,10 +42,10 @@ class ImageRecord:
     keypoints: np.ndarray
 
     def pose(self) -> np.ndarray:
-        """(4, 4) camera-to-world. Raises FrameRefused for a quaternion that is no rotation."""
+        """(4, 4) camera-to-world. Raises Refusal for a quaternion that is no rotation."""
         length = float(np.linalg.norm(self.quaternion))
         if not abs(length - 1) < 1e-2:
-            raise FrameRefused("broken pose", f"{self.name}: its quaternion has length {length:g}, a rotation's has 1")
+            raise Refusal("broken pose", f"{self.name}: its quaternion has length {length:g}, a rotation's has 1")
         pose = np.eye(4)
         pose[:3, :3] = Rotation.from_quat(self.quaternion, scalar_first=True).as_matrix().T
         pose[:3, 3] = -pose[:3, :3] @ self.translation

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from hatch_ray.data.camera_files import FrameRefused
 from hatch_ray.data.images import exif_orientation, image_size, load_stored, upright
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.rgbd_frames import QUARTER_TURNS
 from hatch_ray.data.scene import Frame, SceneObject
 from hatch_ray.geometry.lens import Lens
@@ -54,12 +54,12 @@ class PosedImage:
     def load(self) -> Frame:
         """Decoded, and straightened where the lens distorts. No depth: a grid without readings.
 
-        Raises FrameRefused when picture or depth cannot be read.
+        Raises Refusal when picture or depth cannot be read.
         """
         try:
             rgb = np.asarray(self.color())
         except ValueError as error:
-            raise FrameRefused("unreadable colour", str(error)) from None
+            raise Refusal("unreadable colour", str(error)) from None
         if self.depth is None:
             return Frame(self.name, self.lens.straighten(rgb, 1), np.zeros(rgb.shape[:2], np.float32),
                          self.lens.k, self.lens.k, self.pose)  # fmt: skip
@@ -67,7 +67,7 @@ class PosedImage:
             depth = self.depth()
             lens = (self.depth_lens or self.lens).resized(depth.shape[1], depth.shape[0])
         except ValueError as error:
-            raise FrameRefused("unreadable depth", str(error)) from None
+            raise Refusal("unreadable depth", str(error)) from None
         return Frame(self.name, self.lens.straighten(rgb, 1), lens.straighten(depth, 0), self.lens.k, lens.k, self.pose)
 
 
@@ -77,18 +77,18 @@ def posed_image(
     """A picture in a file of its own; the lens is scaled to its real size. One that EXIF turns is turned where that
     gives it the lens's shape; else it stays as stored, which its pose is of.
 
-    Raises FrameRefused: the pose is none, the file is missing or no picture, the lens is of one of another shape.
+    Raises Refusal: the pose is none, the file is missing or no picture, the lens is of one of another shape.
     """
     checked_pose(pose, name)
     if not image.is_file():
-        raise FrameRefused("missing image", f"{image} does not exist")
+        raise Refusal("missing image", f"{image} does not exist")
     try:
         size, orientation = image_size(image), exif_orientation(image)
     except ValueError as error:
-        raise FrameRefused("unreadable colour", str(error)) from None
+        raise Refusal("unreadable colour", str(error)) from None
     turned = orientation in QUARTER_TURNS and (size[0] > size[1]) != (lens.width > lens.height)
     if orientation not in (1, *QUARTER_TURNS) or (orientation != 1 and size[0] == size[1]):
-        raise FrameRefused(
+        raise Refusal(
             "colour stored turned",
             f"{image} has EXIF orientation {orientation}, and its shape does not tell whether the pose is of the "
             "picture as stored; save it as the pose has it, without the tag",
@@ -96,7 +96,7 @@ def posed_image(
     try:
         lens = lens.resized(*(size[::-1] if turned else size))
     except ValueError as error:
-        raise FrameRefused("intrinsics of another grid", f"{image} {error}") from None
+        raise Refusal("intrinsics of another grid", f"{image} {error}") from None
     return PosedImage(name, image, lens, pose, partial(_decoded, image, turned), depth)
 
 
@@ -106,11 +106,11 @@ def _decoded(image: Path, turned: bool) -> Image.Image:
 
 
 def checked_pose(pose: np.ndarray, name: str) -> None:
-    """Raise FrameRefused when a (4, 4) camera-to-world is not finite or no rotation."""
+    """Raise Refusal when a (4, 4) camera-to-world is not finite or no rotation."""
     try:
         as_transform(pose)
     except ValueError as error:
-        raise FrameRefused("broken pose", f"{name}: {error}") from None
+        raise Refusal("broken pose", f"{name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class PosedScene:
     id: str
     form: str
     views: tuple[PosedImage, ...]
-    left_out: tuple[FrameRefused, ...] = ()
+    left_out: tuple[Refusal, ...] = ()
     landmarks: Landmarks | None = None
     up: np.ndarray | None = None
     objects: tuple[SceneObject, ...] = ()
@@ -168,7 +168,7 @@ class PosedScene:
         return len(self.views)
 
     def frame(self, index: int) -> Frame:
-        """Frame `index`, decoded. Raises FrameRefused when its files cannot be read."""
+        """Frame `index`, decoded. Raises Refusal when its files cannot be read."""
         return self.views[index].load()
 
     @property
@@ -191,17 +191,17 @@ def gather(
     form: str, path: Path, records: Iterable[Record], read: Callable[[Record], PosedImage],
     up: np.ndarray | None = None, tracks: Tracks | None = None,
 ) -> PosedScene:  # fmt: skip
-    """The scene of a source's records: `read` makes each a picture, or raises FrameRefused and it is left out.
+    """The scene of a source's records: `read` makes each a picture, or raises Refusal and it is left out.
 
     Raises ValueError when none can be used, or landmarks do not project to where they are seen.
     """
     views: dict[int, PosedImage] = {}
-    left_out: list[FrameRefused] = []
+    left_out: list[Refusal] = []
     number = -1
     for number, record in enumerate(records):
         try:
             views[number] = read(record)
-        except FrameRefused as refusal:
+        except Refusal as refusal:
             left_out.append(refusal)
     if not views:
         first = f"; the first: {left_out[0]}" if left_out else ""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hatch_ray.data.camera_files import FrameRefused
 from hatch_ray.data.images import image_size
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, gather, posed_image
 from hatch_ray.geometry.lens import Lens
 
@@ -68,5 +68,5 @@ def _posed(path: Path, row: tuple[str, np.ndarray]) -> PosedImage:
         )
     except ValueError as error:
         reason = "broken intrinsics" if image.is_file() else "missing image"
-        raise FrameRefused(reason, f"{image}: {error}") from None
+        raise Refusal(reason, f"{image}: {error}") from None
     return posed_image(timestamp, image, lens, pose)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hatch_ray.data.camera_files import FrameRefused, load_pose
+from hatch_ray.data.camera_files import load_pose
 from hatch_ray.data.images import image_size, load_depth
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.rgbd import find_recordings
 from hatch_ray.data.rgbd_frames import FrameFiles
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, gather, posed_image
@@ -39,7 +40,7 @@ def read(path: Path, convention: Convention = AS_OURS) -> PosedScene:
             depth_size = image_size(files.depth)
         except ValueError as error:
             lost = next((part for part in (files.color, files.depth) if not part.is_file()), None)
-            raise FrameRefused("unreadable image" if lost is None else "missing image", str(error)) from None
+            raise Refusal("unreadable image" if lost is None else "missing image", str(error)) from None
         depth_k = convention.intrinsics(recording.depth_intrinsics, *depth_size, (width,))
         color_k = recording.color_intrinsics
         try:
@@ -49,7 +50,7 @@ def read(path: Path, convention: Convention = AS_OURS) -> PosedScene:
             else:
                 lens = Lens(convention.intrinsics(color_k, width, height, (depth_size[0],)), width, height)
         except ValueError as error:
-            raise FrameRefused("intrinsics of another grid", f"{files.color} {error}") from None
+            raise Refusal("intrinsics of another grid", f"{files.color} {error}") from None
         found = posed_image(files.name, files.color, lens, pose, partial(_depth, files.depth, convention.depth))
         return PosedImage(found.name, found.image, found.lens, pose, found.color, found.depth, depth_lens)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.data.camera_files import FrameRefused
 from hatch_ray.data.images import image_size, load_depth
+from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scenes.colmap import tracks_of
 from hatch_ray.data.scenes.colmap_files import ImageRecord, read_model
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, Tracks, gather, posed_image
@@ -76,7 +76,7 @@ def _picture(path: Path, name: str) -> Path:
 
 
 def _lens(values: dict[str, Any], image: Path, file: Path) -> Lens:
-    """Raises ValueError naming the file, FrameRefused where only the picture can tell its size and is missing."""
+    """Raises ValueError naming the file, Refusal where only the picture can tell its size and is missing."""
     model = values.get("camera_model", "OPENCV")
     extra = [name for name in ("k3", "k4") if values.get(name)]
     if model not in MODELS or extra or values.get("is_fisheye"):
@@ -91,7 +91,7 @@ def _lens(values: dict[str, Any], image: Path, file: Path) -> Lens:
     try:
         size = (int(values["w"]), int(values["h"])) if {"w", "h"} <= values.keys() else image_size(image)
     except ValueError as error:
-        raise FrameRefused("missing image" if not image.is_file() else "unreadable colour", str(error)) from None
+        raise Refusal("missing image" if not image.is_file() else "unreadable colour", str(error)) from None
     try:
         across = values["fl_x"] if "fl_x" in values else size[0] / 2 / math.tan(values["camera_angle_x"] / 2)
         center = (values.get("cx", size[0] / 2), values.get("cy", size[1] / 2))
