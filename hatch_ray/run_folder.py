@@ -31,7 +31,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ def write_atomic(path: Path, text: str) -> None:
             raise
 
     when_there_is_room(path, write)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows in place of all that the file has, as `write_atomic`."""
+    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def append_jsonl(path: Path, rows: list[dict[str, Any]], durable: bool = False) -> None:
@@ -236,7 +241,7 @@ class RunFolder:
         rows = read_jsonl(self.metrics_path)
         kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
         if len(kept) < len(rows):
-            write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_jsonl(self.metrics_path, kept)
 
     def link_model(self, stage: str) -> None:
         """Point RUN/model at the stage's result, atomically."""

@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from hatch_ray.benchmarks.results import Prediction
-from hatch_ray.run_folder import RunFolder, append_jsonl, write_atomic
+from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic, write_jsonl
 
 
 class Kept:
@@ -24,25 +24,8 @@ class Kept:
         self.counts_path = self.path / "counts.json"
 
     def predictions(self) -> list[Prediction]:
-        """All kept predictions. A last line cut short by a stop is taken off the file.
-
-        Raises ValueError with the number of any other line that cannot be read.
-        """
-        if not self.predictions_path.exists():
-            return []
-        text = self.predictions_path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_atomic(self.predictions_path, whole)
-        rows = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise ValueError(
-                    f"{self.predictions_path} line {number} is no JSON; remove that line to have it asked again"
-                ) from None
-        return rows
+        """All kept predictions. Raises ValueError with the number of a line that cannot be read."""
+        return read_jsonl(self.predictions_path)
 
     def append(self, rows: list[Prediction]) -> None:
         """Keep some more."""
@@ -50,7 +33,7 @@ class Kept:
 
     def replace(self, rows: list[Prediction]) -> None:
         """Keep these in place of all."""
-        write_atomic(self.predictions_path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        write_jsonl(self.predictions_path, rows)
 
     def counts(self) -> dict[str, Any]:
         """What was counted. Raises ValueError when the benchmark was not asked to its end."""
