@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from actors.commands.evaluate import models_of
+from actors.commands.evaluate import models_of, replies, started_engines
 from actors.rollout.engines import EnginePool
-from actors.runtime.messages import Request, Sampling, StoredImage
+from actors.runtime.messages import Request, StoredImage
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import Report, progress_bar
 from actors.stages.recipe import start_ray
@@ -56,11 +57,6 @@ class Source:
     bad: Counter[str]
 
 
-def scorers_of(name: str) -> dict[str, Score]:
-    """Scorers of a benchmark; rooms have SPAR-Bench's."""
-    return dict(SPAR_SCORERS) if name == ROOMS else BENCHMARKS[name].scorers
-
-
 def open_source(name: str, config: Config, run: RunFolder, roots: Sequence[str], console: Console) -> Source:
     """Find the files (rooms: build them) and look at every row once. Raises ValueError: wrong or damaged files."""
     if name == ROOMS:
@@ -68,7 +64,7 @@ def open_source(name: str, config: Config, run: RunFolder, roots: Sequence[str],
         with progress_bar(console, "building rooms") as report:
             paths = build_rooms(config.data, config.seed, config.eval.samples, folder, report)
         usable = sum(1 for _ in read_rooms(paths))
-        return Source(name, "rooms", paths, read_rooms, scorers_of(name), usable, Counter())
+        return Source(name, "rooms", paths, read_rooms, dict(SPAR_SCORERS), usable, Counter())
     benchmark = BENCHMARKS[name]
     root = local_root(choose_root(benchmark, roots), benchmark.patterns)
     paths = find_files(root, benchmark.patterns, benchmark.part.title)
@@ -107,21 +103,18 @@ class Engines:
 
     def __init__(self, model: Path, config: Config, console: Console) -> None:
         self.model, self.config, self.console = model, config, console
+        self._stack = ExitStack()
         self._running: EnginePool | None = None
 
     def answer(self, requests: Sequence[Request]) -> list[str]:
         """Greedy replies, in order."""
         if self._running is None:
-            self._running = EnginePool(self.model, self.config)
-            with progress_bar(self.console, "starting vLLM"):
-                self._running.ready()
-        sampling = Sampling(n=1, temperature=0.0, max_new_tokens=self.config.eval.max_new_tokens)
-        return [rollout.replies[0].text for rollout in self._running.generate(requests, sampling)]
+            self._running = self._stack.enter_context(started_engines(self.model, self.config, self.console))
+        return replies(self._running, requests, self.config)
 
     def stop(self) -> None:
         """End them, if they were started."""
-        if self._running is not None:
-            self._running.stop()
+        self._stack.close()
 
 
 def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Report) -> None:
@@ -136,10 +129,10 @@ def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Repo
     pending: list[tuple[Item, Request]] = []
 
     def flush() -> None:
-        replies = engines.answer([request for _, request in pending])
+        texts = engines.answer([request for _, request in pending])
         kept.append([
             predict_row(item, request.prompt, text, source.scorers)
-            for (item, request), text in zip(pending, replies, strict=True)
+            for (item, request), text in zip(pending, texts, strict=True)
         ])  # fmt: skip
         known.update(item.id for item, _ in pending)
         pending.clear()
@@ -191,7 +184,8 @@ def rescore(run: RunFolder, names: Sequence[str]) -> None:
     for name in names:
         kept = Kept(run, name)
         kept.counts()
-        kept.replace([rescored(row, scorers_of(name)) for row in kept.predictions()])
+        scorers = dict(SPAR_SCORERS) if name == ROOMS else BENCHMARKS[name].scorers
+        kept.replace([rescored(row, scorers) for row in kept.predictions()])
 
 
 def evaluate_benchmarks(

@@ -25,7 +25,10 @@ class Kept:
 
     def predictions(self) -> list[Prediction]:
         """All kept predictions. Raises ValueError with the number of a line that cannot be read."""
-        return read_jsonl(self.predictions_path)
+        try:
+            return read_jsonl(self.predictions_path)
+        except ValueError as error:
+            raise ValueError(f"{error} to have it asked again") from None
 
     def append(self, rows: list[Prediction]) -> None:
         """Keep some more."""
