@@ -12,7 +12,7 @@ import ray
 from rich.console import Console
 
 from actors.commands.evaluate import evaluate_run
-from actors.commands.timekeeper import Timekeeper
+from actors.commands.forecast import Timekeeper
 from actors.stages.recipe import run_recipe
 from actors.stages.run_processes import RunProcesses
 from hatch_ray.config import Config
