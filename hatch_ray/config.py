@@ -144,7 +144,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     Lists, mappings and quoted text are read as YAML ("[a, b]", "{rollout: 1}"); what they hold is text again.
     """
     key, equals, value = text.partition("=")
-    key = key.strip()
+    key, value = key.strip(), value.strip()
     if not equals or not key:
         raise ConfigError(f"override {text!r} is not KEY=VALUE (for example grpo.beta=0.02)")
     try:
