@@ -89,7 +89,7 @@ class Bare:
     async def ask(self, index: int) -> str:
         from vllm.sampling_params import RequestOutputKind
 
-        prompt, images = self.prompts[index]
+        prompt, images, _ = self.prompts[index]
         sampling = self.engine.sampling(temperature=0.0, max_tokens=self.tokens)
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
         inputs: Any = {"prompt": prompt, "multi_modal_data": {"image": images}}

@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 
 from hatch_ray.environment import prepare_environment
+from hatch_ray.run_folder import RunFolder, is_bucket
 from hatch_ray.system_errors import in_words
 
 if TYPE_CHECKING:
     from hatch_ray.config import Config
-    from hatch_ray.storage import Wants
 
 app = typer.Typer(
     help="Train vision-language models to reason over several photos of one place (HATCH), on Ray.",
@@ -54,13 +54,12 @@ def _load(config: Path, overrides: list[str] | None) -> Config:
     return load_config(config, overrides)
 
 
-def _load_run(run: str, wants: Wants, overrides: list[str] | None = None) -> Config:
-    """The resolved config of an existing run, with changes that concern this command alone; its run_dir is a folder.
+def _load_run(run: str, wants: str, overrides: list[str] | None = None) -> tuple[Config, RunFolder]:
+    """The resolved config of an existing run, with changes that concern this command alone, and its folder here.
 
-    wants: what the command needs of a run in a bucket.
+    wants: what the command needs of a run in a bucket (`storage.WANTS`).
     """
     from hatch_ray.config import ConfigError, load_config
-    from hatch_ray.run_folder import RunFolder
     from hatch_ray.storage import local_run
 
     root = [text.partition("=")[2] for text in overrides or [] if text.startswith("storage.work_dir=")]
@@ -69,25 +68,27 @@ def _load_run(run: str, wants: Wants, overrides: list[str] | None = None) -> Con
         raise ConfigError(
             f"{run} is not a run folder (no config.yaml); make one with `hatch train CONFIG run_dir={run}`"
         )
-    return load_config(folder.config_path, [f"run_dir={folder.path}", *(overrides or [])])
+    return load_config(folder.config_path, [f"run_dir={folder.path}", *(overrides or [])]), folder
 
 
-def _push_back(run: str, config: Config, *names: str) -> None:
+def _push_back(run: str, folder: RunFolder, *names: str) -> None:
     """What a command has written into the folder of a run in a bucket goes there."""
-    from hatch_ray.run_folder import is_bucket
-    from hatch_ray.storage import Home
-
     if is_bucket(run):
-        Home(run, folder=Path(config.run_dir)).put_back(*names)
+        from hatch_ray.storage import Home
+
+        Home(run, folder=folder.path).put_back(*names)
         console.print(f"pushed: {run}", markup=False)
 
 
 def _folder_only(option: str, place: str) -> Path:
-    from hatch_ray.run_folder import is_bucket
-
     if is_bucket(place):
         raise ValueError(f"{option} {place} is a bucket: this command needs a folder")
     return Path(place)
+
+
+def _names(words: str) -> list[str]:
+    """ "a, b" -> ["a", "b"], each once."""
+    return list(dict.fromkeys(name.strip() for name in words.split(",") if name.strip()))
 
 
 @app.command()
@@ -125,34 +126,29 @@ def evaluate(
 
     With --benchmark: the last model answers published benchmarks, for the paper's tables (docs/benchmarks.md).
     """
-    from hatch_ray.storage import for_evaluation
-
-    config = _load_run(run, for_evaluation, overrides)
+    config, folder = _load_run(run, "evaluation", overrides)
     if benchmark:
         from actors.commands.benchmark import evaluate_benchmarks
 
-        names = dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip())
-        evaluate_benchmarks(config, list(names), root or [], scorer, rescore, console)
-        _push_back(run, config, "eval/", "benchmarks/")
+        evaluate_benchmarks(config, _names(benchmark), root or [], scorer, rescore, console)
+        _push_back(run, folder, "eval/", "benchmarks/")
         return
     if root or rescore:
         raise ValueError("--root and --rescore need --benchmark")
     from actors.commands.evaluate import evaluate_run
 
     evaluate_run(config, console)
-    _push_back(run, config, "eval/")
+    _push_back(run, folder, "eval/")
 
 
 @app.command()
 def report(run: RunPath) -> None:
     """Write RUN/report.html: one offline page with curves, samples, camera plans and patch matches."""
     from hatch_ray.report.run_report import write_report
-    from hatch_ray.run_folder import RunFolder
-    from hatch_ray.storage import for_report
 
-    config = _load_run(run, for_report)
-    console.print(f"report: {write_report(RunFolder(config.run_dir))}")
-    _push_back(run, config, "report.html")
+    _, folder = _load_run(run, "report")
+    console.print(f"report: {write_report(folder)}")
+    _push_back(run, folder, "report.html")
 
 
 @app.command()
@@ -167,12 +163,9 @@ def status(
 
     from hatch_ray.control import STALE_SECONDS, not_live, read_status
     from hatch_ray.report.status import status_text
-    from hatch_ray.run_folder import RunFolder, is_bucket
-    from hatch_ray.storage import for_status
 
     while True:
-        config = _load_run(run, for_status)
-        folder = RunFolder(config.run_dir)
+        config, folder = _load_run(run, "status")
         found = read_status(folder)
         late = 3 * config.storage.mirror_seconds + 60 if is_bucket(run) else STALE_SECONDS
         ended = not_live(folder, found, late)
@@ -194,13 +187,12 @@ def scale(
 ) -> None:
     """Give a live run more or fewer reward actors or vLLM engines; waits until they are at work. No restart."""
     from hatch_ray.control import ask, parse_scale
-    from hatch_ray.run_folder import RunFolder
-    from hatch_ray.storage import driven_folder, everything
+    from hatch_ray.storage import driven_folder
 
     wanted = parse_scale(roles)
-    config = _load_run(str(driven_folder(run, "scale")), everything)
+    config, folder = _load_run(str(driven_folder(run, "scale")), "everything")
     try:
-        answer = ask(RunFolder(config.run_dir), {"scale": wanted}, config.deadlines.join_seconds + 120)
+        answer = ask(folder, {"scale": wanted}, config.deadlines.join_seconds + 120)
     except TimeoutError as error:
         raise ValueError(str(error)) from None
     if not answer["ok"]:
@@ -217,13 +209,11 @@ def trace(
 ) -> None:
     """Write when each part of the last GRPO steps was at work, for ui.perfetto.dev or chrome://tracing."""
     from hatch_ray.report.trace import write_trace
-    from hatch_ray.run_folder import RunFolder
-    from hatch_ray.storage import for_report
 
-    config = _load_run(run, for_report)
-    console.print(write_trace(RunFolder(config.run_dir), out, steps), markup=False)
+    _, folder = _load_run(run, "report")
+    console.print(write_trace(folder, out, steps), markup=False)
     if out is None:
-        _push_back(run, config, "trace.json")
+        _push_back(run, folder, "trace.json")
 
 
 @app.command()
@@ -233,15 +223,14 @@ def serve(
     follow: Annotated[bool, typer.Option("--follow", help="take over newer models of the run while serving")] = False,
 ) -> None:
     """Answer POST /reason with the run's model, until Ctrl-C."""
-    from hatch_ray.run_folder import RunFolder
-    from hatch_ray.storage import driven_folder, for_service
+    from hatch_ray.storage import driven_folder
 
-    config = _load_run(run, for_service, [*(overrides or []), *(["serve.follow=true"] if follow else [])])
+    config, folder = _load_run(run, "service", [*(overrides or []), *(["serve.follow=true"] if follow else [])])
     if config.serve.follow:
         driven_folder(run, "serve")
     from serve.launch import start_service
 
-    start_service(config, RunFolder(config.run_dir), port=config.serve.port, blocking=True)
+    start_service(config, folder, port=config.serve.port, blocking=True)
 
 
 @app.command()
@@ -291,9 +280,7 @@ def ask(
     if is_url(target):
         ask_service(target, key, images, question, fields, as_json, talk)
         return
-    from hatch_ray.storage import for_service
-
-    with service_of(_load_run(target, for_service), talk) as url:
+    with service_of(*_load_run(target, "service"), talk) as url:
         ask_service(url, key, images, question, fields, as_json, talk)
 
 
@@ -316,12 +303,12 @@ def plan(
     from hatch_ray.model.size import count_parameters
     from hatch_ray.planning.costs import read_costs
     from hatch_ray.planning.words import print_plan, run_costs
-    from hatch_ray.storage import for_report, local_run
+    from hatch_ray.storage import local_run
 
     loaded = _load(config, overrides)
     if run:
-        first = _load_run(run[0], for_report)
-        folders = [local_run(each, for_report) for each in run]
+        first, _ = _load_run(run[0], "report")
+        folders = [local_run(each, "report") for each in run]
         measured = run_costs(folders, first, count_parameters(first.model.base))
     else:
         measured = read_costs(costs)
@@ -363,8 +350,7 @@ def ablate(
     from actors.commands.ablate import Ablation
     from hatch_ray.ablation.variants import read_variants
 
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    plan = Ablation(_load(config, overrides), read_variants(variants).only(names), folder, seeds)
+    plan = Ablation(_load(config, overrides), read_variants(variants).only(_names(only)), folder, seeds)
     (plan.describe if dry_run else plan.train)(console)
 
 

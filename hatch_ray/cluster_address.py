@@ -47,25 +47,19 @@ def _check_answer(address: str, host: str, port: int) -> None:
     )
     try:
         with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
-            answer = _greeted(connection)
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return  # a greeting would have to wait for TLS
+            connection.sendall(GREETING)
+            answer = connection.recv(9)
+    except ConnectionResetError:
+        answer = b""
     except (OSError, OverflowError) as error:
         raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); {start}") from error
-    if answer is not None and (len(answer) < 4 or answer[3] != SETTINGS_FRAME):
+    if len(answer) < 4 or answer[3] != SETTINGS_FRAME:
         raise ConfigError(
             f"RAY_ADDRESS={address}: something else than a Ray cluster answers there; a cluster's port is usually 6379 "
             f"(8265 is its dashboard's); {start}"
         )
-
-
-def _greeted(connection: socket.socket) -> bytes | None:
-    """The first bytes of the answer to a greeting, empty when it hangs up; None where TLS comes first."""
-    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-        return None
-    connection.sendall(GREETING)
-    try:
-        return connection.recv(9)
-    except ConnectionResetError:
-        return b""
 
 
 def _check_tmpdir(folder: str) -> None:

@@ -6,35 +6,16 @@ Unknown keys are refused with the nearest known name; every mistake is a ConfigE
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-from hatch_ray.config_sections import (
-    CheckpointsConfig,
-    DataConfig,
-    DeadlinesConfig,
-    EvalConfig,
-    GrpoConfig,
-    LearnerConfig,
-    ModelConfig,
-    Precision,
-    RecoveryConfig,
-    RewardActorsConfig,
-    RolloutConfig,
-    Section,
-    ServeConfig,
-    StorageConfig,
-)
+from hatch_ray import config_sections as sections
+from hatch_ray.config_sections import Precision, Section
 from hatch_ray.run_folder import bucket_address, write_atomic
 from hatch_ray.systems import load_system
 
@@ -62,18 +43,18 @@ class Config(Section):
     """Seed of data, order, sampling and weights."""
     stages: list[str] = []  # noqa: RUF012 - pydantic copies it
     """Stages to run, in order; all of the system's where they are not named."""
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    grpo: GrpoConfig = GrpoConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    reward_actors: RewardActorsConfig = RewardActorsConfig()
-    learner: LearnerConfig = LearnerConfig()
-    recovery: RecoveryConfig = RecoveryConfig()
-    checkpoints: CheckpointsConfig = CheckpointsConfig()
-    deadlines: DeadlinesConfig = DeadlinesConfig()
-    storage: StorageConfig = StorageConfig()
-    eval: EvalConfig = EvalConfig()
-    serve: ServeConfig = ServeConfig()
+    model: sections.ModelConfig = sections.ModelConfig()
+    data: sections.DataConfig = sections.DataConfig()
+    grpo: sections.GrpoConfig = sections.GrpoConfig()
+    rollout: sections.RolloutConfig = sections.RolloutConfig()
+    reward_actors: sections.RewardActorsConfig = sections.RewardActorsConfig()
+    learner: sections.LearnerConfig = sections.LearnerConfig()
+    recovery: sections.RecoveryConfig = sections.RecoveryConfig()
+    checkpoints: sections.CheckpointsConfig = sections.CheckpointsConfig()
+    deadlines: sections.DeadlinesConfig = sections.DeadlinesConfig()
+    storage: sections.StorageConfig = sections.StorageConfig()
+    eval: sections.EvalConfig = sections.EvalConfig()
+    serve: sections.ServeConfig = sections.ServeConfig()
     colocated: bool = False
     """GRPO's engines share the learner's nodes, one beside each worker, and with GPUs its GPUs: they take turns
     (docs/cluster.md)."""
@@ -161,90 +142,34 @@ def config_class(system: str) -> type[Config]:
         raise ConfigError(str(error)) from None
 
 
-def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of the schema."""
-    keys: list[str] = []
+def known_fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of the schema, with its field."""
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += known_keys(kind, f"{prefix}{name}.")
+            yield from known_fields(kind, f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
-    return keys
+            yield prefix + name, field
 
 
-NOTHING = ("", "null", "Null", "NULL", "~")
-"""What YAML calls null: None for a field that may be None, text elsewhere."""
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that a field's annotation names: `Annotated[list[str], ..] | None` -> {list, NoneType}."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return set().union(*map(_kinds, get_args(annotation)))
-    if origin is Literal:
-        return {type(value) for value in get_args(annotation)}
-    return {origin or annotation}
-
-
-def _field_kinds(key: str, section: Any) -> set[Any]:
-    """The types of the field with this dotted key; empty for a section or a key that is not known."""
-    *parents, last = key.split(".")
-    for part in parents:
-        field = section.model_fields.get(part)
-        section = field.annotation if field else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return set()
-    field = section.model_fields.get(last)
-    return _kinds(field.annotation) if field else set()
-
-
-def parse_override(text: str, section: type[Config] | None = None) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
     """ "grpo.beta=0.02" -> ("grpo.beta", "0.02"): text, which the schema reads as what the field is.
 
-    Lists and mappings are read as YAML ("[a, b]", "{rollout: 1}"); what they hold is text again. A field that is text
-    takes all that stands behind the =. section: the config's class, HATCH's where None.
+    Lists, mappings and quoted text are read as YAML ("[a, b]", "{rollout: 1}"); what they hold is text again.
     """
     key, equals, value = text.partition("=")
-    key = key.strip()
+    key, value = key.strip(), value.strip()
     if not equals or not key:
         raise ConfigError(f"override {text!r} is not KEY=VALUE (for example grpo.beta=0.02)")
-    kinds = _field_kinds(key, section or config_class("hatch"))
-    if kinds & {str, Path} and value[:1] not in ("'", '"'):
-        return key, value
     try:
-        return key, _read_yaml(value) if value else ""
+        return key, _read_yaml(value) if value.startswith(("[", "{", "'", '"')) else value
     except yaml.YAMLError:
         raise ConfigError(f"override {text!r}: the value is not readable as YAML") from None
 
 
 def _read_yaml(text: str) -> Any:
     """Lists and mappings of text: YAML's own guesses (dates, octal and sexagesimal numbers) are nobody's meaning."""
-    loader = yaml.BaseLoader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def _completed(tree: Any, section: type[BaseModel]) -> Any:
-    """The tree with None where a field that may be None says so, and the defaults of its sections."""
-    if not isinstance(tree, dict):
-        return tree
-    found = {}
-    for name, value in tree.items():
-        field = section.model_fields.get(name)
-        kind = field.annotation if field else None
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            value = _completed(value, kind)
-            if isinstance(value, dict) and field and isinstance(field.default, BaseModel):
-                value = field.default.model_dump(exclude_unset=True) | value  # what the section has by default stays
-        elif field and isinstance(value, str) and value in NOTHING and type(None) in _kinds(kind):
-            value = None
-        found[name] = value
-    return found
+    return yaml.load(text, yaml.BaseLoader)
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -271,20 +196,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections")
-    overrides = overrides or []
-    chosen = [text.partition("=")[2] for text in overrides if text.partition("=")[0].strip() == "system"]
-    section = config_class((chosen or [str(tree.get("system", "hatch"))])[-1])
-    for override in overrides:
-        set_dotted(tree, *parse_override(override, section))
+    for override in overrides or []:
+        set_dotted(tree, *parse_override(override))
     return make_config(tree, where=str(path))
 
 
 def make_config(tree: dict[str, Any], where: str = "config") -> Config:
     """Validate a nested dictionary with the class of its system."""
-    section = config_class(str(tree.get("system", "hatch")))
-    names = [stage.name for stage in load_system(str(tree.get("system", "hatch"))).stages]
+    system = str(tree.get("system", "hatch"))
+    section = config_class(system)
     try:
-        return section.model_validate(_completed({"stages": names} | tree, section))
+        return section.model_validate({"stages": [stage.name for stage in load_system(system).stages]} | tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_mistake(error, section)}") from None
 
@@ -300,17 +222,18 @@ PRECISION = ("learner.master", "learner.compute", "rollout.dtype")
 
 def _first_mistake(error: ValidationError, section: type[Config]) -> str:
     mistake = error.errors()[0]
-    key = ".".join(str(part) for part in mistake["loc"])
+    key, known = ".".join(str(part) for part in mistake["loc"]), [name for name, _ in known_fields(section)]
     if key in REPLACED:
         return f"{key} was replaced by {REPLACED[key]} (docs/configuration.md)"
     if mistake["type"] == "extra_forbidden":
-        known = known_keys(section)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        by_name = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-        hint = near[0] if near else (by_name[0] if by_name else "")
-        return f"unknown key {key!r}" + (f"; did you mean {hint!r}?" if hint else "; see docs/configuration.md")
+        by_name = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+        near = [*difflib.get_close_matches(key, known, n=1, cutoff=0.5), *by_name]
+        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see docs/configuration.md")
     message = mistake["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, got {mistake['input']!r}" if key and mistake["type"] != "value_error" else message
+    if mistake["type"] != "value_error":
+        return f"{key}: {message}, got {mistake['input']!r}" if key else message
+    of_section = not key or any(name.startswith(f"{key}.") for name in known)
+    return message if of_section else f"{key}: {message}"  # what a section refuses names its keys itself
 
 
 def save_config(config: Config, path: Path) -> None:

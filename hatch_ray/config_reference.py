@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
-from pydantic import BaseModel
-
-from hatch_ray.config import config_class, make_config
+from hatch_ray.config import config_class, known_fields, make_config
 from hatch_ray.config_sections import Trained
 
 INTRODUCTION = """\
@@ -26,31 +25,16 @@ same in all four.
 """
 
 
-SHARED = "STAGE"
-"""Stands for every stage's section, where all have a key."""
-
-
-def fields(section: type[BaseModel] | None = None, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def fields() -> Iterator[tuple[str, Any, str]]:
     """(dotted key, default, description) of every key of HATCH's config; those of all stages once, as STAGE.KEY."""
-    shared = set(Trained.model_fields)
-    if section is None:
-        section = config_class("hatch")
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from fields(kind, f"{prefix}{name}.")
-        elif name not in shared or not issubclass(section, Trained):
-            default = make_config({})
-            for part in f"{prefix}{name}".split("."):
-                default = getattr(default, part)
-            yield prefix + name, default, _words(field)
-    if not prefix:
-        for name, field in Trained.model_fields.items():
-            yield f"{SHARED}.{name}", field.default, _words(field)
-
-
-def _words(field: Any) -> str:
-    return " ".join((field.description or "").split())
+    schema, defaults = config_class("hatch"), make_config({})
+    stages = {name for name in schema.model_fields if isinstance(getattr(defaults, name), Trained)}
+    for key, field in known_fields(schema):
+        section, _, name = key.partition(".")
+        if section not in stages or name not in Trained.model_fields:
+            yield key, attrgetter(key)(defaults), field.description or ""
+    for name, field in Trained.model_fields.items():
+        yield f"STAGE.{name}", field.default, field.description or ""
 
 
 def reference() -> str:
@@ -58,5 +42,5 @@ def reference() -> str:
     lines = [INTRODUCTION]
     for key, default, meaning in fields():
         shown = "[" + ", ".join(default) + "]" if isinstance(default, list) else str(default)
-        lines.append(f"- `{key}={shown}`: {meaning}")
+        lines.append(f"- `{key}={shown}`: {' '.join(meaning.split())}")
     return "\n".join(lines) + "\n"

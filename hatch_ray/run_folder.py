@@ -31,7 +31,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ def write_atomic(path: Path, text: str) -> None:
             raise
 
     when_there_is_room(path, write)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows in place of all that the file has, as `write_atomic`."""
+    write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def append_jsonl(path: Path, rows: list[dict[str, Any]], durable: bool = False) -> None:
@@ -174,31 +179,21 @@ class RunFolder:
         if is_bucket(path):
             raise ValueError(f"{path} is a bucket, where a folder is needed; copy the run, or name a folder")
         self.path = Path(path).expanduser().resolve()
-
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def version_path(self) -> Path:
-        return self.path / "version.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def stop_path(self) -> Path:
-        return self.path / ".stop"
-
-    @property
-    def model(self) -> Path:
-        """The last finished stage's Hugging Face folder."""
-        return self.path / "model"
+        self.config_path = self.path / "config.yaml"
+        self.version_path = self.path / "version.json"
+        self.progress_path = self.path / "progress.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.report_path = self.path / "report.html"
+        self.status_path = self.path / "status.json"
+        self.timing_path = self.path / "timing.json"
+        self.stop_path = self.path / ".stop"
+        self.ledger = self.path / "ledger.jsonl"
+        self.experience = self.path / "experience.jsonl"
+        self.recoveries = self.path / "recoveries.jsonl"
+        self.spans = self.path / "spans.jsonl"
+        self.control = self.path / "control"
+        self.bad_batches = self.path / "bad_batches"
+        self.model = self.path / "model"
 
     def data(self, split: str, section: str = "data") -> Path:
         """The dataset that was built for a section of the config."""
@@ -213,38 +208,6 @@ class RunFolder:
     def samples(self, stage: str) -> Path:
         return self.path / "samples" / f"{stage}.jsonl"
 
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.jsonl"
-
-    @property
-    def experience(self) -> Path:
-        return self.path / "experience.jsonl"
-
-    @property
-    def recoveries(self) -> Path:
-        return self.path / "recoveries.jsonl"
-
-    @property
-    def status_path(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def timing_path(self) -> Path:
-        return self.path / "timing.json"
-
-    @property
-    def control(self) -> Path:
-        return self.path / "control"
-
-    @property
-    def spans(self) -> Path:
-        return self.path / "spans.jsonl"
-
-    @property
-    def bad_batches(self) -> Path:
-        return self.path / "bad_batches"
-
     def moved(self, path: str) -> str:
         """A data file that a row names by its whole path, where it is now if the folder was at another place then."""
         here = self.path / "data" / path.rpartition("/data/")[2]
@@ -254,13 +217,10 @@ class RunFolder:
         return self.path / "eval" / f"{name}.json"
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        path = self.path / "progress.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(self.progress_path.read_text()) if self.progress_path.exists() else {}
 
     def set_progress(self, stage: str, *, step: int, done: bool) -> None:
-        state = self.progress()
-        state[stage] = {"step": step, "done": done}
-        write_atomic(self.path / "progress.json", json.dumps(state, indent=2))
+        write_atomic(self.progress_path, json.dumps(self.progress() | {stage: {"step": step, "done": done}}, indent=2))
 
     def log(self, stage: str, step: int, values: dict[str, float], warnings: Sequence[str] = ()) -> None:
         """One line of metrics. Non-finite values are written as null with their name kept in "non_finite".
@@ -281,7 +241,7 @@ class RunFolder:
         rows = read_jsonl(self.metrics_path)
         kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
         if len(kept) < len(rows):
-            write_atomic(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_jsonl(self.metrics_path, kept)
 
     def link_model(self, stage: str) -> None:
         """Point RUN/model at the stage's result, atomically."""

@@ -45,13 +45,16 @@ OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=60"}
 THREADS, BLOCK, LOOK_SECONDS, NEVER = 8, 8 * 2**20, 2.0, [-1, -1]
 log = logging.getLogger("hatch_ray")
 
-Wants = Callable[[str], object]
-"""Whether a command needs a file of this name."""
-everything: Wants = re.compile("").match
-for_status: Wants = re.compile(r"(config\.yaml|(version|progress|status)\.json)$").match
-for_report: Wants = re.compile(r"(?!bad_batches/|data/train/|[^/]+/(checkpoints|model)/)").match
-for_evaluation: Wants = re.compile(r"(?!bad_batches/|[^/]+/checkpoints/)").match
-for_service: Wants = re.compile(r"(config\.yaml|(version|progress|status)\.json)$|[^/]+/model/").match
+SMALL = r"(config\.yaml|(version|progress|status)\.json)$"
+WANTS = {
+    "everything": re.compile(""),
+    "status": re.compile(SMALL),
+    "report": re.compile(r"(?!bad_batches/|data/train/|[^/]+/(checkpoints|model)/)"),
+    "evaluation": re.compile(r"(?!bad_batches/|[^/]+/checkpoints/)"),
+    "service": re.compile(rf"{SMALL}|[^/]+/model/"),
+    "replay": re.compile(rf"{SMALL}|[^/]+/model/|bad_batches/"),
+}
+"""What a command needs -> names of the files."""
 
 
 class StorageError(ValueError):
@@ -62,8 +65,8 @@ class TakenOverError(StorageError):
     """Another machine pushes to the bucket."""
 
 
-def local_run(place: str | Path, wants: Wants, root: str | Path = "") -> Path:
-    """The folder of a run, wherever its home is: a bucket's is pulled as far as `wants` says, and not at all where this
+def local_run(place: str | Path, wants: str, root: str | Path = "") -> Path:
+    """The folder of a run, wherever its home is: of a bucket what WANTS[wants] names is pulled, and nothing where this
     machine sees the folder that it is worked on in. root: the storage.work_dir to pull into.
     """
     if not is_bucket(place):
@@ -110,14 +113,18 @@ class Home:
         folder = Path(mark.get("folder", "."))
         return folder if mark and _json(folder / MARK).get("writer") == mark["writer"] else None
 
-    def pull(self, wants: Wants) -> Path:
+    def pull(self, wants: str) -> Path:
         """Fetch what the folder lacks or has older; the folder. The one that is pushed from is as it should be.
 
         Raises StorageError when both have work that the other lacks.
         """
         mark, here = self._mark(), self._list(self.local)
         small = {name: self.read(name) for name in (PROGRESS, STATUS)}  # before the models that progress.json names
-        there = {name: stat for name, stat in self._list(self.bucket).items() if wants(name) and name not in small}
+        there = {
+            name: stat
+            for name, stat in self._list(self.bucket).items()
+            if WANTS[wants].match(name) and name not in small
+        }
         if mark.get("writer") == self._writer or "config.yaml" not in there:
             return self.folder
         self._record |= {name: stat for name, stat in there.items() if here.get(name) == stat}
@@ -154,7 +161,7 @@ class Home:
                     )
                 time.sleep(LOOK_SECONDS)
         self._seen = self.read(MARK), self.read(STATUS)
-        self.pull(everything)
+        self.pull("everything")
 
     def take(self) -> None:
         """From now on this folder is the one that is pushed from. Raises TakenOverError where another one is, unless it

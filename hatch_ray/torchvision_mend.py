@@ -15,49 +15,43 @@ and run the command again. Standard library only.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.machinery
 import importlib.util
+import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 INSTALLED_NAME = "_hatch_torchvision_mend"
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-def define_missing_operators(torchvision_folder: Path) -> bool:
-    """Define the two schemas `import torchvision` asks for, if needed; return whether they were."""
+def define_missing_operators(torchvision_folder: Path) -> None:
+    """Define the two schemas `import torchvision` asks for, if needed."""
     import torch
 
     if torch.version.cuda is not None:
-        return False
+        return
     library = torchvision_folder / "_C.so"
-    if library.exists():
-        try:
-            torch.ops.load_library(library)
-            return False  # a CPU (or ROCm) build: its own operators are there now
-        except OSError:
-            pass  # linked to CUDA libraries that this machine lacks: the very case to fix
+    try:
+        if library.exists():
+            torch.ops.load_library(library)  # a CPU (or ROCm) build: its own operators are there now
+            return
+    except OSError:
+        pass  # linked to CUDA libraries that this machine lacks: the very case to fix
     for operator in ("nms", "qnms"):
         torch.library.define(f"torchvision::{operator}", SCHEMA)
-    return True
 
 
 class _TorchvisionWatcher(importlib.abc.MetaPathFinder):
     """Waits for the first import of torchvision, acts just before it, and lets the usual finders go on."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, fullname: str, *_: object) -> None:
         if fullname == "torchvision":
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec("torchvision")
             if spec is not None and spec.submodule_search_locations:
                 define_missing_operators(Path(spec.submodule_search_locations[0]))
-        return None
 
 
 def watch_for_torchvision() -> None:
@@ -91,7 +85,7 @@ def needed() -> bool:
 
 def install(site_packages: Path) -> None:
     """Copy this file and its `.pth` line into `site_packages`."""
-    (site_packages / f"{INSTALLED_NAME}.py").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copyfile(__file__, site_packages / f"{INSTALLED_NAME}.py")
     line = f"import {INSTALLED_NAME}; {INSTALLED_NAME}.watch_for_torchvision()\n"
     (site_packages / f"{INSTALLED_NAME}.pth").write_text(line, encoding="utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hatch_ray.config import Config
+from hatch_ray.run_folder import RunFolder
 from serve.client import Reasoner, ReasonError
 from serve.schema import Pose, ReasonReply
 
 PROBLEMS_SHOWN = 6
-
-
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic")
 
 
@@ -48,13 +46,11 @@ def ask_service(
 
 
 @contextmanager
-def service_of(config: Config, console: Console) -> Iterator[str]:
+def service_of(config: Config, run: RunFolder, console: Console) -> Iterator[str]:
     """The URL of the service of a run: the one that runs at its serve.host and port, else one for this question."""
-    from hatch_ray.run_folder import RunFolder
     from serve.launch import start_service, stop_service
     from serve.settings import Settings
 
-    run = RunFolder(config.run_dir)
     host = "127.0.0.1" if config.serve.host == "0.0.0.0" else config.serve.host
     url = f"http://{host}:{config.serve.port}"
     if (run.model / "config.json").is_file() and _version_at(url) == Settings.of(config, run).version:
@@ -63,7 +59,7 @@ def service_of(config: Config, console: Console) -> Iterator[str]:
         return
     console.print("starting the run's model for this question (`hatch serve` keeps it at hand) ...", style="dim")
     try:
-        yield start_service(config, run, port=_free_port(config.serve.host))
+        yield start_service(config, run, port=0)
     finally:
         stop_service()
 
@@ -77,15 +73,9 @@ def _version_at(url: str) -> str:
         return ""
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
 def print_reply(reply: ReasonReply, console: Console) -> None:
     """Answer, vote, motion, consistency and what is wrong, for people."""
-    console.print(f"[bold]{_escaped(reply.answer) if reply.answer else 'no answer'}[/bold]")
+    console.print(reply.answer or "no answer", style="bold", markup=False)
     if reply.votes is not None:
         counts = ", ".join(f"{name} ({weight:.2f})" for name, weight in reply.votes.counts.items())
         spread = "" if reply.votes.spread is None else f", middle half within {reply.votes.spread:g}"
@@ -122,8 +112,3 @@ def _place(pose: Pose) -> str:
     names = ((right, "right", "left"), (-down, "up", "down"), (ahead, "ahead", "behind"))
     parts = [f"{abs(size):.1f} m {plus if size > 0 else minus}" for size, plus, minus in names if abs(size) >= 0.05]
     return ", ".join(parts) or "the same place"
-
-
-def _escaped(text: str) -> str:
-    """Square brackets are markup to rich."""
-    return text.replace("[", r"\[")

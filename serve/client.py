@@ -107,20 +107,18 @@ class Reasoner(AbstractContextManager["Reasoner"]):
         """The response, a good one; busy services and lost connections are tried again."""
         request = self._http.build_request(method, path, json=body)
         for retry in range(self.retries + 1):
-            last = retry == self.retries
+            wait = ""
             try:
                 response = self._http.send(request, stream=stream)
                 if response.is_success:
                     return response
                 response.read()
-            except httpx.TransportError as error:
-                if last or isinstance(error, httpx.TimeoutException):
-                    raise self._unreachable(error) from None
-                wait = ""
-            else:
-                if last or response.status_code not in RETRIED:
-                    raise _error_of(response)
+                failed, again = _error_of(response), response.status_code in RETRIED
                 wait = response.headers.get("retry-after", "")
+            except httpx.TransportError as error:
+                failed, again = self._unreachable(error), not isinstance(error, httpx.TimeoutException)
+            if retry == self.retries or not again:
+                raise failed
             self._sleep(_seconds(wait, retry))
         raise AssertionError("the last try returns or raises")
 

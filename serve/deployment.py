@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import BackpressureConfig
 
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.environment import variables
@@ -36,16 +36,10 @@ def bound(settings: Settings) -> Application:
 def deployment_options(config: Config) -> dict[str, Any]:
     """Replicas, resources, queue and stop of the deployment. Raises ConfigError where the key is not set here."""
     serving = config.serve
+    scaling: dict[str, Any] = {"num_replicas": serving.replicas}
     if serving.max_replicas > serving.replicas:
-        scaling: dict[str, Any] = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=serving.replicas,
-                max_replicas=serving.max_replicas,
-                target_ongoing_requests=serving.target_ongoing_requests,
-            )
-        }
-    else:
-        scaling = {"num_replicas": serving.replicas}
+        few, many, load = serving.replicas, serving.max_replicas, serving.target_ongoing_requests
+        scaling = {"autoscaling_config": {"min_replicas": few, "max_replicas": many, "target_ongoing_requests": load}}
     places = serving.max_running + serving.max_waiting
     environment = variables() | proxy_variables(config) | _key(serving.api_key_env)
     return scaling | {

@@ -82,37 +82,34 @@ def content_type(request: HTTPConnection) -> str:
 def add_error_handlers(api: FastAPI) -> None:
     """Give every error of `api` the one form: refusals, requests that are no request, paths that are none, mistakes."""
 
-    @api.exception_handler(Refusal)
-    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
-        return refusal_response(refusal, request.scope)
-
-    @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return refusal_response(invalid_request(request, error.errors()[0]), request.scope)
-
-    @api.exception_handler(HTTPException)
-    async def not_understood(request: Request, error: HTTPException) -> JSONResponse:
-        response = refusal_response(_of_http(request, error), request.scope)
-        response.headers.update(error.headers or {})
+    async def told(request: Request, error: Exception) -> JSONResponse:
+        response = refusal_response(_refusal_of(request, error), request.scope)
+        response.headers.update(getattr(error, "headers", None) or {})
         return response
 
-    @api.exception_handler(Exception)  # `serve.guard.Counted` logs it
-    async def failed(request: Request, _: Exception) -> JSONResponse:
-        what = "the service made a mistake; its log has the details"
-        refusal = Refusal("internal_error", what, "server", "report it, with the request", status=500)
-        return refusal_response(refusal, request.scope)
+    for kind in (Refusal, RequestValidationError, HTTPException, Exception):
+        api.add_exception_handler(kind, told)
 
 
-def _of_http(request: Request, error: HTTPException) -> Refusal:
-    """What FastAPI and Starlette refuse themselves."""
-    if error.status_code == 400 and content_type(request) == FORM:
-        what_to_do = "send multipart/form-data with repeated images files and the other fields once each, all short"
-        return Refusal("bad_form", f"the form cannot be read: {error.detail}", "body", what_to_do)
-    if error.status_code == 400:
-        return Refusal("not_json", "the body is not JSON that can be read", "body", "send a JSON object as the body")
-    code = {404: "no_such_path", 405: "wrong_method"}.get(error.status_code, "wrong_request")
-    what = f"{request.method} {_short(request.url.path)}: {error.detail}"
-    return Refusal(code, what, "path", "see docs/serving.md or /openapi.json", error.status_code)
+def _refusal_of(request: Request, error: Exception) -> Refusal:
+    """An error in our words; what is no refusal of ours, FastAPI's or Starlette's is a mistake of ours."""
+    match error:
+        case Refusal():
+            return error
+        case RequestValidationError():
+            return invalid_request(request, error.errors()[0])
+        case HTTPException(status_code=400) if content_type(request) == FORM:
+            what_to_do = "send multipart/form-data with repeated images files and the other fields once each, all short"
+            return Refusal("bad_form", f"the form cannot be read: {error.detail}", "body", what_to_do)
+        case HTTPException(status_code=400):
+            what = "the body is not JSON that can be read"
+            return Refusal("not_json", what, "body", "send a JSON object as the body")
+        case HTTPException(status_code=status):
+            code = {404: "no_such_path", 405: "wrong_method"}.get(status, "wrong_request")
+            what = f"{request.method} {_short(request.url.path)}: {error.detail}"
+            return Refusal(code, what, "path", "see docs/serving.md or /openapi.json", status)
+    what = "the service made a mistake; its log has the details"  # `serve.guard.Counted` logs it
+    return Refusal("internal_error", what, "server", "report it, with the request", status=500)
 
 
 def invalid_request(request: Request, mistake: dict[str, Any]) -> Refusal:

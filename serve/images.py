@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 
 from PIL import Image
@@ -34,21 +33,12 @@ def decode_image(text: str, index: int) -> Image.Image:
     """One image of a request as upright RGB. Raises Refusal that names the image and what to do."""
     where = f"images.{index}"
     try:
-        return load_upright(_bytes(text, where), "", FORMATS)
+        return load_upright(base64.b64decode(DATA_URI.sub("", text.strip(), count=1), validate=True), "", FORMATS)
     except ImageRefused as refusal:
         what, what_to_do = REFUSED[refusal.reason]
         if refusal.reason == "bad_image_size":
             what = str(refusal).partition(";")[0].replace("image  is", "the image is")
         raise Refusal(refusal.reason, what, where, what_to_do) from None
-
-
-def _bytes(text: str, where: str) -> bytes:
-    try:
-        data = base64.b64decode(DATA_URI.sub("", text.strip(), count=1), validate=True)
-    except (binascii.Error, ValueError):
-        raise Refusal(
-            "bad_base64", "the text is not base64", where, "encode the file's bytes as standard base64, without breaks"
-        ) from None
-    if not data:
-        raise Refusal("empty_image", "the image has no bytes", where, "send the file's bytes")
-    return data
+    except ValueError:  # of base64
+        what_to_do = "encode the file's bytes as standard base64, without breaks"
+        raise Refusal("bad_base64", "the text is not base64", where, what_to_do) from None

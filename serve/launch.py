@@ -42,8 +42,8 @@ def start_service(
 ) -> str:
     """Serve the run's model; returns the base URL once `/healthz` answers.
 
-    name: of the Ray Serve application. Another one than APP_NAME is served below /name of the port that Ray Serve
-    listens on already.
+    port: in place of serve.port; 0: one that is free. name: of the Ray Serve application. Another one than APP_NAME is
+    served below /name of the port that Ray Serve listens on already.
 
     Uses the Ray cluster of this process, else the one that RAY_ADDRESS names, else starts one here. With `blocking` it
     returns after Ctrl-C, the service stopped. Raises ValueError when there is no model or its folder is not whole, the
@@ -51,13 +51,13 @@ def start_service(
     """
     global _ray_of_ours
     serving = config.serve
-    port = serving.port if port is None else port
     if not (run.model / "config.json").is_file():
         raise ConfigError(f"{run.path} has no finished model to serve; finish a stage with `hatch train` first")
     check_model_folder(run.model.resolve())
     prefix = "" if name == APP_NAME else f"/{name}"
+    port = serving.port if port is None else port
     if not prefix:
-        _check_port(serving.host, port)
+        port = _checked_port(serving.host, port)
     deployment_options(config)  # what is wrong with them is said before a cluster starts
     settings = Settings.of(config, run)
     if not ray.is_initialized():
@@ -99,13 +99,15 @@ def stop_service(name: str = APP_NAME) -> None:
     _ray_of_ours = ""
 
 
-def _check_port(host: str, port: int) -> None:
+def _checked_port(host: str, port: int) -> int:
+    """A port that can be listened on: this one, or any where it is 0."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); choose another serve.port") from None
+        return int(probe.getsockname()[1])
 
 
 def _check_resources(config: Config) -> None:

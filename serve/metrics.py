@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
+from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -64,22 +66,10 @@ class Metrics:
         return found
 
 
-class _Merged:
-    """Families of several replicas as one collector: each family once, with the samples of all."""
-
-    def __init__(self, replicas: Iterable[Iterable[Metric]]) -> None:
-        self.families: dict[str, Metric] = {}
-        for families in replicas:
-            for family in families:
-                if family.name in self.families:
-                    self.families[family.name].samples += family.samples
-                else:
-                    self.families[family.name] = family
-
-    def collect(self) -> Iterable[Metric]:
-        return self.families.values()
-
-
 def exposition(replicas: Iterable[Iterable[Metric]]) -> bytes:
-    """Prometheus text of `families` of every replica."""
-    return generate_latest(_Merged(replicas))  # type: ignore[arg-type]
+    """Prometheus text of `families` of every replica: each family once, with the samples of all."""
+    merged: dict[str, Metric] = {}
+    for family in chain.from_iterable(replicas):
+        if merged.setdefault(family.name, family) is not family:
+            merged[family.name].samples += family.samples
+    return generate_latest(SimpleNamespace(collect=merged.values))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hatch_ray.data.images import shrink
 from hatch_ray.data.questions.choices import listed
-from hatch_ray.model.prompt_tokens import image_tokens_by_size, widened_length
+from hatch_ray.model.prompt_tokens import widened_length
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import System
@@ -20,13 +20,11 @@ from serve.schema import GREEDY_BELOW, ReasonRequest, Refusal
 from serve.settings import Settings
 
 
-def image_length(processor: Any, images: Sequence[Image.Image]) -> int:
-    """Tokens of the images alone."""
-    return sum(image_tokens_by_size(processor, image.width, image.height) for image in images)
+def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple[str, list[Image.Image], int]:
+    """The rendered prompt, the images as the model sees them, and the tokens that a reply finds room for beside them.
 
-
-def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple[str, list[Image.Image]]:
-    """The rendered prompt and the images as the model sees them; Refusal for everything that cannot be asked."""
+    Raises Refusal for everything that cannot be asked.
+    """
     model = settings.config.model
     if len(request.images) > model.max_images:
         what = f"{len(request.images)} images, this model takes at most {model.max_images}"
@@ -47,7 +45,7 @@ def prepare(request: ReasonRequest, settings: Settings, processor: Any) -> tuple
         what = f"the prompt has {length} tokens, images included; the context has {model.max_length}"
         what_to_do = "shorten the question, or send fewer or smaller images"
         raise Refusal("prompt_too_long", what, "question, images", what_to_do)
-    return prompt, images
+    return prompt, images, model.max_length - length
 
 
 def _check_sampling(request: ReasonRequest, most_tokens: int) -> None:

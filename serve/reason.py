@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from hatch_ray.model.prompt_tokens import prompt_length
-from serve.prepare import form_of, image_length, prepare
+from hatch_ray.model.prompt_tokens import image_tokens_by_size
+from serve.prepare import form_of, prepare
 from serve.reply import Clock, Written, read, seconds_of
 from serve.schema import ReasonReply, ReasonRequest, Refusal
 from serve.settings import Settings
-
-Images = Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,18 @@ class Delta:
     text: str
 
 
-def sampling_of(engine: Any, request: ReasonRequest, settings: Settings, prompt: str, images: Images) -> Any:
+def sampling_of(engine: Any, request: ReasonRequest, settings: Settings, room: int) -> Any:
     """vLLM's parameters: deltas for a stream, else the end alone, which costs the event loop less.
 
-    Raises Refusal when a constrained reply cannot fit.
+    room: tokens that the context has left. Raises Refusal when a constrained reply cannot fit.
     """
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     max_tokens = request.max_tokens or settings.config.serve.max_new_tokens
     grammar = None
     if request.constrained:
-        room = min(
-            max_tokens,
-            settings.config.model.max_length
-            - prompt_length(engine.processor, prompt, [image.size for image in images]),
-        )
-        grammar = StructuredOutputsParams(grammar=_grammar(engine.processor.tokenizer, request, settings, room))
+        fits = _grammar(engine.processor.tokenizer, request, settings, min(max_tokens, room))
+        grammar = StructuredOutputsParams(grammar=fits)
     return engine.sampling(
         n=request.samples,
         temperature=request.temperature,
@@ -55,14 +49,11 @@ def sampling_of(engine: Any, request: ReasonRequest, settings: Settings, prompt:
 
 
 def _grammar(tokenizer: Any, request: ReasonRequest, settings: Settings, room: int) -> str:
+    system, n_views, n_options = settings.system, len(request.images), len(request.options)
+    form = form_of(request, system.answer_forms)
     try:
-        system = settings.system
         return system.grammar(
-            len(request.images),
-            form_of(request, system.answer_forms),
-            settings.stage,
-            len(request.options),
-            lambda text: len(tokenizer(text).input_ids) <= room,
+            n_views, form, settings.stage, n_options, lambda text: len(tokenizer(text).input_ids) <= room
         )
     except ValueError as error:
         what_to_do = "raise max_tokens, send fewer images, or leave constrained out"
@@ -80,8 +71,8 @@ async def written_for(
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     def ready() -> tuple[str, list[Image.Image], Any]:
-        prompt, images = prepare(request, settings, engine.processor)
-        return prompt, images, sampling_of(engine, request, settings, prompt, images)
+        prompt, images, room = prepare(request, settings, engine.processor)
+        return prompt, images, sampling_of(engine, request, settings, room)
 
     start = time.perf_counter()
     prompt, images, sampling = await asyncio.to_thread(ready)
@@ -106,7 +97,8 @@ async def written_for(
         raise Refusal("engine_stopped", what, "server", "try again in a minute", status=503) from None
     texts = [engine.text(ids) for ids in tokens]
     clock["generate"] = time.perf_counter() - begun
-    yield Written(texts, [len(ids) for ids in tokens], ends, prompt_tokens, image_length(engine.processor, images))
+    image_tokens = sum(image_tokens_by_size(engine.processor, image.width, image.height) for image in images)
+    yield Written(texts, [len(ids) for ids in tokens], ends, prompt_tokens, image_tokens)
 
 
 async def respond(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -45,46 +45,45 @@ class Written:
     image_tokens: int = 0
 
 
-@dataclass
-class _Read:
-    """One sample's text, read."""
+@dataclass(frozen=True)
+class _Read(Ballot):
+    """One sample's text, read. problem: why there is no value."""
 
     text: str
     response: Response
-    motions: dict[tuple[int, int], Motion] = field(default_factory=dict)
-    consistency: Consistency | None = None
+    motions: dict[tuple[int, int], Motion]
+    consistency: Consistency | None
+    problem: str
 
 
 def read(written: Written, request: ReasonRequest, settings: Settings) -> ReasonReply:
     """The reply of one sample, or the one that several samples elect; `seconds` are left at 0."""
     n_views, system = len(request.images), settings.system
     form, planned = form_of(request, system.answer_forms), system.writes_plans(settings.stage)
-    owed = planned and n_views > 2
-    samples = [_read_one(system.read(text, n_views, settings.stage), text) for text in written.texts]
-    values = [typed_value(sample.response.answer, form, len(request.options)) for sample in samples]
-    ballots = [
-        Ballot(sample.response.answer, value, weight_of(sample.consistency, owed))
-        for sample, (value, _) in zip(samples, values, strict=True)
-    ]
-    votes, winner = None, 0
+    samples = []
+    for text in written.texts:
+        response = system.read(text, n_views, settings.stage)
+        motions = {pair: motion(atoms, None) for pair, atoms in response.plans.items()}
+        value, problem = typed_value(response.answer, form, len(request.options))
+        found = consistency_of(motions)
+        weight = weight_of(found, planned and n_views > 2)
+        samples.append(_Read(response.answer, value, weight, text, response, motions, found, problem))
+    votes, chosen = None, samples[0]
     if request.samples > 1:
+        vote = elect(samples, form)
+        chosen = samples[vote.winner]
         replies = [
-            VotedReply(
-                answer=ballot.answer, text=sample.text, weight=round(ballot.weight, 6), consistency=sample.consistency
-            )
-            for sample, ballot in zip(samples, ballots, strict=True)
+            VotedReply(answer=one.answer, text=one.text, weight=round(one.weight, 6), consistency=one.consistency)
+            for one in samples
         ]
-        vote = elect(ballots, form)
-        winner = vote.winner
         votes = Votes(
             samples=len(samples), counts=vote.counts, agreement=vote.agreement, spread=vote.spread, replies=replies
         )
-    chosen, (value, problem) = samples[winner], values[winner]
     # Without an answer the parser has named the problem already.
-    problems = [*chosen.response.problems, *([problem] if problem and chosen.response.answer else [])]
+    problems = [*chosen.response.problems, *([chosen.problem] if chosen.problem and chosen.answer else [])]
     return ReasonReply(
-        answer=chosen.response.answer,
-        value=value,
+        answer=chosen.answer,
+        value=chosen.value,
         actions=[_plan(pair, atoms) for pair, atoms in sorted(chosen.response.plans.items())],
         poses=[_pose(pair, chosen.motions[pair]) for pair in sorted(chosen.motions)],
         consistency=chosen.consistency,
@@ -99,24 +98,14 @@ def read(written: Written, request: ReasonRequest, settings: Settings) -> Reason
     )
 
 
-def _read_one(response: Response, text: str) -> _Read:
-    motions = {pair: motion(atoms, None) for pair, atoms in response.plans.items()}
-    return _Read(text, response, motions, consistency_of(motions))
-
-
 def consistency_of(motions: dict[tuple[int, int], Motion]) -> Consistency | None:
     """The figures of all triples with their largest; None without a triple."""
     found = [
         TripleFigure(views=list(triple.views), metres=round(triple.metres, 4), degrees=round(triple.degrees, 3))
         for triple in triples(motions)
     ]
-    if not found:
-        return None
-    return Consistency(
-        triples=found,
-        metres=max(figure.metres for figure in found),
-        degrees=max(figure.degrees for figure in found),
-    )
+    metres, degrees = (max((getattr(one, name) for one in found), default=0.0) for name in ("metres", "degrees"))
+    return Consistency(triples=found, metres=metres, degrees=degrees) if found else None
 
 
 def _why_none(n_views: int, planned: bool) -> str:

@@ -31,6 +31,10 @@ Value = str | float | list[float] | dict[str, float]
 """A typed answer: letter or text, number, box [x1, y1, x2, y2], or the named numbers of a motion or view change."""
 
 
+class _Model(BaseModel):
+    model_config = ConfigDict(populate_by_name=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
 class Refusal(ValueError):
     """A request that cannot be served; becomes the body of a 422 (or another status)."""
 
@@ -43,11 +47,10 @@ class Refusal(ValueError):
         self.body = {"code": code, "what": what, "where": where, "what_to_do": what_to_do}
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(_Model):
     """Every error has this form."""
 
     model_config = ConfigDict(
-        use_attribute_docstrings=True,
         json_schema_extra={"example": {"code": "animated_image", "what": "the image has 12 frames",
                                        "where": "images.1", "what_to_do": "send each frame as one image"}},
     )  # fmt: skip
@@ -67,12 +70,10 @@ EXAMPLES: list[Any] = [
 ]  # fmt: skip
 
 
-class ReasonRequest(BaseModel):
+class ReasonRequest(_Model):
     """A question over images of one place, in order."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, use_attribute_docstrings=True, json_schema_extra={"examples": EXAMPLES}
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": EXAMPLES})
 
     images: Annotated[
         list[Annotated[str, Field(max_length=MAX_IMAGE_CHARS)]], Field(min_length=1, max_length=MAX_IMAGES)
@@ -103,10 +104,8 @@ class ReasonRequest(BaseModel):
     """Let the model write nothing but the form of a reply, so that actions always parse."""
 
 
-class Plan(BaseModel):
+class Plan(_Model):
     """The steps that take the camera of image `from` to that of image `to`."""
-
-    model_config = ConfigDict(populate_by_name=True, use_attribute_docstrings=True)
 
     source: Annotated[int, Field(alias="from")]
     to: int
@@ -115,10 +114,8 @@ class Plan(BaseModel):
     """The steps in plain English."""
 
 
-class Pose(BaseModel):
+class Pose(_Model):
     """Where a plan ends (see `convention`)."""
-
-    model_config = ConfigDict(populate_by_name=True, use_attribute_docstrings=True)
 
     source: Annotated[int, Field(alias="from")]
     to: int
@@ -157,10 +154,8 @@ class VotedReply(BaseModel):
     consistency: Consistency | None
 
 
-class Votes(BaseModel):
+class Votes(_Model):
     """The vote over several replies, weighted by consistency."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     samples: int
     counts: dict[str, float]
@@ -172,10 +167,8 @@ class Votes(BaseModel):
     replies: list[VotedReply]
 
 
-class Tokens(BaseModel):
+class Tokens(_Model):
     """Token counts."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     prompt: int
     """The whole prompt, images included."""
@@ -184,10 +177,8 @@ class Tokens(BaseModel):
     """Of all samples together."""
 
 
-class Seconds(BaseModel):
+class Seconds(_Model):
     """Seconds by phase."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     total: float
     decode: float
@@ -202,10 +193,8 @@ class Seconds(BaseModel):
     """The reply parsed, composed and voted on."""
 
 
-class ReasonReply(BaseModel):
+class ReasonReply(_Model):
     """The reply, read by the parser that training rewards."""
-
-    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
 
     answer: str | None
     """Null when the model wrote no single answer block."""
@@ -234,9 +223,7 @@ class ReasonReply(BaseModel):
     seconds: Seconds
 
 
-class Health(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
+class Health(_Model):
     status: Literal["ok"]
     model_version: str
     template: str

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,24 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from hatch_ray.environment import prepare_environment
+from tests.support.own_ray import prepare_ray
 
 # Before any test module imports torch, vLLM or Ray. Two small cores run every test at its pace with one thread each;
 # no test may ask the network for anything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-prepare_environment()
-
-# Ray reads how it authenticates when it is imported. Its files and access token lie in a folder of their own (short:
-# Ray's sockets lie below it), so that neither another cluster on this machine nor ~/.ray is touched.
-SCRATCH = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
-(SCRATCH / "token").write_text(secrets.token_hex(32), encoding="utf-8")
-(SCRATCH / "token").chmod(0o600)
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(SCRATCH / "token"))
-os.environ.pop("RAY_ADDRESS", None)
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slower than the usual 30 s
-atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+SCRATCH = prepare_ray()
 
 # No test may fail because the machine was busy: an example has no time limit. Under continuous integration ($CI) the
 # examples are the same every time, so that a change is judged by what it changed; elsewhere they are drawn anew.
@@ -115,7 +101,6 @@ def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPat
     from hatch_ray.config import make_config, save_config
     from hatch_ray.run_folder import RunFolder
     from serve.launch import start_service, stop_service
-    from tests.support.runs import free_port
 
     run = RunFolder(tmp_path_factory.mktemp("serve"))
     (run.path / "grpo").mkdir()
@@ -129,5 +114,5 @@ def service(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPat
         }
     )
     save_config(config, run.config_path)
-    yield start_service(config, run, port=free_port())
+    yield start_service(config, run, port=0)
     stop_service()

@@ -20,7 +20,7 @@ from actors.learner.bad_batches import BadBatch
 from actors.learner.learner import Learner, Row, TokenTerms, split_rows
 from hatch_ray.cli import run_command
 from hatch_ray.learning.workers import Workers
-from hatch_ray.storage import for_service, local_run
+from hatch_ray.storage import local_run
 from tools.kept_batches import read_bad_batch
 
 app = typer.Typer(add_completion=False)
@@ -270,7 +270,7 @@ def main(
 ) -> None:
     """Compute a GRPO batch again whose loss or gradient was not finite, and print where that begins."""
     run, inside, name = batch.partition("/bad_batches/")
-    home = local_run(run, lambda file: for_service(file) or file.startswith("bad_batches/"))
+    home = local_run(run, "replay")
     kept, weights = read_bad_batch(home / f"{inside}{name}".lstrip("/"))
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     learner = load_learner(kept, weights, model or kept.model, chosen)

@@ -15,11 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from actors.commands.evaluate import evaluate_model, models_of
-from actors.rollout.engines import EnginePool
+from actors.commands.evaluate import evaluate_model, models_of, started_engines
 from actors.runtime.progress import progress_bar
 from actors.stages.dry_run import planned_steps
-from actors.stages.recipe import check_inputs, open_run, run_recipe, start_ray
+from actors.stages.recipe import check_inputs, open_run, run_recipe
 from hatch_ray.ablation.page import print_ablation, write_page
 from hatch_ray.ablation.results import summarise
 from hatch_ray.ablation.shared import link_stage, stage_owners
@@ -139,13 +138,7 @@ def answer_heldout(configs: Sequence[Config], console: Console) -> None:
     ]
     if not pending:
         return
-    start_ray(first)
-    engines = EnginePool(models_of(first, RunFolder(first.run_dir))[FINAL].folder, first)
-    try:
-        with progress_bar(console, "starting vLLM"):
-            engines.ready()
+    with started_engines(models_of(first, RunFolder(first.run_dir))[FINAL].folder, first, console) as engines:
         for config, name in pending:
             model = models_of(config, RunFolder(config.run_dir))[FINAL]
             evaluate_model(engines, name, model, questions[name], config, console)
-    finally:
-        engines.stop()

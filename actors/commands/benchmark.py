@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from actors.commands.evaluate import models_of
+from actors.commands.evaluate import models_of, replies, started_engines
 from actors.rollout.engines import EnginePool
-from actors.runtime.messages import Request, Sampling, StoredImage
+from actors.runtime.messages import Request, StoredImage
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import Report, progress_bar
 from actors.stages.recipe import start_ray
@@ -97,21 +98,18 @@ class Engines:
 
     def __init__(self, model: Path, config: Config, console: Console) -> None:
         self.model, self.config, self.console = model, config, console
+        self._stack = ExitStack()
         self._running: EnginePool | None = None
 
     def answer(self, requests: Sequence[Request]) -> list[str]:
         """Greedy replies, in order."""
         if self._running is None:
-            self._running = EnginePool(self.model, self.config)
-            with progress_bar(self.console, "starting vLLM"):
-                self._running.ready()
-        sampling = Sampling(n=1, temperature=0.0, max_new_tokens=self.config.eval.max_new_tokens)
-        return [rollout.replies[0].text for rollout in self._running.generate(requests, sampling)]
+            self._running = self._stack.enter_context(started_engines(self.model, self.config, self.console))
+        return replies(self._running, requests, self.config)
 
     def stop(self) -> None:
         """End them, if they were started."""
-        if self._running is not None:
-            self._running.stop()
+        self._stack.close()
 
 
 def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Report) -> None:
@@ -125,10 +123,10 @@ def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Repo
     pending: list[tuple[Item, Request]] = []
 
     def flush() -> None:
-        replies = engines.answer([request for _, request in pending])
+        texts = engines.answer([request for _, request in pending])
         kept.append([
             predict_row(item, request.prompt, text, source.benchmark.scorers)
-            for (item, request), text in zip(pending, replies, strict=True)
+            for (item, request), text in zip(pending, texts, strict=True)
         ])  # fmt: skip
         known.update(item.id for item, _ in pending)
         pending.clear()

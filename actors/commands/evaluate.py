@@ -6,7 +6,8 @@ One set of vLLM engines serves all models: each takes over the next model's weig
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from actors.rollout.engines import EnginePool
 from actors.rollout.prompts import PromptMaker
-from actors.runtime.messages import Sampling
+from actors.runtime.messages import Request, Sampling
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import ANSWERED, Report, Told, nobody, progress_bar
 from actors.stages.recipe import load_datasets, start_ray
@@ -54,14 +55,33 @@ def models_of(config: Config, run: RunFolder) -> dict[str, Asked]:
     return models
 
 
+@contextmanager
+def started_engines(
+    model: Path, config: Config, console: Console, processes: RunProcesses | None = None
+) -> Iterator[EnginePool]:
+    """Engines, up when the block begins: those of `processes`, else new ones with `model`, which end with the block."""
+    start_ray(config, engine_needs(config))
+    processes = processes or RunProcesses(config, RunFolder(config.run_dir))
+    with ExitStack() as stack:
+        with progress_bar(console, "starting vLLM"):
+            engines = stack.enter_context(processes.engines(model))
+        yield engines
+
+
+def replies(
+    engines: EnginePool, requests: Sequence[Request], config: Config, report: Report | None = None
+) -> list[str]:
+    """Greedy replies, in order."""
+    sampling = Sampling(n=1, temperature=0.0, max_new_tokens=config.eval.max_new_tokens)
+    return [rollout.replies[0].text for rollout in engines.generate(requests, sampling, report)]
+
+
 def answer(engines: EnginePool, model: Asked, samples: list[Sample], config: Config, report: Report) -> list[str]:
     """Greedy replies of one model, in the order of the samples."""
     engines.load_folder(model.folder)
     maker = PromptMaker(config, model.folder, model.stage)
     maker.check_length(samples, config.eval.max_new_tokens)
-    sampling = Sampling(n=1, temperature=0.0, max_new_tokens=config.eval.max_new_tokens)
-    rollouts = engines.generate([maker.request(sample) for sample in samples], sampling, report)
-    return [rollout.replies[0].text for rollout in rollouts]
+    return replies(engines, [maker.request(sample) for sample in samples], config, report)
 
 
 def evaluate_model(
@@ -93,11 +113,7 @@ def evaluate_run(config: Config, console: Console, processes: RunProcesses | Non
     system = system_of(config)
     samples = load_datasets(config, run, console, system.sections()[-1]).heldout[: config.eval.samples]
     swapped = swap_images(samples, config.seed)
-    start_ray(config, engine_needs(config))
-    with ExitStack() as stack:
-        processes = processes or stack.enter_context(RunProcesses(config, run))
-        with progress_bar(console, "starting vLLM"):
-            engines = stack.enter_context(processes.engines(models["base"].folder))
+    with started_engines(models["base"].folder, config, console, processes) as engines:
         for name, model in models.items():
             evaluate_model(engines, name, model, samples, config, console, told)
         evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console, told)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,9 +18,6 @@ import ray
 from actors.runtime.stack_dumps import Stacks
 from hatch_ray.config import Config
 from hatch_ray.run_folder import RunFolder
-
-START_SECONDS = 600.0
-CALL_SECONDS = 1800.0
 
 
 class StageTimeoutError(RuntimeError):
@@ -30,15 +28,17 @@ class CollectiveError(RuntimeError):
     """A collective of the learner's workers failed: one of them is gone, or did not come in its time."""
 
 
+@dataclass
 class Limits:
     """The deadlines of this process, seconds: `start` for what must start, `call` for one call or collective, `join`
     for what must start on a machine that is still to come.
     """
 
-    def __init__(self) -> None:
-        self.start, self.call, self.join = START_SECONDS, CALL_SECONDS, START_SECONDS
-        self.stacks: Stacks | None = None
-        self.boards: tuple[Any, ...] = ()
+    start: float = 600.0
+    call: float = 1800.0
+    join: float = 600.0
+    stacks: Stacks | None = None
+    boards: tuple[Any, ...] = ()
 
 
 limits = Limits()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -50,61 +51,53 @@ TERM = "reward_"
 SPREAD = "reward_std"
 """What is no term."""
 LEARNER = ("loss", "kl", "entropy", "grad_norm", "clip_share", "lr")
+KINDS = {"gauge": Gauge, "counter": Counter, "histogram": partial(Histogram, boundaries=SECONDS)}
 
 
 class Metrics:
     """The metrics of one run."""
 
     def __init__(self, run: str) -> None:
-        kinds = {"gauge": Gauge, "counter": Counter}
         self._of: dict[str, Any] = {}
         for metric in TABLE:
-            tags = ("run", *metric.tags)
-            if metric.kind == "histogram":
-                made: Any = Histogram(metric.name, metric.meaning, boundaries=SECONDS, tag_keys=tags)
-            else:
-                made = kinds[metric.kind](metric.name, metric.meaning, tag_keys=tags)
-            made.set_default_tags({"run": run})
-            self._of[metric.name] = made
+            self._of[metric.name] = KINDS[metric.kind](metric.name, metric.meaning, tag_keys=("run", *metric.tags))
+            self._of[metric.name].set_default_tags({"run": run})
 
     def beat(self, status: Mapping[str, Any]) -> None:
         """What changes between steps, from the run's status."""
-        stage = {"stage": status["stage"] or "none"}
-        self._set("hatch_step", status["step"], stage)
-        self._set("hatch_steps", status["steps"], stage)
-        self._set("hatch_eta_seconds", status["eta_seconds"], stage)
+        for name in ("step", "steps", "eta_seconds"):
+            self._set(name, status[name], stage=status["stage"] or "none")
         for role in status.get("roles", ()):
-            tag = {"role": role["role"]}
-            self._set("hatch_actors", role["alive"], tag)
-            self._set("hatch_actors_wanted", role["wanted"], tag)
+            self._set("actors", role["alive"], role=role["role"])
+            self._set("actors_wanted", role["wanted"], role=role["role"])
         for name, waiting in status.get("queue", {}).items():
-            self._set("hatch_queue", waiting, {"role": name})
+            self._set("queue", waiting, role=name)
         for name, seconds in status.get("reward_wait_seconds", {}).items():
-            self._set("hatch_reward_wait_seconds", seconds, {"quantile": name})
-        self._set("hatch_version", status.get("engines_version"))
+            self._set("reward_wait_seconds", seconds, quantile=name)
+        self._set("version", status.get("engines_version"))
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """A GRPO step was learned."""
-        self._set("hatch_staleness", metrics.get("staleness"))
+        self._set("staleness", metrics.get("staleness"))
         if metrics.get("tokens"):
-            self._set("hatch_tokens_per_second", metrics["tokens"] / metrics["seconds"])
-            self._of["hatch_tokens"].inc(metrics["tokens"])
-        if metrics.get("groups"):
-            self._of["hatch_groups"].inc(metrics["groups"])
+            self._set("tokens_per_second", metrics["tokens"] / metrics["seconds"])
+        for name in ("tokens", "groups"):
+            if metrics.get(name):
+                self._of[f"hatch_{name}"].inc(metrics[name])
         for phase in PHASES:
             if f"seconds_{phase}" in metrics:
                 self._of["hatch_phase_seconds"].observe(metrics[f"seconds_{phase}"], {"phase": phase})
         for name, value in metrics.items():
             if name.startswith(TERM) and name != SPREAD:
-                self._set("hatch_reward", value, {"term": name.removeprefix(TERM)})
+                self._set("reward", value, term=name.removeprefix(TERM))
         for name in LEARNER:
-            self._set("hatch_learner", metrics.get(name), {"value": name})
+            self._set("learner", metrics.get(name), value=name)
 
     def lost(self, count: int) -> None:
         """So many processes more were lost, in whichever stage."""
         if count:
             self._of["hatch_lost"].inc(count)
 
-    def _set(self, name: str, value: float | None, tags: dict[str, str] | None = None) -> None:
-        if value is not None:
-            self._of[name].set(float(value), tags)
+    def _set(self, name: str, number: float | None, **tags: str) -> None:
+        if number is not None:
+            self._of[f"hatch_{name}"].set(float(number), tags)

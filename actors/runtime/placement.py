@@ -6,7 +6,7 @@ A node is a dictionary of Ray's resources: {"CPU": 16.0, "GPU": 1.0, "rollout": 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
@@ -102,7 +102,7 @@ def _fill(need: Need, free: list[dict[str, float]]) -> int:
         fitting = [node for node in free if _fits(need.each, node)]
         if not fitting:
             return number
-        node = min(fitting, key=lambda node: (len(_kinds(node) - set(need.each)), node.get("CPU", 0.0)))
+        node = min(fitting, key=lambda node: (len(_shown(node).keys() - need.each.keys()), node.get("CPU", 0.0)))
         for name, amount in need.each.items():
             node[name] -= amount
     return need.count
@@ -112,12 +112,11 @@ def _fits(each: Mapping[str, float], node: Node) -> bool:
     return all(node.get(name, 0.0) + SLACK >= amount for name, amount in each.items())
 
 
-def _kinds(node: Node) -> set[str]:
-    return {name for name, amount in node.items() if amount > SLACK and _shown(name)}
-
-
-def _shown(name: str) -> bool:
-    return name in OWN or not (name.startswith(("node:", "accelerator_type:")) or name.endswith("memory"))
+def _shown(node: Node) -> dict[str, float]:
+    """What there is of a node's resources, without those that nobody asks for by number; CPU and GPU first."""
+    asked_for = {name: node[name] for name in (*OWN, *sorted(node)) if name in node and node[name] > SLACK}
+    hidden = ("node:", "accelerator_type:")
+    return {n: amount for n, amount in asked_for.items() if not (n.startswith(hidden) or n.endswith("memory"))}
 
 
 def shortage(needs: Sequence[Need], nodes: Sequence[Node]) -> str | None:
@@ -165,16 +164,10 @@ def _why(need: Need, found: int, needs: Sequence[Need], nodes: Sequence[Node]) -
 
 def describe(resources: Node) -> str:
     """{"CPU": 4.0, "rollout": 1.0} -> "{CPU 4, rollout 1}"."""
-    return "{" + ", ".join(f"{name} {amount:g}" for name, amount in _in_order(resources)) + "}"
+    return "{" + ", ".join(f"{name} {amount:g}" for name, amount in _shown(resources).items()) + "}"
 
 
 def describe_all(nodes: Sequence[Node]) -> str:
     """ "2 x {CPU 16, GPU 1}, 1 x {CPU 8}"."""
     counted = Counter(describe(node) for node in nodes)
     return ", ".join(f"{count} x {text}" for text, count in counted.items()) or "no nodes"
-
-
-def _in_order(resources: Node) -> Iterator[tuple[str, float]]:
-    names = [name for name in OWN if resources.get(name)]
-    names += sorted(name for name in resources if name not in OWN and _shown(name) and resources[name])
-    return ((name, resources[name]) for name in names)

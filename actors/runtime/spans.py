@@ -6,7 +6,6 @@ that noted them; groups: their places in the step, empty for all of it; issued: 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.runtime.actor_pool import ActorPool, Work
-from hatch_ray.run_folder import append_jsonl, read_jsonl, write_atomic
+from hatch_ray.run_folder import append_jsonl, read_jsonl, write_jsonl
 
 KEPT_STEPS = 1000
 """The file holds the newest steps, twice as many before it is cut."""
@@ -44,10 +43,9 @@ class Spans:
         """What the driver does, for `hatch status`."""
         self._open: dict[int, list[Span]] = {}
         rows = read_jsonl(path)
-        kept = [row for row in rows if row["step"] < first]
-        self._rows = len(kept)
-        if len(kept) < len(rows):
-            self._rewrite(kept)
+        self._rows = len(rows)
+        if any(row["step"] >= first for row in rows):
+            self._rewrite([row for row in rows if row["step"] < first])
 
     @contextmanager
     def at(self, step: int, phase: str) -> Iterator[None]:
@@ -77,7 +75,7 @@ class Spans:
             self._rewrite(read_jsonl(self.path)[-KEPT_STEPS:])
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(self.path, rows)
         self._rows = len(rows)
 
 

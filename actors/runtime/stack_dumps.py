@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,13 +53,11 @@ class Stacks:
         """first: drop the files of earlier processes."""
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        if first:
-            for old in folder.glob("*.txt"):
-                old.unlink()
+        for old in folder.glob("*.txt") if first else ():
+            old.unlink()
         self.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
-        pid = os.getpid()
-        process = Process(role, self.node, pid, psutil.Process(pid).create_time())
-        name = "-".join([role.replace(" ", "-"), *([self.node[:6]] if self.node else []), str(pid)])
+        process = Process(role, self.node, os.getpid(), psutil.Process().create_time())
+        name = "-".join(filter(None, [role.replace(" ", "-"), self.node[:6], str(process.pid)]))
         self._file = (folder / f"{name}.txt").open("w", encoding="utf-8")
         # First the handler: whoever reads the file may send the signal, which ends a process that does not handle it.
         faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
@@ -68,48 +66,42 @@ class Stacks:
 
     def dump(self) -> list[str]:
         """Signal every process of the run, wait for what they write; one line each: role, process, where it stands."""
-        found = [(path, read_process(path)) for path in sorted(self.folder.glob("*.txt"))]
-        files = [path for path, process in found if process is not None]
-        processes = [process for _, process in found if process is not None]
-        sizes = [path.stat().st_size for path in files]
-        states = self._on_nodes(signal_all, processes)
+        found = {process: path for path in sorted(self.folder.glob("*.txt")) if (process := read_process(path))}
+        sizes = {process: path.stat().st_size for process, path in found.items()}
+        states = self._on_nodes(signal_all, found)
 
         def silent() -> list[Process]:
             """Those that could answer and have not."""
-            return [
-                process
-                for path, size, process in zip(files, sizes, processes, strict=True)
-                if states[process] in ALIVE and path.stat().st_size == size
-            ]
+            return [one for one in found if states[one] in ALIVE and found[one].stat().st_size == sizes[one]]
 
         end = time.monotonic() + ANSWER_SECONDS
         while time.monotonic() < end and silent():
             time.sleep(0.05)
         states |= self._on_nodes(states_of, silent())  # one that was being killed was still there at first
-        lines = []
-        for path, size, process in zip(files, sizes, processes, strict=True):
-            with path.open(encoding="utf-8") as file:
-                file.seek(size)
-                lines.append(f"{process.role} (process {process.pid}): {describe(states[process], file.read())}")
-        return lines
+        return [
+            f"{one.role} (process {one.pid}): {describe(states[one], path.read_bytes()[sizes[one] :].decode())}"
+            for one, path in found.items()
+        ]
 
     def _on_nodes(
-        self, ask: Callable[[Sequence[Process]], dict[Process, str]], processes: Sequence[Process]
+        self, ask: Callable[[Sequence[Process]], dict[Process, str]], processes: Iterable[Process]
     ) -> dict[Process, str]:
         """Their states, asked for on each one's node: on this one directly, on others by a task there."""
-        nodes = {process.node for process in processes} - {self.node}
-        told = ask([p for p in processes if p.node == self.node])
+        of: dict[str, list[Process]] = {}
+        for process in processes:
+            of.setdefault(process.node, []).append(process)
+        told = ask(of.pop(self.node, []))
         asked = {
             node: ray.remote(ask)
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote([p for p in processes if p.node == node])
-            for node in nodes
+            .remote(there)
+            for node, there in of.items()
         }
         for node, answer in asked.items():
             try:
                 told |= ray.get(answer, timeout=NODE_SECONDS)
             except ray.exceptions.RayError as error:
-                told |= {p: f"its node does not answer ({type(error).__name__})" for p in processes if p.node == node}
+                told |= dict.fromkeys(of[node], f"its node does not answer ({type(error).__name__})")
         return told
 
 
@@ -148,9 +140,7 @@ def describe(state: str, dump: str) -> str:
     """Where a process stands: the innermost frame of the project's own code in each thread that has one."""
     if not dump:
         return state if state not in ("running", "sleeping") else f"{state}, did not write its stacks"
-    places = []
-    for thread in dump.split("\n\n"):
-        frames = [match for match in FRAME.finditer(thread) if not match[1].startswith(WAITING)]
-        if frames:
-            places.append(f"{frames[0][3]} ({frames[0][1]}:{frames[0][2]})")
+    own = ((frame for frame in FRAME.finditer(thread) if not frame[1].startswith(WAITING))
+           for thread in dump.split("\n\n"))  # fmt: skip
+    places = [f"{frame[3]} ({frame[1]}:{frame[2]})" for frames in own if (frame := next(frames, None))]
     return ", ".join(places) if places else "idle"

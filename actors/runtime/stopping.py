@@ -24,13 +24,8 @@ class StopAsked(Exception):
     """The run was asked to stop and has saved what it is to go on from."""
 
 
-class _Wish:
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-        self.stage_at_work = False
-
-
-_wish = _Wish()
+_asked, _at_work = threading.Event(), threading.Event()
+"""Whether the driver was asked to stop, and whether a stage is at work that will save."""
 
 
 @contextmanager
@@ -44,12 +39,12 @@ def stoppable(run: RunFolder) -> Iterator[None]:
         yield
         return
     run.stop_path.unlink(missing_ok=True)
-    _wish.asked.clear()
+    _asked.clear()
 
     def note(_: int, frame: FrameType | None) -> None:
-        if _wish.asked.is_set() or not _wish.stage_at_work:
+        if _asked.is_set() or not _at_work.is_set():
             raise StopAsked
-        _wish.asked.set()
+        _asked.set()
         write_atomic(run.stop_path, "")
 
     former = signal.signal(signal.SIGTERM, note)
@@ -57,23 +52,23 @@ def stoppable(run: RunFolder) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
-        _wish.asked.clear()
+        _asked.clear()
         run.stop_path.unlink(missing_ok=True)
 
 
 @contextmanager
 def stage_at_work() -> Iterator[None]:
     """Around a stage that looks at `asked` and saves."""
-    _wish.stage_at_work = True
+    _at_work.set()
     try:
         yield
     finally:
-        _wish.stage_at_work = False
+        _at_work.clear()
 
 
 def asked() -> bool:
     """Whether the driver was asked to stop."""
-    return _wish.asked.is_set()
+    return _asked.is_set()
 
 
 def workers_stop(run: RunFolder, device: Any) -> bool:

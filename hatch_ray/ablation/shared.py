@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hatch_ray.config import PRECISION, Config
-from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_jsonl
 
 RETRIEVAL = ("patch_retrieval", "patch_matches")
 """What PaStA measures while it trains."""
@@ -56,7 +56,7 @@ def link_stage(run: RunFolder, stage: str, owner: RunFolder) -> None:
         link.symlink_to(os.path.relpath(owner.path / stage, run.path), target_is_directory=True)
     rows = [row for row in read_jsonl(run.metrics_path) if row["stage"] != stage]
     rows += [row for row in read_jsonl(owner.metrics_path) if row["stage"] == stage]
-    write_atomic(run.metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(run.metrics_path, rows)
     if stage == "pasta":
         run.evaluation("").parent.mkdir(exist_ok=True)
         for name in RETRIEVAL:

@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from hatch_ray.benchmarks.results import Prediction
-from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic
+from hatch_ray.run_folder import RunFolder, append_jsonl, read_jsonl, write_atomic, write_jsonl
 
 
 class Kept:
@@ -24,8 +24,11 @@ class Kept:
         self.counts_path = self.path / "counts.json"
 
     def predictions(self) -> list[Prediction]:
-        """All kept predictions but a last line cut short by a stop. Raises ValueError naming another broken line."""
-        return read_jsonl(self.predictions_path)
+        """All kept predictions. Raises ValueError with the number of a line that cannot be read."""
+        try:
+            return read_jsonl(self.predictions_path)
+        except ValueError as error:
+            raise ValueError(f"{error} to have it asked again") from None
 
     def append(self, rows: list[Prediction]) -> None:
         """Keep some more."""
@@ -33,7 +36,7 @@ class Kept:
 
     def replace(self, rows: list[Prediction]) -> None:
         """Keep these in place of all."""
-        write_atomic(self.predictions_path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        write_jsonl(self.predictions_path, rows)
 
     def counts(self) -> dict[str, Any]:
         """What was counted. Raises ValueError when the benchmark was not asked to its end."""

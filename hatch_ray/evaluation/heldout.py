@@ -17,7 +17,7 @@ import numpy as np
 
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
 from hatch_ray.rewards.score import TOTAL
-from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic, write_jsonl
 from hatch_ray.sample import PairPlan, Sample, View
 from hatch_ray.systems.base import System
 
@@ -131,7 +131,7 @@ def write_evaluation(run: RunFolder, name: str, rows: Sequence[Row], bootstrap: 
     """Write RUN/eval/<name>.jsonl (rows) and RUN/eval/<name>.json (summary); returns the summary."""
     summary = {"name": name} | summarise(rows, bootstrap, seed)
     path = run.evaluation(name)
-    write_atomic(path.with_suffix(".jsonl"), "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_jsonl(path.with_suffix(".jsonl"), rows)
     write_atomic(path, json.dumps(summary, indent=2, allow_nan=False))
     return summary
 

@@ -15,12 +15,12 @@ from actors.commands.forecast import (
     PASSES_PER_S,
     STEP_S,
     Forecast,
+    Timekeeper,
     breakdown,
     minutes,
     step_seconds,
     work,
 )
-from actors.commands.timekeeper import Timekeeper
 from actors.runtime.progress import ANSWERED
 from hatch_ray.config import Config, load_config
 from hatch_ray.run_folder import RunFolder

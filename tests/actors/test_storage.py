@@ -33,9 +33,6 @@ from hatch_ray.storage import (
     StorageError,
     TakenOverError,
     driven_folder,
-    everything,
-    for_report,
-    for_status,
     local_run,
 )
 from tests.support.runs import (
@@ -148,7 +145,7 @@ def names(home: Home) -> set[str]:
 
 def pulled(address: str, root: Path) -> RunFolder:
     """The run on a new machine."""
-    return RunFolder(Home(address, root).pull(everything))
+    return RunFolder(Home(address, root).pull("everything"))
 
 
 def taken(address: str, root: Path, every: float = 30) -> Home:
@@ -484,7 +481,7 @@ def test_a_pull_that_was_killed_goes_on(address, tmp_path):
                 raise Killed
 
     with pytest.raises(Killed):
-        Dead(address, tmp_path / "b").pull(everything)
+        Dead(address, tmp_path / "b").pull("everything")
     assert files(pulled(address, tmp_path / "b").path).keys() >= files(run.path).keys()
 
 
@@ -513,11 +510,11 @@ def test_readers_pull_what_they_need_and_use_the_folder_of_a_run_that_is_here(ad
     home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)
     home.push()
-    assert local_run(address, for_status, tmp_path / "b") == run.path, "this machine has it"
+    assert local_run(address, "status", tmp_path / "b") == run.path, "this machine has it"
     shutil.move(run.path, tmp_path / "away")
-    there = local_run(address, for_status, tmp_path / "b")
+    there = local_run(address, "status", tmp_path / "b")
     assert files(there).keys() == {"config.yaml", "progress.json", "status.json"}
-    assert local_run(address, for_report, tmp_path / "b") == there
+    assert local_run(address, "report", tmp_path / "b") == there
     assert files(there).keys() == {"config.yaml", "progress.json", "status.json", "metrics.jsonl", "ledger.jsonl"}
     with pytest.raises(StorageError, match=r"not worked on here; .* hatch scale [gs3]+://"):
         driven_folder(address, "scale")
@@ -528,7 +525,7 @@ def test_readers_pull_what_they_need_and_use_the_folder_of_a_run_that_is_here(ad
     home.push()
     assert driven_folder(address, "scale") == run.path
     shutil.move(run.path, tmp_path / "away")
-    assert local_run(address, for_report, tmp_path / "b") == there
+    assert local_run(address, "report", tmp_path / "b") == there
     assert len(metrics(there, "grpo")) == STEPS + 1, "pulled again, and the report in between took nothing over"
     shutil.move(tmp_path / "away", run.path)
     home.push()

@@ -124,7 +124,7 @@ def test_a_line_cut_by_a_stop_is_asked_again_and_a_damaged_one_is_named(tmp_path
     kept.append([{"id": "c"}])
     assert [row["id"] for row in kept.predictions()] == ["a", "b", "c"]
     kept.predictions_path.write_text('{"id": "a"}\n{"id"\n{"id": "c"}\n')
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
+    with pytest.raises(ValueError, match=r"line 2 is not JSON .* delete the line to have it asked again"):
         kept.predictions()
 
 
@@ -230,7 +230,7 @@ def test_two_benchmarks_are_asked_stopped_resumed_and_scored_again(ray_cluster, 
     assert all({"official", "spld", "fixed"} == set(row["scores"]) for row in predictions)
 
     # Nothing is left to ask: the whole command needs no engine, and makes the tables.
-    monkeypatch.setattr(runner, "EnginePool", None)
+    monkeypatch.setattr(runner, "started_engines", None)
     evaluate_benchmarks(config, ["spar_mv", "cvbench"], roots, "spld", False, console)
     tables = (run.path / "benchmarks" / "tables.md").read_text()
     assert "6 of 8 rows asked" in tables and "## Table 1" in tables and "## Table 4" in tables

@@ -45,6 +45,7 @@ def test_overrides_and_the_saved_copy(path, tmp_path):
         ("nonsense", "is not KEY=VALUE"),
         ("grpo.lr=[", "not readable as YAML"),
         ("run_dir.x=1", "run_dir"),
+        ("rollout.resources={CPU: 1}", "rollout.resources: CPU is not a resource of your own"),
     ],
 )
 def test_each_mistake_is_one_line_that_says_what_to_do(path, override, words):

@@ -122,7 +122,7 @@ def test_the_same_seed_gives_what_a_rollout_gives(ray_cluster, engine_pool, tiny
     requests, served = [], []
     for seed in range(4):
         fields = body(temperature=1.0, seed=seed, images=[A, B][: 1 + seed % 2])
-        prompt, images = prepare(ReasonRequest(**fields), service.engine.settings, service.engine.processor)
+        prompt, images, _ = prepare(ReasonRequest(**fields), service.engine.settings, service.engine.processor)
         stored = tuple(StoredImage(image_hash(image), ray_cluster.put(np.asarray(image))) for image in images)
         requests.append(Request(str(seed), prompt, stored, seed))
         served.append(replica.do(replica.ask(**fields)).json()["text"])

@@ -4,23 +4,13 @@ python -m tests.support.four_nodes
 """
 
 import os
-import secrets
-import shutil
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from hatch_ray.environment import prepare_environment
+from tests.support.own_ray import prepare_ray
 
-SCRATCH = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
-prepare_environment()
-(SCRATCH / "token").write_text(secrets.token_hex(32), encoding="utf-8")
-(SCRATCH / "token").chmod(0o600)
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(SCRATCH / "token"))
-os.environ.pop("RAY_ADDRESS", None)
-os.environ.update(RAY_raylet_start_wait_time_s="120")  # a busy machine is slower than the usual 30 s
+SCRATCH = prepare_ray()
 
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -156,7 +146,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    finally:
-        shutil.rmtree(SCRATCH, ignore_errors=True)
+    main()

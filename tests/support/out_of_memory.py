@@ -4,21 +4,11 @@ python -m tests.support.out_of_memory
 """
 
 import os
-import secrets
-import shutil
-import tempfile
 import time
-from pathlib import Path
 
-from hatch_ray.environment import prepare_environment
+from tests.support.own_ray import prepare_ray
 
-SCRATCH = Path(tempfile.mkdtemp(prefix="hatch-", dir="/tmp"))
-prepare_environment()
-(SCRATCH / "token").write_text(secrets.token_hex(32), encoding="utf-8")
-(SCRATCH / "token").chmod(0o600)
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(SCRATCH / "token"))
-os.environ.pop("RAY_ADDRESS", None)
-os.environ.update(RAY_raylet_start_wait_time_s="120")  # a busy machine is slower than the usual 30 s
+SCRATCH = prepare_ray()
 os.environ.update(RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="500")
 
 import ray  # noqa: E402
@@ -72,7 +62,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    finally:
-        shutil.rmtree(SCRATCH, ignore_errors=True)
+    main()
