@@ -20,6 +20,7 @@ CORE = ("GRPO, stages, losses, rewards, protocol, geometry, models", "hatch-tiny
 PURPOSES = {
     "hatch-tiny": "hatch_ray/model/*tiny*.py hatch_ray/model/pretrain*.py",
     "SPAR": "hatch_ray/data/spar/*.py",
+    "posed scenes, matching": "hatch_ray/data/scenes/*.py hatch_ray/systems/matching/*.py hatch_ray/geometry/lens.py",
     "rooms, questions, RGB-D, store": "hatch_ray/data/*.py",
     "fault tolerance": """
         actors/*bad_batches.py actors/*checkpoints.py actors/*deadlines.py actors/*disk*.py actors/*ledger.py
@@ -31,7 +32,9 @@ PURPOSES = {
         actors/*live.py actors/*status.py actors/*metrics.py actors/*notices.py actors/*placement.py
         actors/*resources.py actors/*scaling.py actors/*spans.py hatch_ray/cluster_address.py hatch_ray/control.py
         hatch_ray/report/status.py hatch_ray/report/trace.py""",
-    "planning": "hatch_ray/planning/*.py",
+    "planning, memory": """
+        hatch_ray/planning/*.py hatch_ray/model/activations.py hatch_ray/model/memory.py hatch_ray/model/shapes.py
+        hatch_ray/model/size.py actors/*memory_check.py""",
     "ablation": "hatch_ray/ablation/*.py actors/*ablate.py",
     "benchmarks": "hatch_ray/benchmarks/*.py actors/*benchmark.py",
     "evaluation, report": "hatch_ray/evaluation/*.py hatch_ray/report/*.py actors/*evaluate.py",

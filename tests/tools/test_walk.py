@@ -9,7 +9,7 @@ from tools import walk
 
 def test_each_hop_is_a_call_and_the_way_is_no_longer_than_it_was() -> None:
     found = walk.entries()
-    assert len(found) <= 21 and max(found.values()) <= 4
+    assert len(found) <= 20 and max(found.values()) <= 3
 
 
 def test_a_hop_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
