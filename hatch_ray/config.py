@@ -169,7 +169,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def _read_yaml(text: str) -> Any:
     """Lists and mappings of text: YAML's own guesses (dates, octal and sexagesimal numbers) are nobody's meaning."""
-    return yaml.load(text, yaml.BaseLoader)
+    return yaml.BaseLoader(text).get_single_data()
 
 
 def set_dotted(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -162,7 +162,7 @@ class Learner(Policy):
         """Keep the batch, let the schedule go on, and end the run over budget. Returns whether the batch was kept."""
         self.bad_in_a_row += 1
         rank, gradients = self.workers.rank, [(name, p.grad) for name, p in self.learning_by_name().items()]
-        learning = self.workers.gathered(self.learning_by_name())
+        learning = self.workers.gathered(self.learning_by_name().items())
         batch = BadBatch(
             step=shard.step + 1,
             rank=rank,

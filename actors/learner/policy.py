@@ -153,7 +153,7 @@ class Policy:
         """Copy weights and state in memory; what is returned writes them into a checkpoint's folder, in any thread."""
         if self._processor_to_save is None:  # a fast tokenizer may not be used by two threads at once
             self._processor_to_save = copy.deepcopy(self.processor)
-        weights, state, processor = copied(self.weights()), self.state(), self._processor_to_save
+        weights, state, processor = self._copied_weights(), self.state(), self._processor_to_save
         master = self.config.learner.master
 
         def write(folder: Path) -> None:
@@ -161,6 +161,12 @@ class Policy:
             write_state(state, folder)
 
         return write
+
+    def _copied_weights(self) -> dict[str, torch.Tensor]:
+        """`weights`, as copies on the CPU; those that adapters are merged into are fresh, and made one by one."""
+        if self.config.model.lora_rank:
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in final_weights(self.model)}
+        return copied(self.weights())
 
     def write_together(self, folder: Path, first: str | Path) -> None:
         """Write a checkpoint's content: each worker of a sharded model its part, rank 0 the model for the engines."""

@@ -17,8 +17,9 @@ from actors.runtime.recovery import RESTARTABLE, Recovery, lost_part
 from actors.runtime.resources import wait_for_nodes
 from actors.runtime.stopping import StopAsked, asked
 from actors.stages.run_processes import RunProcesses
-from actors.stages.train_workers import TrainWorkers, stage_workers
+from actors.stages.train_workers import TrainWorkers
 from hatch_ray.config import Config
+from hatch_ray.model.memory import workers_used
 from hatch_ray.run_folder import RunFolder, read_jsonl
 
 POLL_SECONDS = 0.3
@@ -85,7 +86,7 @@ def fit_supervised(
     while True:
         began = time.monotonic()
         try:
-            return fit_stage(processes.workers, loop, job, run, stage, stage_workers(config, stage), steps, told)
+            return fit_stage(processes.workers, loop, job, run, stage, workers_used(config, stage), steps, told)
         except RESTARTABLE as error:
             recovery.stage_lost(*lost_part(error), time.monotonic() - began, 0)
             before_restart(config, stage, error)

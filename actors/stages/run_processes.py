@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.runtime.actor_set import Loss
-from actors.stages.train_workers import TrainWorkers, stage_workers
+from actors.stages.train_workers import TrainWorkers
 from hatch_ray.config import Config
+from hatch_ray.model.memory import workers_used
 from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder
 
@@ -57,11 +58,11 @@ class RunProcesses:
 
         evaluated: the engines are needed after the stages too.
         """
-        counts = list(dict.fromkeys(stage_workers(self.config, stage) for stage in stages))
+        counts = list(dict.fromkeys(workers_used(self.config, stage) for stage in stages))
         if counts:
             self.workers.start(counts[0])
         if len(counts) > 1:
-            words = ", ".join(f"{stage} {stage_workers(self.config, stage)}" for stage in stages)
+            words = ", ".join(f"{stage} {workers_used(self.config, stage)}" for stage in stages)
             self.notes.append(f"stages use different numbers of learner workers ({words}): each starts its own")
         if "grpo" not in stages and not evaluated:
             return

@@ -34,16 +34,6 @@ END_SECONDS = 60.0
 """How long a group that is no longer needed may take to end."""
 
 
-def stage_workers(config: Config, stage: str) -> int:
-    """How many of the learner's workers a stage uses: the most that share its batch evenly.
-
-    The paper trains PaStA and SFT with a batch of 1, so on one worker, while GRPO uses all of them.
-    """
-    if stage == "grpo":
-        return config.learner.workers
-    return math.gcd(getattr(config, stage).batch_size, config.learner.workers)
-
-
 class TrainWorkers:
     """As a context: its group, where there is one, ends with the block."""
 

@@ -154,10 +154,10 @@ def learned_parts(model: torch.nn.Module) -> tuple[str, ...]:
     ))  # fmt: skip
 
 
-def only_learned(state: Mapping[str, torch.Tensor], parts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict that lie in these parts."""
+def only_learned(named: Iterable[tuple[str, torch.Tensor]], parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of (name, tensor) pairs those that lie in these parts."""
     prefixes = tuple(f"{part}." for part in parts)
-    return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+    return ((name, tensor) for name, tensor in named if name.startswith(prefixes))
 
 
 class Publisher:

@@ -10,7 +10,7 @@ one of these on a single worker waits until its deadline.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,24 +149,17 @@ class Workers:
         return result
 
     def gathered(
-        self, tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], dtype: str | None = None
+        self, named: Iterable[tuple[str, torch.Tensor]], dtype: str | None = None, cpu: bool = False
     ) -> dict[str, torch.Tensor]:
         """Whole tensors, in another dtype where one is given; of a sharded model on rank 0 alone, in the CPU's memory
-        (the others get an empty dict, and hold one tensor at a time)."""
-        named = tensors.items() if isinstance(tensors, Mapping) else tensors
+        (the others get an empty dict, and hold one tensor at a time). cpu: in the CPU's memory in any case."""
         result = {}
-        for name, tensor in self._whole(named):
-            if self.first or not self.sharded:
-                result[name] = tensor if dtype is None else tensor.to(getattr(torch, dtype))
-        return result
-
-    def _whole(self, named: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in named:
-            if isinstance(tensor, DTensor):
-                full = tensor.detach().full_tensor()
-                yield name, full.cpu() if self.first else full
-            else:
-                yield name, tensor
+            one, found = isinstance(tensor, DTensor), whole(tensor.detach())
+            if self.first or not self.sharded:
+                found = found if dtype is None else found.to(getattr(torch, dtype))
+                result[name] = found.cpu() if one or cpu else found
+        return result
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,18 +175,23 @@ def frozen_checksum(model: nn.Module, trainable: Part) -> str:
     return checksum((name, p.to_local() if isinstance(p, DTensor) else p) for name, p in frozen)
 
 
-def final_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a model would be saved as, maybe in shards: its state dict, adapters merged."""
-    if not any(".lora_" in name for name, _ in model.named_parameters()):
-        return model.state_dict()
-    from hatch_ray.model.lora import merged_state  # peft is loaded by those alone who need it
+def has_adapters(model: nn.Module) -> bool:
+    """Whether LoRA's adapters were added."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
 
-    return merged_state(model)
+
+def final_weights(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    """What a model would be saved as, pair by pair, maybe in shards: its state dict, adapters merged."""
+    if not has_adapters(model):
+        return model.state_dict().items()
+    from hatch_ray.model.lora import merged_weights  # peft is loaded by those alone who need it
+
+    return merged_weights(model)
 
 
 def save_trained(workers: Workers, model: nn.Module, first: str | Path, master: str, processor: Any, out: Path) -> None:
     """Write a trained model as a Hugging Face folder, from rank 0; of a sharded one all workers call it."""
-    weights = workers.gathered(final_weights(model))
+    weights = workers.gathered(final_weights(model), cpu=True)
     if workers.first:
         write_weights(weights, model, first, master, processor, out)
 
@@ -202,7 +200,7 @@ def write_weights(
     weights: dict[str, torch.Tensor], model: nn.Module, first: str | Path, master: str, processor: Any, out: Path
 ) -> None:
     """Write weights as a Hugging Face folder: in the form of `model`, or with adapters merged in that of `first`."""
-    if any(".lora_" in name for name, _ in model.named_parameters()):
+    if has_adapters(model):
         merged = load_model(first, master)
         merged.load_state_dict(weights)
         save_model(merged, processor, out)

@@ -47,7 +47,7 @@ class ReplyScorer(nn.Module):
         self.register_buffer("bias", bias.to(next(model.parameters()).device), persistent=False)
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(self.bias.device.type, torch.bfloat16, enabled=self.half):
+        with self._computing():
             hidden = self._hidden(batch)
             step = max(1, HEAD_CHUNK // len(self.bias))
             if len(hidden) <= step:
@@ -61,8 +61,13 @@ class ReplyScorer(nn.Module):
     @torch.no_grad()
     def distributions(self, batch: PackedBatch) -> torch.Tensor:
         """(N, vocabulary) float32: the log-probabilities of every token in the place of each scored one."""
-        with torch.autocast(self.bias.device.type, torch.bfloat16, enabled=self.half):
+        with self._computing():
             return self._logprobs(self._hidden(batch))
+
+    def _computing(self) -> torch.autocast:
+        """Matrix products in bfloat16, where they are. Copies of weights that layers make again are not kept."""
+        again = bool(self.model.is_gradient_checkpointing)
+        return torch.autocast(self.bias.device.type, torch.bfloat16, enabled=self.half, cache_enabled=not again)
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         """(N, d): what the head turns into the logits of each scored token."""

@@ -40,12 +40,14 @@ def without_lora(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with the adapters' products added to their layers, in float32, under the model's own names."""
-    merged = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
-    }
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            merged[f"{name}.weight"] = merged[f"{name}.weight"].float() + module.get_delta_weight("default")
-    return merged
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state dict's pairs, the adapters' products added to their layers in float32, under the model's own names.
+
+    Each is made when it is asked for: nothing holds all of them but who keeps them.
+    """
+    for name, tensor in model.state_dict().items():
+        layer, base, rest = name.partition(".base_layer.")
+        if base and rest == "weight":
+            yield f"{layer}.weight", tensor.float() + model.get_submodule(layer).get_delta_weight("default")
+        elif ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), tensor

@@ -197,8 +197,6 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
         moments["sending weights"] = (
             Share("copy for the engines", _copy(config, shapes, lora, trainable, shards), "" if lora else DIVIDE),
         )
-    if kind == "sft" and lora:
-        moments["saving the model"] = (Share("merged weights", FLOAT * shapes.linear),)
     return Footprint(tuple(always), moments)
 
 
@@ -209,14 +207,14 @@ def pass_moments(
     c = numbers.compute
     embedding = shapes.embedding if numbers.language_learns and not alone else 0
     vision, layer = (shapes.depth * shapes.block + shapes.merger), shapes.layer
-    # Autocast: a copy of each weight, kept with the graph or until the forward pass ends. Sharded weights are gathered
-    # in the compute dtype and need none.
+    # Autocast: a copy of each weight, kept with the graph; of layers that are computed again while one is at work.
+    # Sharded weights are gathered in the compute dtype and need none.
     casts = numbers.weight > c and shards == 1
-    cached = numbers.language_learns or not recompute  # of a weight that does not learn no copy outlives its use
     head = 0 if alone else shapes.embedding
-    language = 0 if alone else (shapes.layers * layer if cached else 0) + head
-    seen = vision if numbers.vision_learns else 0
-    everything = c * (language + seen) if casts else c * shapes.adapters(numbers.lora) if c < FLOAT else 0
+    language = 0 if alone else (0 if recompute else shapes.layers * layer) + head
+    seen = (shapes.merger if recompute else vision) if numbers.vision_learns else 0
+    adapters = 0 if recompute or c == FLOAT else shapes.adapters(numbers.lora)
+    everything = c * (language + seen if casts else adapters)
     merger = c * (shapes.merger if seen else 0) if casts else 0
     on_the_way = (numbers.weight if shards == 1 else c) * embedding
     waiting = on_the_way if shapes.tied else 0  # the head's part of the tied weight's gradient
@@ -245,7 +243,7 @@ def pass_moments(
         moments["head"] = shares(held.kept, 0, everything, held.logits, on_the_way if shards > 1 else 0)
         own, behind = (c * layer, everything - c * head) if casts else (0, everything)
         moments["layer forward"] = shares(
-            held.vision + held.language, held.language_forward, behind + (0 if cached else own)
+            held.vision + held.language, held.language_forward, behind + (own if recompute else 0)
         )
         copies = merger + own if recompute else behind
         # What the head's gradient takes is there while the logits are gone: the larger of them decides.
@@ -271,8 +269,8 @@ def _sent(shapes: Shapes, lora: int, trainable: Trainable) -> int:
 def _copy(config: Config, shapes: Shapes, lora: int, trainable: Trainable, shards: int) -> float:
     """What making a version takes beside the weights, on the learner's device."""
     to, learner = BYTES[config.rollout.dtype], config.learner
-    if lora:  # merged in float32, then cast
-        return FLOAT * shapes.linear + (to * shapes.linear if to != FLOAT else 0)
+    if lora:  # merged in float32 and cast, one after the other
+        return FLOAT * shapes.wide * shapes.inner + to * shapes.linear
     if shards > 1:  # gathered one by one
         return FLOAT * shapes.embedding
     return to * _sent(shapes, lora, trainable) if to != BYTES[learner.master] else 0

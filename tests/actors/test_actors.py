@@ -35,7 +35,7 @@ from hatch_ray.data.store import share_of
 from hatch_ray.learning.trainer_state import write_state
 from hatch_ray.learning.workers import Workers
 from hatch_ray.model.base import load_model, load_processor, part_checksum
-from hatch_ray.model.lora import add_lora, merged_state, without_lora
+from hatch_ray.model.lora import add_lora, merged_weights, without_lora
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, process_image
 from hatch_ray.protocol.prompt import gold_reply
 from hatch_ray.rewards.terms import RewardTarget, score_reply
@@ -195,12 +195,12 @@ def test_a_carrier_that_cannot_work_is_refused_with_the_fix(monkeypatch):
 
 def test_all_that_learns_is_sent_and_a_tied_head_too(tiny_model):
     model = load_model(tiny_model)
-    assert set(only_learned(model.state_dict(), learned_parts(model))) == set(model.state_dict())
+    assert set(dict(only_learned(model.state_dict().items(), learned_parts(model)))) == set(model.state_dict())
     model.lm_head.weight = model.model.language_model.embed_tokens.weight
-    assert "lm_head.weight" in only_learned(model.state_dict(), learned_parts(model))
+    assert "lm_head.weight" in dict(only_learned(model.state_dict().items(), learned_parts(model)))
     model.requires_grad_(False)
     model.model.visual.blocks[1].attn.proj.bias.requires_grad_(True)
-    sent = only_learned(model.state_dict(), learned_parts(model))
+    sent = dict(only_learned(model.state_dict().items(), learned_parts(model)))
     assert sent and all(name.startswith("model.visual.blocks.1.attn.") for name in sent)
     assert len(sent) == 4
 
@@ -218,7 +218,7 @@ def test_merged_lora_weights_compute_what_the_adapters_do(tiny_model):
             assert "language_model" in name
             torch.nn.init.normal_(parameter, std=0.05)
     adapted = model(input_ids=ids).logits
-    merged = merged_state(model)
+    merged = dict(merged_weights(model))
     assert merged.keys() == plain.keys()
     fresh = load_model(tiny_model)
     fresh.load_state_dict(merged)

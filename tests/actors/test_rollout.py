@@ -16,7 +16,7 @@ from hatch_ray.config import make_config
 from hatch_ray.data.images import image_hash
 from hatch_ray.model.base import banned_token_ids, eos_token_ids, load_model, load_processor
 from hatch_ray.model.logprobs import ReplyScorer
-from hatch_ray.model.lora import add_lora, merged_state
+from hatch_ray.model.lora import add_lora, merged_weights
 from hatch_ray.model.packing import pack
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
@@ -190,8 +190,8 @@ def test_what_learns_is_enough_for_the_engines(ray_cluster, engines, policy):
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    whole = merged_state(model)
-    part = only_learned(whole, learned_parts(model))
+    whole = dict(merged_weights(model))
+    part = dict(only_learned(whole.items(), learned_parts(model)))
     assert set(part) == {name for name in whole if ".self_attn." in name or (".mlp." in name and "language" in name)}
     engines.sync(WeightsHandle(21, ray_cluster.put(pack_weights(part, 21))))
     request = make_request(ray_cluster, processor, IMAGES[2])

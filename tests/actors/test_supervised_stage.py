@@ -16,13 +16,13 @@ from actors.stages.pasta import run_pasta
 from actors.stages.run_processes import RunProcesses
 from actors.stages.sft import run_sft
 from actors.stages.supervised import check_finite
-from actors.stages.train_workers import stage_workers
 from hatch_ray.config import Config, make_config
 from hatch_ray.data.store import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.learning.trainer_state import make_optimizer
 from hatch_ray.model.base import checksum, load_model, load_processor, part_checksum, set_trainable
+from hatch_ray.model.memory import workers_used
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
 from tests.support.hatch import encoder_of
@@ -236,9 +236,9 @@ def test_workers_share_a_batch_evenly(tmp_path: Path) -> None:
     found = []
     for batch in (1, 2, 4, 6, 32):
         config = config_of(tmp_path, learner={"workers": 4}, pasta={"batch_size": batch})
-        found.append(stage_workers(config, "pasta"))
+        found.append(workers_used(config, "pasta"))
     assert found == [1, 2, 4, 2, 4]
-    assert stage_workers(config, "grpo") == 4
+    assert workers_used(config, "grpo") == 4
 
 
 def test_not_finite_values_are_named() -> None:

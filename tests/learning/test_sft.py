@@ -138,7 +138,7 @@ def test_the_parts_of_workers_make_the_loss_of_the_whole_batch(samples, processo
 
 def test_training_learns_the_replies(samples, processor, tiny_model) -> None:  # type: ignore[no-untyped-def]
     """All weights learn, with LoRA the language model's adapters alone."""
-    from hatch_ray.model.lora import add_lora, merged_state
+    from hatch_ray.model.lora import add_lora, merged_weights
 
     for rank in (0, 4):
         model = load_model(tiny_model)
@@ -147,7 +147,7 @@ def test_training_learns_the_replies(samples, processor, tiny_model) -> None:  #
             add_lora(model, rank)
         losses = train(model, encoder_of(processor, "direct", MODEL), [samples] * 8, 2e-3)
         assert losses[-1] < losses[0]
-        trained = merged_state(model) if rank else model.state_dict()
+        trained = dict(merged_weights(model)) if rank else model.state_dict()
         changed = {name for name, tensor in trained.items() if not torch.equal(tensor, before[name])}
         assert any("language_model" in name for name in changed)
         assert any("visual" in name for name in changed) == (rank == 0)
