@@ -36,7 +36,7 @@ from hatch_ray.learning.pasta import (
 )
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.learning.workers import Workers, save_trained
-from hatch_ray.model.base import load_model, load_processor, part_checksum, set_trainable
+from hatch_ray.model.base import load_model, load_processor, part_checksum, recompute_activations, set_trainable
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.sample import Sample
@@ -101,6 +101,7 @@ def pasta_loop(job: PastaJob) -> None:
     workers = Workers(config.learner, device, rank, world, context.get_local_world_size())
     model = load_model(job.model, config.learner.master)
     speed_up_vision(model, device)
+    recompute_activations(model, config.learner.recompute, device)
     processor = load_processor(job.model, config.model.max_pixels)
     set_trainable(model, "vision")
     language = part_checksum(model, "language")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hatch_ray.config import Config
 from hatch_ray.model.activations import (
     FLOAT,
     Numbers,
@@ -25,6 +25,9 @@ from hatch_ray.model.activations import (
 )
 from hatch_ray.model.shapes import Shapes, shapes_of
 from hatch_ray.systems import load_system
+
+if TYPE_CHECKING:
+    from hatch_ray.config import Config
 
 GB = 1e9
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -183,10 +186,10 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
     if gpu:
         always.append(Share("CUDA and libraries (assumed)", LIBRARIES_GB * GB))
     numbers = Numbers(c, weight, gpu, lora, trainable)
-    again = recomputes(config) and kind != "pasta"
-    passed = vision_pass(shapes, row, numbers, False) if kind == "pasta" else whole_pass(shapes, row, numbers, again)
+    again = recomputes(config)
+    passed = vision_pass(shapes, row, numbers, again) if kind == "pasta" else whole_pass(shapes, row, numbers, again)
     key = "grpo.token_budget" if kind == "grpo" else f"{stage}.batch_size"
-    lower = f"lower {key} or model.max_pixels" + ("" if again or kind == "pasta" else ", or set learner.recompute=true")
+    lower = f"lower {key} or model.max_pixels" + ("" if again else ", or set learner.recompute=true")
     moments = pass_moments(shapes, passed, numbers, again, shards, kind == "pasta", lower)
     if not gpu:  # on a GPU it is fused, and makes none
         tensor = shapes.embedding if numbers.language_learns and kind != "pasta" else shapes.merger

@@ -154,9 +154,11 @@ def test_adapters_and_frozen_parts_are_counted(
     assert compare(model, GROUP, compute, recompute, **settings) == []
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_a_pass_of_pasta_takes_what_is_counted(compute: str) -> None:
+def test_a_pass_of_pasta_takes_what_is_counted(compute: str, recompute: bool) -> None:
     model = random_model()
+    recompute_activations(model, recompute, torch.device("cpu"))
     shapes, row = read_shapes(model.config.to_dict()), Row(0, 0, 0, 0, 4, (16, 24))
     speed_up_vision(model.train())
     set_trainable(model, "vision")
@@ -175,7 +177,7 @@ def test_a_pass_of_pasta_takes_what_is_counted(compute: str) -> None:
     with MemoryUsed() as used:
         loss().backward()
     numbers = Numbers(BYTES[compute], 4)
-    moments = pass_moments(shapes, vision_pass(shapes, row, numbers, False), numbers, False, 1, True, "")
+    moments = pass_moments(shapes, vision_pass(shapes, row, numbers, recompute), numbers, recompute, 1, True, "")
     assert bytes_at_most(moments) == pytest.approx(used.peak, rel=WITHIN)
 
 
