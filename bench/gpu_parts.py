@@ -264,7 +264,7 @@ def main() -> None:
         try:
             figures = getattr(bench, name)()
         except Exception as error:  # noqa: BLE001 - it stands in the results, in the figures' place
-            figures = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            figures = {"failed": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"}
         figures["seconds"] = round(time.perf_counter() - began, 2)
         bench.clean()
         write_atomic(options.folder / f"{name}.json", json.dumps(figures))

@@ -102,6 +102,7 @@ import pathlib, sys, time
 folder, *names = sys.argv[1:]
 for name in names:
     if name == "dies":
+        time.sleep(0.5)
         raise SystemExit(3)
     if name == "hangs":
         time.sleep(60)
