@@ -266,10 +266,10 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - it stands in the results, in the figures' place
             figures = {"failed": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"}
         figures["seconds"] = round(time.perf_counter() - began, 2)
-        bench.clean()
         write_atomic(options.folder / f"{name}.json", json.dumps(figures))
         if "failed" in figures:  # what memory and device are like now, nobody knows: another process goes on
             raise SystemExit(1)
+        bench.clean()
 
 
 if __name__ == "__main__":
