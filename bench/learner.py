@@ -26,6 +26,7 @@ import torch
 from bench.measure import in_turn, write_results
 from bench.shapes import SHAPES, Load, ceiling, make_model, parameters, replies
 from hatch_ray.learning.grpo import grpo_loss
+from hatch_ray.model.image_features import ImageEncoder
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
@@ -63,8 +64,6 @@ class Update:
     def __init__(self, model: Any, reference: Any, prompts: list[Prompt], load: Load, shared: bool) -> None:
         self.model = model
         self.policy, self.reference = ReplyScorer(model), ReplyScorer(reference)
-        # What the reference's frozen encoder gave would be kept for a whole training; here it runs every time.
-        self.reference.encoder.kept_bytes = 0
         # Fused: one kernel over all weights, or the optimizer would be a large part of a small model's update.
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
         device = next(model.parameters()).device
@@ -77,6 +76,8 @@ class Update:
     def __call__(self) -> None:
         for batch in self.batches:
             with torch.no_grad():
+                # The encoder of the reference is frozen and would be run once for a whole training; here, every time.
+                self.reference.encoder = ImageEncoder(self.reference.encoder.visual)
                 reference = self.reference(batch)[0]
             logprobs = self.policy(batch)[0]
             old = logprobs.detach()
