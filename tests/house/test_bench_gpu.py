@@ -13,11 +13,12 @@ import torch
 
 from bench import gpu, page
 from bench.gpu_learner import REAL, SHAPES, Load, make_group, make_model
-from bench.gpu_parts import kernel_figures
+from bench.gpu_parts import counted_gb, kernel_figures
 from bench.shapes import parameters
-from hatch_ray.model.size import PUBLISHED
 
 pytestmark = pytest.mark.rest
+PUBLISHED = {"3B": 3_754_622_976, "7B": 8_292_166_656}
+"""Parameters of Qwen2.5-VL, from the sizes of its bfloat16 files."""
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +140,21 @@ def test_no_part_begins_when_the_time_is_over(tmp_path):
 
 
 def test_shapes_and_load_are_the_published_ones():
-    for shape in ("3B", "7B"):
-        model = make_model(shape, torch.device("meta"), torch.float32)
-        assert parameters(model) == PUBLISHED[f"Qwen/Qwen2.5-VL-{shape}-Instruct"]
+    for shape, count in PUBLISHED.items():
+        assert parameters(make_model(shape, torch.device("meta"), torch.float32)) == count
     prompt, replies = make_group("3B", Load(1, 4, 9, (5, 6)))
     assert len(prompt.token_ids) == 9 + 1 + 4 and [len(reply) for reply in replies] == [5, 6]
     assert SHAPES["3B"]["tie_word_embeddings"] and (REAL.replies[0], REAL.replies[-1]) == (256, 1024)
     assert REAL.prompt == 60 + 4 * (1 + 484)
+
+
+def test_the_count_of_memory_stands_beside_the_peak(found):
+    pytest.importorskip("hatch_ray.model.memory")
+    for name in ("step", "lora_7b", "passes_7b_bfloat16", "passes_7b_float32"):
+        counted = found[0]["parts"][name]["counted"]
+        assert 0 < counted["least_gb"] < counted["most_gb"] < 0.1, name
+    least, most = dict(counted_gb(SHAPES["3B"], REAL, weight=4, lora=0, moments=2, gpu=True)).values()
+    assert 16 * PUBLISHED["3B"] / 1e9 < least < most < 80
 
 
 def test_the_page_shows_the_figures_and_why_there_are_none(found):
