@@ -18,7 +18,7 @@ import copy
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,27 +144,33 @@ def trl_update(model: Any, reference: Any, prompts: list[Prompt], load: Load, to
 
 
 def products(model: Any, prompts: list[Prompt], load: Load) -> float:
-    """Floating-point operations of one update that unique tokens need: 3 forward passes' worth and the reference's one.
+    """Floating-point operations of an update that unique tokens need: 3 forward passes' worth, the reference's one."""
+    return 4 * forward_products(model, prompts, [[load.reply] * load.group] * len(prompts))
+
+
+def forward_products(model: Any, prompts: Sequence[Prompt], lengths: Sequence[Sequence[int]]) -> float:
+    """Floating-point operations of one forward pass over prompts and the replies of these lengths, nothing twice.
 
     2 operations a weight and token; attention by the pairs that see each other; the head on reply tokens alone.
     """
     text, vision = model.config.text_config, model.config.vision_config
     layers = sum(p.numel() for p in model.model.language_model.layers.parameters())
-    seen = 0.0
-    for prompt in prompts:
-        p, r, g = len(prompt.token_ids), load.reply, load.group
-        seen += p * p / 2 + g * r * (p + r / 2)
-    tokens = sum(len(prompt.token_ids) for prompt in prompts) + load.prompts * load.group * load.reply
+    seen, tokens, scored = 0.0, 0, 0
+    for prompt, group in zip(prompts, lengths, strict=True):
+        count = len(prompt.token_ids)
+        seen += count * count / 2 + sum(r * (count + r / 2) for r in group)
+        tokens += count + sum(group)
+        scored += sum(group)
     language = 2 * layers * tokens + 4 * text.hidden_size * text.num_hidden_layers * seen
-    head = 2 * text.hidden_size * text.vocab_size * load.prompts * load.group * load.reply
-    patches = sum(len(image.pixels) for prompt in prompts for image in prompt.images)
-    side = load.pixels // 14
+    head = 2 * text.hidden_size * text.vocab_size * scored
+    sizes = [len(image.pixels) for prompt in prompts for image in prompt.images]
     full = len(vision.fullatt_block_indexes)
-    window = min(side * side, (vision.window_size // 14) ** 2)
-    encoder = sum(p.numel() for p in model.model.visual.blocks.parameters()) * 2 * patches
-    encoder += 4 * vision.hidden_size * patches * (full * side * side + (vision.depth - full) * window)
-    merger = sum(p.numel() for p in model.model.visual.merger.parameters()) * 2 * patches / 4
-    return 4 * (language + head + encoder + merger)
+    window = (vision.window_size // 14) ** 2
+    pairs = sum(n * (full * n + (vision.depth - full) * min(n, window)) for n in sizes)
+    encoder = sum(p.numel() for p in model.model.visual.blocks.parameters()) * 2 * sum(sizes)
+    encoder += 4 * vision.hidden_size * pairs
+    merger = sum(p.numel() for p in model.model.visual.merger.parameters()) * 2 * sum(sizes) / 4
+    return language + head + encoder + merger
 
 
 def peak(device: str) -> float:

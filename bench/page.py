@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import phases
+from bench import gpu, phases
 from bench.measure import RESULTS
 from hatch_ray.run_folder import write_atomic
 
@@ -66,6 +66,20 @@ def learner(found: dict[str, Any]) -> str:
             f"{row['ways']['shared']['mfu_unique']:.1%}",
         ])  # fmt: skip
     return LEARNER_TEXT + table(headings, rows)
+
+
+GPU_TEXT = """\
+{load}; random weights. float32 masters (LoRA: bfloat16 weights, float32 adapters), bfloat16 products, activations
+computed again, AdamW. *Counted*: by `hatch_ray/model/memory.py`, for replies of the mean and of the greatest length.
+
+"""
+
+
+def one_gpu(found: dict[str, Any]) -> str:
+    """The learner at published shapes; the JSON file has every kernel."""
+    lines = "\n".join(f"- {line}" for line in gpu.remarks(found["parts"]))
+    return GPU_TEXT.format(load=found["load"]["words"]) + table(
+        list(gpu.SPEED), gpu.speed_rows(found["parts"])) + f"\n{found['speeds']}.\n\n{lines}\n"  # fmt: skip
 
 
 def step(found: dict[str, Any]) -> str:
@@ -250,6 +264,7 @@ def sft(found: dict[str, Any]) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "learner": ("Learner: each prompt once", learner),
     "learner_gpu": ("Learner on a GPU", learner),
+    "gpu": ("The learner at 3B and 7B on one GPU", one_gpu),
     "step": ("A whole GRPO step", step),
     "growth": ("How a step grows", growth),
     "sft": ("A supervised step", sft),
@@ -263,7 +278,13 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "planning": ("`hatch plan` against runs", planning),
 }
 
-GPU_COMMAND = "bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 --checkpointing"
+COMMANDS = {
+    "learner_gpu": "python -m bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 "
+    "--checkpointing",
+    "gpu": "bash bench/gpu.sh",
+}
+"""Of sections that are not measured by `python -m bench.<name>`."""
+WHY_NOT = {"learner_gpu": "no GPU was at hand", "gpu": "no GPU was at hand; at most 8 minutes on one of 80 GB or more"}
 
 
 def page() -> str:
@@ -271,12 +292,12 @@ def page() -> str:
     parts, missing, place = [HEAD], list[str](), ""
     for name, (title, write) in SECTIONS.items():
         path = RESULTS / f"{name}.json"
-        command = GPU_COMMAND if name == "learner_gpu" else f"bench.{name}"
+        command = COMMANDS.get(name, f"python -m bench.{name}")
         if not path.exists():
-            missing.append(f"- `python -m {command}`")
+            missing.append(f"- `{command}`" + (f"\n  ({WHY_NOT[name]})" if name in WHY_NOT else ""))
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
-        parts.append(f"## {title}\n\n    python -m {command}\n")
+        parts.append(f"## {title}\n\n    {command}\n")
         if (here := machine(found)) != place:
             parts.append(here)
             place = here

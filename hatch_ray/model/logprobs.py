@@ -6,17 +6,20 @@ Values of all scored tokens come flat, (N,), in the order group, reply, token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
-from hatch_ray.config_sections import Precision
 from hatch_ray.model.base import BAN_BIAS
 from hatch_ray.model.group_attention import use_group_attention
 from hatch_ray.model.image_features import ImageEncoder, blank_image
 from hatch_ray.model.packing import PackedBatch
+
+if TYPE_CHECKING:  # a GPU without the rest of the environment can compute with this (`bench/gpu.sh`)
+    from hatch_ray.config_sections import Precision
 
 HEAD_CHUNK = 2**28
 """Largest number of logits held at once; more are computed in pieces, and again in the backward pass."""

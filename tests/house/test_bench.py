@@ -1,5 +1,6 @@
 """The measurements' own code: what is counted and computed, and that the page shows the kept results."""
 
+import copy
 import time
 from types import SimpleNamespace
 
@@ -52,11 +53,15 @@ def test_an_update_has_the_tokens_that_are_counted(shared):
     load = shapes.Load(prompts=2, images=2, pixels=56, group=3, reply=5)
     model, _ = shapes.make_model("6m", "cpu", torch.float32)
     prompts = make_prompts(model, load)
-    update = Update(model, model, prompts, load, shared)
+    update = Update(model, copy.deepcopy(model).requires_grad_(False), prompts, load, shared)
     tokens = sum(batch.input_ids.numel() for batch in update.batches)
     prompt = len(prompts[0].token_ids)
     assert tokens == 2 * (prompt + 15 if shared else 3 * (prompt + 5))
-    assert sum(len(batch.images) for batch in update.batches) == (4 if shared else 12)
+    images = sum(len(batch.images) for batch in update.batches)
+    assert images == (4 if shared else 12)
+    for _ in range(2):
+        update()
+    assert update.policy.encoder.encoded == 2 * images
 
 
 def test_products_grow_with_the_replies_and_not_with_sharing():
