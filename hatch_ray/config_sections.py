@@ -222,6 +222,13 @@ class GrpoConfig(Trained):
     """Weight of the KL term (k3 estimator) to the stage's first model; 0 leaves it out."""
     clip: Rate = 0.2
     """epsilon of the clipped ratio."""
+    clip_high: Annotated[float, Field(ge=0)] = 0.0
+    """Another epsilon for ratios above 1 (DAPO's clip-higher: 0.28 beside clip 0.2); 0: the same."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The ratio to the policy that sampled: each token's, or one a reply, the geometric mean of its tokens' (GSPO: its
+    epsilons are about 3e-4 and 4e-4)."""
+    mean: Literal["token", "sequence"] = "token"
+    """The loss is the mean over all tokens of a step, or over its replies of the mean over each one's tokens."""
     temperature: Rate = 1.0
     """Sampling temperature of the rollouts."""
     max_new_tokens: Positive = 1024

@@ -106,7 +106,8 @@ def replay_batch(learner: Learner, batch: BadBatch) -> Replay:
     with _watch(learner) as watch:
         for index, rows in enumerate(batches):
             packed = learner.packed(rows)
-            found = learner.token_terms(rows, packed, old, index, learner.reference_logprobs([packed])[0])
+            reference = learner.reference_logprobs([packed])[0]
+            found = learner.token_terms(rows, packed, old, index, mean_reply(batch), reference)
             (found.loss.loss.sum() / batch.tokens).backward()
             terms.append(found)
     learning = {name: p.grad for name, p in learner.model.named_parameters() if p.grad is not None}
@@ -124,6 +125,12 @@ def replay_batch(learner: Learner, batch: BadBatch) -> Replay:
         norm=norm,
         gap=0.0 if batch.update else (here - batch.old).abs().nan_to_num(0.0, 0.0, 0.0).max().item(),
     )
+
+
+def mean_reply(batch: BadBatch) -> float:
+    """Tokens a reply of this worker's groups; the run had those of all workers (grpo.mean=sequence)."""
+    replies = [reply for group in batch.groups for reply in group.rollout.replies]
+    return sum(len(reply.token_ids) for reply in replies) / len(replies)
 
 
 def _split_old(batches: list[list[Row]], batch: BadBatch) -> list[torch.Tensor]:
@@ -213,7 +220,7 @@ def _gradient_alone(learner: Learner, row: Row, old: torch.Tensor, batch: BadBat
     learner.optimizer.zero_grad(set_to_none=True)
     packed = learner.packed([row])
     reference = learner.reference_logprobs([packed])[0]
-    found = learner.token_terms([row], packed, [old] if batch.update else [], 0, reference)
+    found = learner.token_terms([row], packed, [old] if batch.update else [], 0, mean_reply(batch), reference)
     (found.loss.loss.sum() / batch.tokens).backward()
     return all(p.grad is None or _finite(p.grad) for p in learner.learning)
 

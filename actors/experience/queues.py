@@ -35,7 +35,8 @@ def make_shards(step: int, groups: Sequence[Group], workers: int) -> list[Shard]
     tokens = sum(group.tokens for group in groups)
     reward = float(np.concatenate([group.rewards for group in groups]).mean())
     ordered = sorted(groups, key=lambda group: group.tokens, reverse=True)
-    return [Shard(step, tuple(ordered[rank::workers]), tokens, reward) for rank in range(workers)]
+    replies = sum(len(group.rollout.replies) for group in groups)
+    return [Shard(step, tuple(ordered[rank::workers]), tokens, replies, reward) for rank in range(workers)]
 
 
 class ExperienceBoard:

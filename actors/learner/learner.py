@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from actors.learner.bad_batches import BadBatch, write_bad_batch
 from actors.learner.policy import Policy
 from actors.runtime.messages import Group, Reply, Shard
-from hatch_ray.learning.grpo import TokenLoss, grpo_loss
+from hatch_ray.learning.grpo import TokenLoss, alike, grpo_loss
 from hatch_ray.learning.workers import whole
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import Prompt
@@ -75,7 +75,7 @@ class Learner(Policy):
         old: list[torch.Tensor] = []
         metrics: dict[str, float] = {}
         for update in range(grpo.updates_per_step):
-            own = self._gradients(batches, packed, old, reference, shard.global_tokens)
+            own = self._gradients(batches, packed, old, reference, shard)
             norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.learning if p.grad is not None]))
             good, sums = self._agree(own, norm)
             if update == 0:
@@ -100,7 +100,7 @@ class Learner(Policy):
         packed: list[PackedBatch],
         old: list[torch.Tensor],
         reference: list[torch.Tensor | None],
-        tokens: int,
+        shard: Shard,
     ) -> torch.Tensor:
         """Forward and backward of all micro-batches; returns the sums of SUMS over this worker's tokens.
 
@@ -109,10 +109,11 @@ class Learner(Policy):
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), device=self.device)
         # DistributedDataParallel and FSDP average over workers; the loss is a sum over all tokens of all workers.
-        scale = self.workers.world / tokens
+        scale = self.workers.world / shard.global_tokens
+        mean_length = shard.global_tokens / shard.global_replies
         for index, (rows, batch) in enumerate(zip(batches, packed, strict=False)):
             with nullcontext() if index == len(packed) - 1 else self._no_sum():
-                terms = self.token_terms(rows, batch, old, index, reference[index])
+                terms = self.token_terms(rows, batch, old, index, mean_length, reference[index])
                 (terms.loss.loss.sum() * scale).backward()
             gap = (terms.logprobs.detach() - terms.sampled).abs()
             loss = terms.loss
@@ -132,11 +133,13 @@ class Learner(Policy):
         batch: PackedBatch,
         old: list[torch.Tensor],
         index: int,
+        mean_length: float,
         reference: torch.Tensor | None = None,
     ) -> TokenTerms:
         """Forward pass of one micro-batch. `old` keeps pi_old by index: the first pass over a batch appends it.
 
-        reference (N,): the reference's log-probabilities (`reference_logprobs`), where grpo.beta is not 0.
+        mean_length: reply tokens a reply of the whole step (grpo.mean=sequence). reference (N,): the reference's
+        log-probabilities (`reference_logprobs`), where grpo.beta is not 0.
         """
         grpo = self.config.grpo
         sampled = torch.cat([torch.tensor(r.logprobs) for row in rows for r in row.replies]).to(self.device)
@@ -146,8 +149,11 @@ class Learner(Policy):
             old.append(logprobs.detach())
         loss = grpo_loss(
             logprobs, old[index], sampled, advantages, reference,
-            clip=grpo.clip, beta=grpo.beta, importance_cap=grpo.importance_cap,
+            clip=grpo.clip, beta=grpo.beta, importance_cap=grpo.importance_cap, clip_high=grpo.clip_high,
+            reply_N=batch.reply if grpo.ratio == "sequence" else None,
         )  # fmt: skip
+        if grpo.mean == "sequence":
+            loss = replace(loss, loss=loss.loss * alike(batch.reply, mean_length))
         return TokenTerms(logprobs, old[index], sampled, advantages, entropy, loss)
 
     def _agree(self, own: torch.Tensor, norm: torch.Tensor) -> tuple[bool, torch.Tensor]:

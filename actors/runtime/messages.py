@@ -93,11 +93,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Shard:
-    """One learner worker's part of a step: its groups; of the whole step, reply tokens and the mean total reward."""
+    """One learner worker's part of a step: its groups; of the whole step, reply tokens, replies and the mean reward."""
 
     step: int
     groups: tuple[Group, ...]
     global_tokens: int
+    global_replies: int
     reward: float
 
 

@@ -6,6 +6,12 @@
     k3_t  = pi_ref/pi - log(pi_ref/pi) - 1                    Schulman's estimator of KL(pi || pi_ref)
     loss  = 1/T sum_t [ -min(rho_t A, clip(rho_t, 1-eps, 1+eps) A) w_t + beta rho_t k3_t ]
 
+Variants, each a setting of its own:
+
+    1 + eps_high in place of 1 + eps                          clip-higher (DAPO; grpo.clip_high)
+    rho_t = exp(1/|y| sum_t log pi(t)/pi_old(t))              one ratio a reply y (GSPO; grpo.ratio=sequence)
+    1/R sum_y 1/|y| sum_t in place of 1/T sum_t               R replies count alike (grpo.mean=sequence)
+
 T counts the reply tokens of the whole batch over all workers ("dapo" in TRL's terms). A reply's end token is part of
 it. rho_t beside k3_t makes the term's gradient the unbiased one of the reverse KL (DeepSeek-V3.2, TRL's default).
 Source: paper, section 3.4 (GRPO, beta, clip); TRL's GRPOTrainer is the yardstick (tests/learning/test_grpo_loss.py).
@@ -60,6 +66,25 @@ def importance_correction(
     return ratio.clamp(max=cap), ratio > cap
 
 
+def reply_lengths(reply_N: torch.Tensor) -> torch.Tensor:
+    """Tokens of each reply, (replies,)."""
+    return torch.bincount(reply_N)
+
+
+def reply_means(values_N: torch.Tensor, reply_N: torch.Tensor) -> torch.Tensor:
+    """The mean over each reply's tokens, (replies,)."""
+    lengths = reply_lengths(reply_N)
+    return values_N.new_zeros(len(lengths)).index_add(0, reply_N, values_N) / lengths
+
+
+def alike(reply_N: torch.Tensor, mean_length: float) -> torch.Tensor:
+    """(N,) weights with which a sum over tokens, divided by all tokens of a step, lets its replies count alike.
+
+    mean_length: tokens a reply over the whole step.
+    """
+    return mean_length / reply_lengths(reply_N)[reply_N]
+
+
 def grpo_loss(
     logprobs_N: torch.Tensor,
     old_logprobs_N: torch.Tensor,
@@ -70,21 +95,26 @@ def grpo_loss(
     clip: float,
     beta: float,
     importance_cap: float,
+    clip_high: float = 0.0,
+    reply_N: torch.Tensor | None = None,
 ) -> TokenLoss:
     """The loss of each token, not yet summed. Only `logprobs_N` carries a gradient.
 
-    advantages_N is the reply's advantage at each of its tokens. ref_logprobs_N may be None when beta is 0.
+    advantages_N is the reply's advantage at each of its tokens. ref_logprobs_N may be None when beta is 0. clip_high: 0
+    is `clip`. reply_N: the reply that each token belongs to, counted from 0, where the ratio is one a reply.
     """
     if beta and ref_logprobs_N is None:
         raise ValueError("beta > 0 needs the reference's log-probabilities")
-    ratio = torch.exp(logprobs_N - old_logprobs_N)
+    high = clip_high or clip
+    change = logprobs_N - old_logprobs_N
+    ratio = torch.exp(change if reply_N is None else reply_means(change, reply_N)[reply_N])
     weight, cut = importance_correction(old_logprobs_N, vllm_logprobs_N, importance_cap)
-    surrogate = torch.min(ratio * advantages_N, ratio.clamp(1 - clip, 1 + clip) * advantages_N)
+    surrogate = torch.min(ratio * advantages_N, ratio.clamp(1 - clip, 1 + high) * advantages_N)
     loss = -surrogate * weight
     kl = torch.zeros_like(logprobs_N)
     if ref_logprobs_N is not None:
         difference = ref_logprobs_N - logprobs_N
         kl = torch.exp(difference) - difference - 1
         loss = loss + beta * ratio * kl
-    clipped = ((ratio < 1 - clip) & (advantages_N < 0)) | ((ratio > 1 + clip) & (advantages_N > 0))
+    clipped = ((ratio < 1 - clip) & (advantages_N < 0)) | ((ratio > 1 + high) & (advantages_N > 0))
     return TokenLoss(loss, kl.detach(), clipped.float(), cut.float())

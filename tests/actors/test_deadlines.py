@@ -53,7 +53,7 @@ def test_boards_say_who_waits():
         await asyncio.sleep(0)
         assert await experience.waiting() == [f"learner rank {rank} waits for its shard of step 4" for rank in (0, 1)]
         assert await weights.waiting() == ["the driver waits for version 2, the newest is 0"]
-        await experience.put([Shard(4, (), 1, 0.0)])
+        await experience.put([Shard(4, (), 1, 1, 0.0)])
         assert await waits[0]
         assert await experience.waiting() == ["learner rank 1 waits for its shard of step 4"]
         for number in (1, 2):

@@ -141,7 +141,7 @@ def test_board_gives_each_rank_its_shard_and_lets_waiting_workers_go():
         waiting = asyncio.create_task(board.take(0, 1))
         await asyncio.sleep(0)
         assert not waiting.done()
-        await board.put([Shard(0, (), 1, 0.0), Shard(0, (), 2, 0.0)])
+        await board.put([Shard(0, (), 1, 1, 0.0), Shard(0, (), 2, 1, 0.0)])
         assert (await waiting).global_tokens == 2
         assert (await board.take(0, 0)).global_tokens == 1
         await board.report(0, {"loss": 1.0})

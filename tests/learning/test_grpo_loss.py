@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hatch_ray.learning.grpo import STD_EPSILON, group_advantages, grpo_loss
+from hatch_ray.learning.grpo import STD_EPSILON, alike, group_advantages, grpo_loss
 from hatch_ray.model.base import load_model, load_processor
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import pack
@@ -104,7 +104,7 @@ def batch(tiny_model: Path):
     return processor, texts, images, replies, flat, sampled, old, advantages
 
 
-def trl_loss(folder: Path, tmp_path: Path, batch, temperature: float):
+def trl_loss(folder: Path, tmp_path: Path, batch, temperature: float, **settings):
     """Loss and gradients of TRL's own `_compute_loss`, and the reference's log-probabilities that it used."""
     from trl import GRPOConfig, GRPOTrainer
 
@@ -113,7 +113,6 @@ def trl_loss(folder: Path, tmp_path: Path, batch, temperature: float):
         output_dir=str(tmp_path),
         use_cpu=True,
         report_to=[],
-        loss_type="dapo",
         beta=SETTINGS["beta"],
         epsilon=SETTINGS["clip"],
         temperature=temperature,
@@ -122,6 +121,7 @@ def trl_loss(folder: Path, tmp_path: Path, batch, temperature: float):
         gradient_accumulation_steps=1,
         max_completion_length=16,
         bf16=False,
+        **{"loss_type": "dapo"} | settings,
     )
     model = load_model(folder).train()
     trainer = GRPOTrainer(
@@ -188,11 +188,22 @@ def trl_loss(folder: Path, tmp_path: Path, batch, temperature: float):
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}, reference
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_loss_and_gradient_equal_trl(tiny_model, tmp_path, batch, temperature):
+VARIANTS = {
+    "GRPO": ({}, {}),
+    "clip-higher": ({"epsilon_high": 0.5}, {"clip_high": 0.5}),
+    "GSPO": ({"importance_sampling_level": "sequence"}, {"ratio": "sequence"}),
+    "sequence mean": ({"loss_type": "grpo"}, {"mean": "sequence"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "variant"), [(1.0, "GRPO"), (0.7, "GRPO"), *((1.0, name) for name in VARIANTS if name != "GRPO")]
+)
+def test_loss_and_gradient_equal_trl(tiny_model, tmp_path, batch, temperature, variant):
     """Ours packs a group's replies behind one prompt; TRL pads one row a reply. All gradients must agree."""
     processor, texts, images, replies, flat, sampled, old, advantages = batch
-    expected, gradients, reference = trl_loss(tiny_model, tmp_path, batch, temperature)
+    theirs, ours = VARIANTS[variant]
+    expected, gradients, reference = trl_loss(tiny_model, tmp_path, batch, temperature, **theirs)
     model = load_model(tiny_model).train()
     prompts = [
         tokenize_prompt(processor, text, [process_image(processor, image) for image in group])
@@ -202,8 +213,13 @@ def test_loss_and_gradient_equal_trl(tiny_model, tmp_path, batch, temperature):
     logprobs, _ = ReplyScorer(model, temperature)(packed)
     with torch.no_grad():
         ref, _ = ReplyScorer(reference, temperature)(packed)
-    terms = grpo_loss(logprobs, torch.cat(old), torch.cat(sampled), advantages[packed.reply], ref, **SETTINGS)
-    loss = terms.loss.sum() / sum(map(len, flat))
+    terms = grpo_loss(
+        logprobs, torch.cat(old), torch.cat(sampled), advantages[packed.reply], ref, **SETTINGS,
+        clip_high=ours.get("clip_high", 0.0), reply_N=packed.reply if "ratio" in ours else None,
+    )  # fmt: skip
+    tokens = sum(map(len, flat))
+    weights = alike(packed.reply, tokens / len(flat)) if "mean" in ours else 1.0
+    loss = (terms.loss * weights).sum() / tokens
     loss.backward()
     assert 0 < terms.clipped.sum() < len(terms.clipped)
     assert 0 < terms.corrected.sum() < len(terms.corrected)
