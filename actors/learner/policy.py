@@ -86,6 +86,8 @@ class Policy:
             frozen = self._load(model, learner.compute).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
             self.workers.shard(self.reference, offload=learner.offload_reference)
+            if self._moves_reference:
+                self.reference.to("cpu")
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
         self.wrapped = self.workers.wrap(self.scorer, ["distributions"])
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -107,13 +109,16 @@ class Policy:
 
             with without_lora(self.model):
                 return [self.scorer(batch)[0] for batch in packed]
-        moves = self.config.learner.offload_reference and not self.workers.sharded
-        if moves:
+        if self._moves_reference:
             self.reference.to(self.device)
         found: list[torch.Tensor | None] = [self.reference(batch)[0] for batch in packed]
-        if moves:
+        if self._moves_reference:
             self.reference.to("cpu")
         return found
+
+    @property
+    def _moves_reference(self) -> bool:
+        return self.config.learner.offload_reference and not self.workers.sharded
 
     def score_probe(self, probe: Probe, version: int, with_blank: bool = False) -> ProbeScores:
         """What an engine with the present weights must answer; `with_blank`: to grey images too."""
