@@ -177,6 +177,7 @@ CASES = {
     "a frozen encoder": (2, 0, {"grpo": {"trainable": "language"}}),
     "the encoder alone": (2, 0, {"grpo": {"trainable": "vision"}}),
     "adapters": (2, 0, {"model": {"lora_rank": 4}}),
+    "a reference that waits on the CPU": (2, 0, {"learner": {"offload_reference": True}}),
     "one ratio a reply, replies alike": (2, 0, {"grpo": {"ratio": "sequence", "mean": "sequence"}}),
 }
 
