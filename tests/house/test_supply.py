@@ -88,6 +88,8 @@ def test_secrets_are_not_passed_to_rays_workers(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
     passed = variables()
     assert passed and not set(passed) & set(SECRETS) and not set(passed.values()) & set(SECRETS.values())
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    assert variables(["NCCL_*", "GLOO_SOCKET_IFNAME"]) == passed | {"NCCL_DEBUG": "INFO"}
 
 
 def test_secrets_are_not_in_the_resolved_config_or_the_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
