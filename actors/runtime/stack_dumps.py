@@ -20,7 +20,8 @@ ANSWER_SECONDS = 2.0
 """A process that can run at all has written its stacks by then."""
 NODE_SECONDS = 15.0
 """The same for processes of another node, where a task of Ray's must start."""
-FRAME = re.compile(r'  File ".*?/((?:actors|hatch_ray|serve|tests)/[^"]+)", line (\d+) in (\w+)')
+FRAME = re.compile(r'  File ".*(?<!/tests)/((?:tests/)?(?:actors|hatch_ray|serve|tests)/[^"]+)", line (\d+) in (\w+)')
+"""A frame of ours, from the last folder on that is one of ours: the house may lie in one of the same name."""
 ALIVE = (psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
 """States in which a process can write its stacks."""
 WAITING = ("actors/runtime/deadlines.py", "actors/runtime/stack_dumps.py")

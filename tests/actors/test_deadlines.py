@@ -15,7 +15,7 @@ import pytest
 from actors.experience.queues import ExperienceBoard, WeightsBoard
 from actors.runtime.deadlines import StageTimeoutError, enter_process, limits, wait_for
 from actors.runtime.messages import Shard, WeightsHandle
-from actors.runtime.stack_dumps import Process, describe, read_process, signal_all
+from actors.runtime.stack_dumps import FRAME, Process, describe, read_process, signal_all
 from hatch_ray.config import ConfigError, make_config
 from tests.support.runs import REPOSITORY
 
@@ -203,3 +203,17 @@ def test_a_deadline_that_expires_says_who_waits_for_what(ray_cluster, entered, t
         os.kill(pid, signal.SIGCONT)
         ray_cluster.kill(worker)
         ray_cluster.kill(board)
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/home/me/hatch-ray/actors/rollout/engine.py", "actors/rollout/engine.py"),
+        ("/home/serve/actors/hatch-ray/hatch_ray/model/base.py", "hatch_ray/model/base.py"),
+        ("/tests/hatch-ray/tests/actors/test_deadlines.py", "tests/actors/test_deadlines.py"),
+        ("/home/me/tests/test_own.py", "tests/test_own.py"),
+    ],
+)
+def test_a_frame_of_ours_is_found_wherever_the_house_lies(path: str, place: str) -> None:
+    found = FRAME.search(f'  File "{path}", line 7 in work')
+    assert found is not None and found.groups() == (place, "7", "work")
