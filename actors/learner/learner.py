@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from safetensors import SafetensorError
 from torch.nn.parallel import DistributedDataParallel
 
 from actors.learner.bad_batches import BadBatch, write_bad_batch
@@ -188,7 +189,10 @@ class Learner(Policy):
         kept = True
         try:
             write_bad_batch(self.run.bad_batches, batch, learning if rank == 0 else None, self.config.grpo.bad_steps)
-        except OSError as error:  # a full disk must not end a run that can go on; the driver says that it is missing
+        except (
+            OSError,
+            SafetensorError,
+        ) as error:  # a full disk must not end a run that can go on; the driver says that it is missing
             kept = False
             warnings.warn(f"grpo: the bad batch of step {batch.step} could not be kept: {error}", stacklevel=2)
         self.workers.wait()  # no worker may end the run while another one writes

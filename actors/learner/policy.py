@@ -18,7 +18,6 @@ from actors.weights.probe_scores import score_probe
 from actors.weights.publish import learned_parts, only_learned
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Precision
-from hatch_ray.disk import when_there_is_room
 from hatch_ray.learning.trainer_state import (
     TrainerState,
     copied,
@@ -177,9 +176,8 @@ class Policy:
         """Write a checkpoint's content: each worker of a sharded model its part, rank 0 the model for the engines."""
         numbers = write_shards(folder, self.learning_by_name(), self.optimizer, self.scheduler)
         self.save(folder / "model", first)
-        if self.workers.first:
-            numbers |= {BAD_IN_A_ROW: self.bad_in_a_row}
-            when_there_is_room(folder, lambda: write_numbers(numbers, folder))
+        numbers |= {BAD_IN_A_ROW: self.bad_in_a_row}
+        self.workers.first_does(lambda: write_numbers(numbers, folder), folder)
 
     def load(self, folder: Path) -> None:
         """Take over the state in a checkpoint's folder, whatever number of workers wrote it."""

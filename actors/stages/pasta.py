@@ -36,7 +36,14 @@ from hatch_ray.learning.pasta import (
 )
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.learning.workers import Workers, save_trained
-from hatch_ray.model.base import load_model, load_processor, part_checksum, recompute_activations, set_trainable
+from hatch_ray.model.base import (
+    load_model,
+    load_processor,
+    part_checksum,
+    recompute_activations,
+    set_trainable,
+    unfilled_model,
+)
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.sample import Sample
@@ -99,12 +106,13 @@ def pasta_loop(job: PastaJob) -> None:
     torch.manual_seed(config.seed)
     device = get_device()
     workers = Workers(config.learner, device, rank, world, context.get_local_world_size())
-    model = load_model(job.model, config.learner.master)
+    # The encoder's weights reach the other workers when it is wrapped; only the first one has the rest.
+    model = (load_model if rank == 0 else unfilled_model)(job.model, config.learner.master)
     speed_up_vision(model, device)
     recompute_activations(model, config.learner.recompute, device)
     processor = load_processor(job.model, config.model.max_pixels)
     set_trainable(model, "vision")
-    language = part_checksum(model, "language")
+    language = part_checksum(model, "language") if rank == 0 else ""
     visual = model.model.visual.to(device)
     pixels = PixelCache(processor)
     objective = PastaObjective(workers.shard(visual), settings)
@@ -126,9 +134,9 @@ def pasta_loop(job: PastaJob) -> None:
     if judging and finished:
         assert before is not None
         after = patch_retrieval(visual, job.heldout, pixels, settings)
-        if part_checksum(model, "language") != language:
-            raise RuntimeError("PaStA changed weights outside the image encoder")
         if rank == 0:
+            if part_checksum(model, "language") != language:
+                raise RuntimeError("PaStA changed weights outside the image encoder")
             write_retrieval(run, job, before, after)
         save_trained(workers, model, job.model, config.learner.master, processor, run.stage_model(job.stage))
 

@@ -20,7 +20,6 @@ from actors.runtime.checkpoints import Checkpoints, CheckpointWriter
 from actors.runtime.stopping import workers_stop
 from hatch_ray.config import Config
 from hatch_ray.config_sections import Trained
-from hatch_ray.disk import when_there_is_room
 from hatch_ray.learning.trainer_state import (
     load_state,
     make_optimizer,
@@ -114,8 +113,7 @@ def write_together(
 ) -> None:
     """Write each worker's part of the state, and the numbers, into a checkpoint's folder."""
     numbers = write_shards(folder, weights, optimizer, scheduler)
-    if workers.first:
-        when_there_is_room(folder, lambda: write_numbers(numbers, folder))
+    workers.first_does(lambda: write_numbers(numbers, folder), folder)
 
 
 def check_finite(stage: str, step: int, values: dict[str, float]) -> None:

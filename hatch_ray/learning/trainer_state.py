@@ -6,6 +6,7 @@ On disk state.json, and state.safetensors or, of a sharded model, shards/*.safet
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from hatch_ray.config_sections import Trained
+from hatch_ray.disk import is_full, when_there_is_room
 
 TENSORS = "state.safetensors"
 NUMBERS = "state.json"
@@ -113,8 +115,19 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write this worker's part of a sharded state below `folder`; all workers call it. Returns the state's numbers."""
     tensors, numbers = _living(weights, optimizer, scheduler)
-    dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
+    except CheckpointException as failed:  # every worker is told of each one's failure
+        full = [rank for rank, (error, _) in failed.failures.items() if is_full(error, folder)]
+        if full:
+            raise OSError(errno.ENOSPC, f"no space left for the part of rank {full[0]}", str(folder)) from failed
+        raise RuntimeError(f"{folder}: {_first(failed)}") from failed
     return numbers
+
+
+def _first(failed: CheckpointException) -> str:
+    rank, (error, _) = min(failed.failures.items(), key=lambda item: item[0])
+    return f"rank {rank} failed: {type(error).__name__}: {error}"
 
 
 def load_state(
@@ -145,7 +158,10 @@ def _read_parts(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, 
             like = by_index[int(index)] if name.startswith("optimizer.") else None
             same = like is not None and facts.size == like.shape
             tensors[name] = torch.zeros_like(like) if same else torch.zeros(facts.size, dtype=facts.properties.dtype)
-    dcp.load(tensors, storage_reader=reader)
+    try:
+        dcp.load(tensors, storage_reader=reader)
+    except CheckpointException as failed:
+        raise ValueError(f"the checkpoint {folder} cannot be read: {_first(failed)}") from failed
     return tensors
 
 
@@ -160,8 +176,9 @@ def write_state(state: TrainerState, folder: Path) -> None:
 
 
 def write_numbers(numbers: Mapping[str, Any], folder: Path) -> None:
-    """Write state.json."""
-    (folder / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+    """Write state.json. Waits while the disk is full."""
+    text = json.dumps(numbers)
+    when_there_is_room(folder, lambda: (folder / NUMBERS).write_text(text, encoding="utf-8"))
 
 
 def read_numbers(folder: Path) -> dict[str, Any]:

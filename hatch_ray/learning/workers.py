@@ -10,6 +10,7 @@ one of these on a single worker waits until its deadline.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from hatch_ray.model.base import Part, checksum, load_model, save_model, unfille
 
 Found = TypeVar("Found")
 CPU = torch.device("cpu")
+LOOK_SECONDS = 0.1
 
 
 class Workers:
@@ -49,10 +51,12 @@ class Workers:
     def _make_mesh(self, per_node: int) -> DeviceMesh:
         if self.learner.sharding == "full":
             return init_device_mesh(self.device.type, (self.world,))
-        if self.world % per_node:
+        found: list[int] = [0] * self.world
+        distributed.all_gather_object(found, per_node)
+        if len(set(found)) > 1 or self.world % per_node:
             raise ValueError(
-                f"learner.sharding=hybrid needs the same number of workers on every node, and {self.world} workers do "
-                f"not lie {per_node} to a node; set learner.sharding=full, or place them evenly"
+                "learner.sharding=hybrid needs the same number of workers on every node, and the nodes of these "
+                f"{self.world} have {', '.join(map(str, found))}; set learner.sharding=full, or place them evenly"
             )
         nodes = (self.world // per_node, per_node)
         return init_device_mesh(self.device.type, nodes, mesh_dim_names=("copies", "shards"))
@@ -99,14 +103,17 @@ class Workers:
                 fully_shard(part, **settings)
         # Cut again after each forward pass, also a root's: what is whole then would not follow the optimizer's steps.
         fully_shard(module, ignored_params=stay, reshard_after_forward=True, **settings)
-        for part in frozen:
-            part.to(self.device)
+        if not offload:
+            for part in frozen:
+                part.to(self.device)
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)
         for name in methods:
             gather_for(module, name)
         options = StateDictOptions(full_state_dict=True, cpu_offload=offload, broadcast_from_rank0=True)
         set_model_state_dict(module, whole, options=options)
+        for part in frozen:
+            part.to(self.device)
         return module
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -127,6 +134,24 @@ class Workers:
         """Until all workers have come here."""
         if self.world > 1:
             distributed.barrier()
+
+    def first_does(self, work: Callable[[], None], folder: Path) -> None:
+        """Rank 0 works, for as long as it takes (while the disk is full): the others wait for a file below `folder`,
+        which all of them see, and not in a collective, which would give up."""
+        if not self.sharded:
+            return work() if self.first else None
+        done = folder / f".done.{self.agreed(time.time_ns)}"
+        if self.first:
+            try:
+                work()
+            finally:
+                done.touch()
+        while not done.exists():
+            time.sleep(LOOK_SECONDS)
+        self.wait()
+        if self.first:
+            done.unlink()
+        return None
 
     def agreed(self, find: Callable[[], Found]) -> Found:
         """What rank 0 finds, on every worker. What it fails with is raised there, and RuntimeError on the others."""
@@ -192,8 +217,8 @@ def final_weights(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 def save_trained(workers: Workers, model: nn.Module, first: str | Path, master: str, processor: Any, out: Path) -> None:
     """Write a trained model as a Hugging Face folder, from rank 0; of a sharded one all workers call it."""
     weights = workers.gathered(final_weights(model), cpu=True)
-    if workers.first:
-        write_weights(weights, model, first, master, processor, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    workers.first_does(lambda: write_weights(weights, model, first, master, processor, out), out.parent)
 
 
 def write_weights(

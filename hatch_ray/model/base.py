@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xxhash
-from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from hatch_ray.disk import replace_folder, when_there_is_room
@@ -59,7 +60,10 @@ def unfilled_model(base: str | Path, dtype: str) -> Any:
     check_kind(base, config.model_type)
     with no_init_weights():
         kind = Qwen2_5_VLForConditionalGeneration
-        return kind._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+        model = kind._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    with suppress(OSError):  # a folder without the file: what follows from config.json stays, as in `from_pretrained`
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model
 
 
 def recompute_activations(model: Any, wanted: bool | None, device: torch.device) -> None:
@@ -160,8 +164,6 @@ def part_checksum(model: torch.nn.Module, part: Part) -> str:
 def eos_token_ids(model_or_folder: Any, processor: Any) -> list[int]:
     """Tokens that end a reply: the generation config's, and the tokenizer's."""
     if isinstance(model_or_folder, (str, Path)):
-        from transformers import GenerationConfig
-
         config = GenerationConfig.from_pretrained(model_source(model_or_folder))
     else:
         config = model_or_folder.generation_config

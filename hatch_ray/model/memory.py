@@ -180,7 +180,7 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
         always.append(Share("reference", reference, "set learner.offload_reference=true, or grpo.beta=0"))
     if frozen_vision:
         always.append(Share("image features kept", KEPT_FEATURES if gpu else 0))
-    if kind == "grpo" and config.rollout.weights == "nixl":
+    if kind == "grpo" and config.rollout.weights == "nixl" and shards == 1:
         sent = BYTES[config.rollout.dtype] * _sent(shapes, lora, trainable)
         always.append(Share("versions for NIXL", LIVE_VERSIONS * sent, "set rollout.weights=object_store"))
     if gpu:
@@ -288,15 +288,18 @@ def host_memory(config: Config, stage: str) -> list[Share]:
     lora = 0 if kind == "pasta" else lora
     each = FLOAT if lora else BYTES[config.learner.master]
     learning = shapes.adapters(lora) if lora else shapes.part(part)
-    state = 0.0 if shards > 1 else (1 + ADAM_MOMENTS) * each * learning
+    state: float = (1 + ADAM_MOMENTS) * each * learning
+    if shards > 1:  # every worker writes its part: copied from a GPU, and once more as the bytes of a file
+        state *= workers_used(config, stage) / shards * (2 if config.learner.gpus else 1)
     if kind == "grpo":
         state += (FLOAT * shapes.linear + BYTES[config.learner.compute] * (shapes.parameters - shapes.linear)
                   if lora else each * shapes.parameters)  # fmt: skip
-    shares = [Share("a checkpoint's copy", state, "set learner.sharding=full")]
+    shares = [Share("a checkpoint's copy", state, "set model.lora_rank")]
     if kind == "pasta":
         shares.append(Share("the language model, idle", BYTES[config.learner.master] * shapes.language))
-    if kind == "grpo" and config.rollout.weights == "object_store":
-        version = BYTES[config.rollout.dtype] * _sent(shapes, lora, part)
+    if kind == "grpo" and (config.rollout.weights == "object_store" or shards > 1):
+        copies = LIVE_VERSIONS if config.rollout.weights == "nixl" else 1
+        version = copies * BYTES[config.rollout.dtype] * _sent(shapes, lora, part)
         shares.append(Share("version for the engines", version, "set rollout.dtype=bfloat16"))
     return shares
 

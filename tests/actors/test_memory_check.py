@@ -29,11 +29,12 @@ def said(config: Config, nodes: list[dict[str, float]]) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "kind", "message"),
     [
-        ([], "L40S", r"qa_sft: a learner worker needs about 7\d\.\d GB by count and its GPU \(L40S\) leaves it 48\.0"),
+        ([], "L40S", r"qa_sft: a learner worker needs about 6\d\.\d GB by count and its GPU \(L40S\) leaves it 48\.0"),
         ([], "L40S", r"Most is AdamW's moments 30\.0 GB \(set model\.lora_rank"),
         (["learner.recompute=false"], "H100", r"activations \d\d\.\d GB \(lower .*batch_size.*learner\.recompute=true"),
         (["learner.gpu_gb=24"], "H200", r"\(learner\.gpu_gb\) leaves it 24\.0"),
-        (["stages=[grpo]", "learner.sharding=none"], "H100", r"grpo: a learner worker needs about 8\d\.\d GB"),
+        (["stages=[grpo]", "learner.sharding=none", "learner.recompute=false"], "H100",
+         r"grpo: a learner worker needs about 1\d\d GB"),
         (["stages=[grpo]", "model.lora_rank=32", "model.base=Qwen/Qwen2.5-VL-32B-Instruct", "rollout.gpus=1"], "H100",
          r"grpo: .* leaves it"),
     ],

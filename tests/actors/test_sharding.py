@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import multiprocessing
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,14 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from actors.experience.queues import make_shards
 from actors.runtime.deadlines import CollectiveError, collectives
 from hatch_ray.config import Config, ConfigError, make_config
+from hatch_ray.disk import is_full
 from hatch_ray.environment import prepare_environment
 from hatch_ray.learning.trainer_state import write_state
 from hatch_ray.learning.workers import Workers, whole
-from hatch_ray.model.base import checksum, load_model, load_processor
+from hatch_ray.model.base import checksum, eos_token_ids, load_model, load_processor, unfilled_model
 from hatch_ray.model.prompt_tokens import tokenize_prompt
 from tests.actors.test_numbers import LocalLearner, make_batch
 from tests.support.runs import free_port
@@ -279,6 +285,62 @@ def test_a_state_of_other_weights_is_refused(together: Processes, tiny_model: Pa
     write_state(adapters.state(), tmp_path / "state")
     with pytest.raises(ValueError, match="do not have the same weights"):
         together(2, several_steps, config_of(tiny_model, tmp_path), tmp_path / "x", tmp_path / "state", range(1))
+
+
+def cannot_write(rank: int, world: int, config: Config, folder: Path, number: int) -> str:
+    """What each worker is told when the second one's disk says no."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    learner = learner_of(config, rank, world)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank:
+            patch.setattr(HuggingFaceStorageWriter, "write_data", refuse)
+        try:
+            learner.write_together(folder, config.model.base)
+        except (OSError, RuntimeError) as error:
+            return f"{type(error).__name__} {is_full(error, folder)}: {error}"
+    return ""
+
+
+def test_a_full_disk_of_one_worker_is_told_to_all_as_a_full_disk(
+    together: Processes, tiny_model: Path, tmp_path: Path
+) -> None:
+    """So that all wait, and write again together; another failure is one line."""
+    config = config_of(tiny_model, tmp_path)
+    first, second = together(2, cannot_write, config, tmp_path / "full", errno.ENOSPC)
+    assert first == second and "OSError True" in first and "rank 1" in first
+    first, second = together(2, cannot_write, config, tmp_path / "broken", errno.EIO)
+    assert first == second and "RuntimeError False" in first
+    assert "rank 1 failed: OSError: [Errno 5] Input/output error" in first
+
+
+def slow_first(rank: int, world: int, config: Config, folder: Path) -> float:
+    workers, began = Workers(config.learner, rank=rank, world=world), time.monotonic()
+    workers.first_does(lambda: time.sleep(2 * SHORT.total_seconds()), folder)
+    return time.monotonic() - began
+
+
+@pytest.mark.rest
+def test_workers_outwait_the_first_one_beyond_the_deadline_of_a_collective(
+    together: Processes, tiny_model: Path, tmp_path: Path
+) -> None:
+    waited = together(2, slow_first, config_of(tiny_model, tmp_path), tmp_path, patience=SHORT)
+    assert min(waited) > SHORT.total_seconds() and not list(tmp_path.glob(".done*"))
+
+
+def test_a_model_that_others_fill_ends_its_replies_as_the_read_one(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [3, 4]}))
+    processor = load_processor(folder)
+    read, unfilled = load_model(folder), unfilled_model(folder, "float32")
+    assert eos_token_ids(read, processor) == eos_token_ids(unfilled, processor) and 3 in eos_token_ids(read, processor)
+    assert {n: p.shape for n, p in read.named_parameters()} == {n: p.shape for n, p in unfilled.named_parameters()}
+    for (name, one), (_, other) in zip(read.named_buffers(), unfilled.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def weights_sent(rank: int, world: int, config: Config) -> dict[str, Any]:
