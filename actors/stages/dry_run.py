@@ -93,7 +93,7 @@ def describe_memory(config: Config, console: Console) -> None:
     table.add_row("the moment", *(need.fullest for need in needs.values()))
     table.add_row("workers at work", *(f"{workers_used(config, stage)} of {config.learner.workers}" for stage in needs))
     beside = (sum(share.gb for share in host_memory(config, stage)) for stage in needs)
-    table.add_row("rank 0 beside it, in the machine's memory", *map(gb_text, beside))
+    table.add_row("beside it, in the machines' memory", *map(gb_text, beside))
     console.print(table)
     engine = engine_memory(config)
     parts = ", ".join(f"{share.name} {gb_text(share.gb)}" for share in engine.shares)
