@@ -280,9 +280,10 @@ def _copy(config: Config, shapes: Shapes, lora: int, trainable: Trainable, shard
 
 
 def host_memory(config: Config, stage: str) -> list[Share]:
-    """What a stage's workers hold in all in the machines' memory beside what `learner_memory` counts (there too on CPUs):
-    the copies that a checkpoint is written from, the version on its way to the engines (Ray's object store holds it once
-    more), PaStA's idle language model."""
+    """What a stage's workers hold in all in the machines' memory beside what `learner_memory` counts (there too on
+    CPUs): the copies that a checkpoint is written from, the version on its way to the engines (Ray's object store holds
+    it once more), PaStA's idle language model.
+    """
     shards, part = divided_by(config, stage), trained_part(config, stage)
     shapes, kind, lora = shapes_of(config.model.base), stage_kind(config, stage), config.model.lora_rank
     lora = 0 if kind == "pasta" else lora
