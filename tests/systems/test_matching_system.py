@@ -20,6 +20,7 @@ from hatch_ray.systems.matching.data import KINDS, build_matching
 from hatch_ray.systems.matching.metrics import table
 from hatch_ray.systems.matching.reply import read_reply
 from hatch_ray.systems.matching.system import Matching
+from hatch_ray.systems.matching.tables import measured
 from tests.support.runs import REPOSITORY
 
 CONFIG = REPOSITORY / "configs" / "wbm_tiny.yaml"
@@ -99,7 +100,7 @@ def test_blind_replies(samples: list[Sample]) -> None:
     replies = system.blind_replies(samples)
     golds = [dict(enumerate(one.meta["gold"], 1)) for one in samples]
 
-    def measured(name: str) -> dict[str, float]:
+    def of(name: str) -> dict[str, float]:
         said = [
             read_reply(text, len(one.meta["gold"]), one.meta["second"], False)
             for text, one in zip(replies[name], samples, strict=True)
@@ -107,9 +108,9 @@ def test_blind_replies(samples: list[Sample]) -> None:
         assert all(not one.problems for one in said)
         return table([one.pairs for one in said], golds)
 
-    none, constant = measured("none"), measured("constant")
-    assert none["f1"] == 0 and none["none_recall"] == 1 and measured("random")["one_to_one"] == 1
-    assert constant["accuracy"] >= max(measured(name)["accuracy"] for name in ("none", "identity", "random"))
+    none, constant = of("none"), of("constant")
+    assert none["f1"] == 0 and none["none_recall"] == 1 and of("random")["one_to_one"] == 1
+    assert constant["accuracy"] >= max(of(name)["accuracy"] for name in ("none", "identity", "random"))
 
 
 def test_the_service_reads_replies_of_any_size() -> None:
@@ -147,3 +148,13 @@ def test_a_setting_that_contradicts_the_paper_is_refused() -> None:
     with pytest.raises(ConfigError, match="one_to_one is not the paper's reward"):
         config_of("reward.paper=true", "reward.one_to_one=true")
     assert system_of(config_of("reward.paper=true")).weights()["mapping"] == 1.0
+
+
+def test_figures_of_an_evaluation_are_those_of_its_rows(samples: list[Sample]) -> None:
+    system = system_of(config_of())
+    golds = [system.gold(one, "grpo") for one in samples]
+    best = measured(score_rows(system, "grpo", samples, golds))
+    assert list(best) == ["all", "L3", "L2", "L1"] and best["all"]["questions"] == 54
+    assert all(best[part][name] == 1 for part in best for name in ("f1", "micro_f1", "accuracy", "exact"))
+    none = measured(score_rows(system, "grpo", samples, ["hm"] * len(samples)))
+    assert none["all"]["f1"] == none["all"]["accuracy"] == none["all"]["none_recall"] == 0
