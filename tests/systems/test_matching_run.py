@@ -70,7 +70,7 @@ def test_it_is_evaluated_and_reported(run: Path, capsys: pytest.CaptureFixture[s
     figures = measured(rows)
     assert set(figures) == {"L1", "L2", "L3", "all"} and figures["all"]["f1"] == 0 and figures["L1"]["accuracy"] == 0
     assert json.loads((run / "eval" / "none.json").read_text())["overall"]["match"]["value"] == pytest.approx(
-        figures["all"]["accuracy"]
+        figures["all"]["accuracy"], abs=1e-6
     )
     main(run)
     printed = capsys.readouterr().out

@@ -158,3 +158,14 @@ def test_figures_of_an_evaluation_are_those_of_its_rows(samples: list[Sample]) -
     assert all(best[part][name] == 1 for part in best for name in ("f1", "micro_f1", "accuracy", "exact"))
     none = measured(score_rows(system, "grpo", samples, ["hm"] * len(samples)))
     assert none["all"]["f1"] == none["all"]["accuracy"] == none["all"]["none_recall"] == 0
+
+
+def test_real_frames_give_the_same_kinds(redkitchen: Path, tmp_path: Path) -> None:
+    """Sensor depth with holes, 640 x 480: a question of every kind for each view pair; most pairs can give them."""
+    data = make_config({"data": {"kind": "rgbd", "root": str(redkitchen), "samples": 27}}).data
+    summary = build_matching(data, 0, "train", tmp_path / "train", 640 * 480)
+    samples = read_dataset(tmp_path / "train")
+    assert Counter((one.meta["level"], one.meta["spread"]) for one in samples) == dict.fromkeys(KINDS, 3)
+    assert all(0.1 <= one.meta["omega"] <= 0.9 for one in samples) and summary["view_pairs"] == 3
+    by_level = {"L1": 0, "L2": 0, "L3": 3}
+    assert all(sum(partner == 0 for partner in one.meta["gold"]) >= by_level[one.meta["level"]] for one in samples)
