@@ -41,7 +41,7 @@ class Mark:
     """A point or box drawn on the model's copy of one view, in SPAR's 0-1000 coordinates (x by width, y by height).
 
     `xy` has 2 numbers for a point, 4 for a box (x1, y1, x2, y2). `label` is written beside a box
-    (spatial_imagination_map_mv's "object0"); empty: none.
+    (spatial_imagination_map_mv's "object0"), and makes a point a numbered circle (`data.numbered`); empty: none.
     """
 
     view: int

@@ -49,7 +49,7 @@ def build_dataset(
         return build_spar(data, seed, split, out, progress)
     wanted = data.samples if split == "train" else data.heldout_samples
     with DatasetWriter(out) as writer:
-        scenes, source = _scenes(data, seed, split)
+        scenes, source = scenes_of(data, seed, split)
         tasks = choose_tasks(data.tasks, has_objects=data.kind == "rooms")
         builder = _Builder(data, seed, split, tasks, wanted, writer, progress)
         for round_index in range(ROUNDS):
@@ -85,7 +85,7 @@ def write_splits(build: Callable[[Split, Path], Any], out: str | Path) -> dict[S
     return summaries
 
 
-def _scenes(data: DataConfig, seed: int, split: Split) -> tuple[Sequence[Callable[[], Scene]], dict[str, Any]]:
+def scenes_of(data: DataConfig, seed: int, split: Split) -> tuple[Sequence[Callable[[], Scene]], dict[str, Any]]:
     """What makes each scene of a split, and what their source says of itself."""
     if data.kind == "rgbd":
         sequences = read_sequences(data)

@@ -1,4 +1,4 @@
-"""Points and boxes drawn on the model's copy of an image, by SPAR's rules.
+"""Points and boxes drawn on the model's copy of an image, by SPAR's rules; points with a label are numbered circles.
 
 Discs of radius 20 and strokes of 20 pixels at native resolution; on smaller images the same share of 1296, ScanNet's
 width. Coordinates are truncated to pixels.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from hatch_ray.data.numbered import draw_circle
 from hatch_ray.sample import Mark
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
@@ -60,6 +61,9 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
         pixels = mark_pixels(mark, image.width, image.height)
         if len(pixels) == 2:
             x, y = pixels
+            if mark.label:
+                draw_circle(draw, mark.label, (x, y), image.size)
+                continue
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
         else:
             # SPAR grows labelled boxes by the whole stroke, others by 17.5 pixels; small images have whole pixels.

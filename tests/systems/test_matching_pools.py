@@ -7,42 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from hatch_ray.data.room_furniture import wall_parts
 from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.scene import Frame
 from hatch_ray.data.scenes.forms import read_scene
 from hatch_ray.systems.matching.pools import LEAST, MOST, depth_pool, landmark_pool, one_a_cluster, spread
+from tests.support.room_truth import HEIGHT, WIDTH, room_of, seen_at, surface
 from tests.support.scene_forms import synthetic, write_colmap
-
-WIDTH, HEIGHT = 160, 120
-
-
-def room_of(seed: int) -> Room:
-    return Room(seed, RoomOptions(width=WIDTH, height=HEIGHT, n_views=3))
-
-
-def surface(room: Room, pixels: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """(n, 3) where the rays through pixels meet the room."""
-    parts = wall_parts(room.size, room.options.wall_height) + [part for item in room._furniture for part in item.parts]
-    mesh = trimesh.util.concatenate([trimesh.Trimesh(part.vertices, part.faces, process=False) for part in parts])
-    k = room.intrinsics
-    plane = (pixels - k[:2, 2]) / np.diag(k)[:2]
-    rays = np.hstack([plane, np.ones((len(plane), 1))]) @ pose[:3, :3].T
-    hits, index, _ = mesh.ray.intersects_location(np.tile(pose[:3, 3], (len(rays), 1)), rays, multiple_hits=False)
-    points = np.full((len(rays), 3), np.nan)
-    points[index] = hits
-    return points
-
-
-def seen_at(room: Room, points: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """(n, 2) pixels of world points."""
-    inside = (points - pose[:3, 3]) @ pose[:3, :3] @ room.intrinsics.T
-    return inside[:, :2] / inside[:, 2:]
 
 
 @settings(max_examples=8, deadline=None)

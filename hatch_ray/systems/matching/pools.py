@@ -87,7 +87,7 @@ def spread(matches: np.ndarray, width: int, spacing: float = SPACING, cluster: f
         step = points - points[taken[-1]]
         away = np.minimum(away, (np.hypot(step[:, 0], step[:, 1]) + np.hypot(step[:, 2], step[:, 3])) / 2)
         farthest = int(np.argmax(away))
-        if away[farthest] < spacing * width:
+        if not away[farthest] or away[farthest] < spacing * width:
             break
         taken.append(farthest)
     return kept[np.sort(taken)] if len(taken) >= LEAST else np.zeros(0, int)
@@ -123,20 +123,20 @@ def _carried(first: Frame, second: Frame, stride: int) -> tuple[np.ndarray, floa
     v, u = np.mgrid[stride // 2 : height : stride, stride // 2 : width : stride].reshape(2, -1)
     z = first.depth[v, u].astype(float)
     u, v, z = u[z > 0], v[z > 0], z[z > 0]
-    u_2, v_2, z_2 = _move(u, v, z, first, second)
-    seen_z, steady_2 = _depth_at(second, u_2, v_2)
+    u_2, v_2, z_2 = move(u, v, z, first, second)
+    seen_z, steady_2 = depth_at(second, u_2, v_2)
     with np.errstate(invalid="ignore"):
         seen = (seen_z > 0) & (np.abs(z_2 - seen_z) < DEPTH_TOLERANCE * z_2)
-    here, there = _picture_pixels(u, v, first), _picture_pixels(u_2, v_2, second)
+    here, there = picture_pixels(u, v, first), picture_pixels(u_2, v_2, second)
     seen[seen] = np.abs(_color_at(first, here[seen]) - _color_at(second, there[seen])).mean(axis=1) < COLOR_TOLERANCE
-    u_back, v_back, _ = _move(u_2[seen], v_2[seen], seen_z[seen], second, first)
-    kept = seen & _depth_at(first, u, v)[1] & steady_2
+    u_back, v_back, _ = move(u_2[seen], v_2[seen], seen_z[seen], second, first)
+    kept = seen & depth_at(first, u, v)[1] & steady_2
     kept[seen] &= np.hypot(u_back - u[seen], v_back - v[seen]) <= RETURN * width
     total = len(range(stride // 2, height, stride)) * len(range(stride // 2, width, stride))
     return np.hstack([here, there])[kept], float(seen.sum() / total), float(seen.sum() / max(1, len(u)))
 
 
-def _move(
+def move(
     u: np.ndarray, v: np.ndarray, z: np.ndarray, source: Frame, target: Frame
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels of a depth grid, with their depth, in the other's grid; depth NaN behind the camera."""
@@ -148,7 +148,7 @@ def _move(
     return k_to[0, 0] * x / z_to + k_to[0, 2], k_to[1, 1] * y / z_to + k_to[1, 2], z_to
 
 
-def _depth_at(frame: Frame, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def depth_at(frame: Frame, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Depth between pixels, 0 where it is not known, and whether the pixel lies on a steady surface.
 
     Inverse depth is what is linear between the pixels of a plane.
@@ -167,7 +167,7 @@ def _depth_at(frame: Frame, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, n
     return np.where(steady, between, np.where(known, depth[nearest], 0)), steady
 
 
-def _picture_pixels(u: np.ndarray, v: np.ndarray, frame: Frame) -> np.ndarray:
+def picture_pixels(u: np.ndarray, v: np.ndarray, frame: Frame) -> np.ndarray:
     """(n, 2) pixels of the colour picture for those of the depth grid."""
     k, k_color = frame.depth_intrinsics, frame.intrinsics
     scale = np.diag(k_color)[:2] / np.diag(k)[:2]

@@ -1,0 +1,164 @@
+"""Datasets of wide-baseline matching from scenes of posed RGB-D frames: rendered rooms, or recordings.
+
+Each view pair gives a question of every level and spread, so that every kind has as many at every overlap.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hatch_ray.config_sections import DataConfig
+from hatch_ray.data.build import Progress, scenes_of
+from hatch_ray.data.numbered import thousandth
+from hatch_ray.data.pairs import Refused
+from hatch_ray.data.scene import Scene
+from hatch_ray.data.store import SPLITS, Split
+from hatch_ray.data.writer import DatasetWriter
+from hatch_ray.sample import Mark, Sample, View
+from hatch_ray.systems.matching.pools import depth_pool
+from hatch_ray.systems.matching.questions import LEVELS, SPREADS, Asked, Marker
+from hatch_ray.systems.matching.reply import write_pairs
+
+TASK, FORM = "wide_baseline_matching", "matching"
+GENERATOR = "matching-v1"
+KINDS = list(product(LEVELS, SPREADS))
+POOL_ACROSS = 160
+"""Depth pixels of a row that are matched."""
+TRIES = 4
+"""Draws of a kind of question, before its view pair is given up."""
+
+
+def build_matching(
+    data: DataConfig, seed: int, split: Split, out: str | Path, max_pixels: int, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the split's dataset to `out` and return its summary.
+
+    max_pixels: of `model.max_pixels`; marks are drawn for pictures that the model sees at their own size. Raises
+    ValueError when no question can be made, for data that cannot give any, and when `out` exists.
+    """
+    if data.kind == "spar":
+        raise ValueError("the system matching makes its questions from scenes: set data.kind to rooms or rgbd")
+    if data.tasks not in ([], [TASK]):
+        raise ValueError(f"the system matching has the task {TASK} alone; leave data.tasks out")
+    wanted = data.samples if split == "train" else data.heldout_samples
+    with DatasetWriter(out) as writer:
+        scenes, source = scenes_of(data, seed, split)
+        builder = _Builder(data, seed, split, wanted, max_pixels, writer, progress)
+        for position, scene in enumerate(scenes):
+            pairs = -(-(wanted - len(writer)) // len(KINDS))
+            builder.use(scene(), position, -(-pairs // (len(scenes) - position)))
+        if not len(writer):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in builder.refused.most_common(4))
+            raise ValueError(f"no question could be made for {split} ({reasons}); widen data.min_overlap/max_overlap")
+        writer.summary = builder.summary() | source
+        return writer.summary
+
+
+class _Builder:
+    """Writes questions pair by pair; counts what was refused and why."""
+
+    def __init__(
+        self, data: DataConfig, seed: int, split: Split, wanted: int, max_pixels: int, writer: DatasetWriter,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.data, self.seed, self.split, self.wanted, self.max_pixels = data, seed, split, wanted, max_pixels
+        self.writer, self.progress = writer, progress
+        self.refused: Counter[str] = Counter()
+        self.pairs = 0
+        self._photos: dict[tuple[str, int], View] = {}
+
+    def use(self, scene: Scene, position: int, pairs: int) -> None:
+        """Ask about so many view pairs of a scene, or as many as it gives; either view may be the first."""
+        draw = [self.seed, SPLITS.index(self.split), position]
+        order = list(permutations(range(len(scene)), 2))
+        np.random.default_rng(draw).shuffle(order)
+        for i, j in order:
+            if pairs <= 0 or len(self.writer) >= self.wanted:
+                return
+            try:
+                made = list(self._ask(scene, i, j, [*draw, i, j]))
+            except Refused as refusal:
+                self.refused[refusal.reason] += 1
+                continue
+            pairs, self.pairs = pairs - 1, self.pairs + 1
+            for sample in made[: self.wanted - len(self.writer)]:
+                self.writer.add(sample)
+                self.writer.add_scene(scene.id, scene.up, scene.objects)
+                if self.progress:
+                    self.progress(len(self.writer), self.wanted)
+
+    def _ask(self, scene: Scene, i: int, j: int, draw: list[int]) -> Iterator[Sample]:
+        """A question of each kind about two views. Raises Refused where one cannot be made."""
+        frames = first, second = scene.frame(i), scene.frame(j)
+        if first.rgb.shape != second.rgb.shape:
+            raise Refused("pictures_of_two_sizes")
+        height, width = first.rgb.shape[:2]
+        if width * height > self.max_pixels:
+            raise ValueError(
+                f"pictures have {width} x {height} pixels, more than model.max_pixels={self.max_pixels}: marks would "
+                "shrink; raise that, or lower data.rooms.image_size or data.image_size"
+            )
+        pool = depth_pool(first, second, max(1, first.depth.shape[1] // POOL_ACROSS))
+        if not self.data.min_overlap <= pool.omega[0] <= self.data.max_overlap:
+            raise Refused("overlap_out_of_range")
+        marker = Marker(first, second, pool)
+        asked = [self._draw(marker, level, how, [*draw, kind]) for kind, (level, how) in enumerate(KINDS)]
+        views = tuple(self._photo(scene, k, frame.rgb) for k, frame in zip((i, j), frames, strict=True))
+        meta = {
+            "source": self.data.kind, "pair": f"{scene.id}-{i}-{j}", "frames": [frame.name for frame in frames],
+            "omega": round(pool.omega[0], 4), "omega_valid": round(pool.omega_valid[0], 4), "generator": GENERATOR,
+        }  # fmt: skip
+        for (level, how), question in zip(KINDS, asked, strict=True):
+            own = meta | {"level": level, "spread": how, "gold": list(question.gold), "second": len(question.second)}
+            gold = dict(enumerate(question.gold, start=1))
+            yield Sample(
+                id=f"{meta['pair']}-{level}-{how}", scene=scene.id, task=TASK, answer_form=FORM,
+                question=question_text(len(question.first), len(question.second)), answer=write_pairs(gold),
+                views=views, marks=_marks(question, width, height), meta=own,
+            )  # fmt: skip
+
+    def _draw(self, marker: Marker, level: str, how: str, draw: list[int]) -> Asked:
+        for attempt in range(TRIES):
+            try:
+                return marker.draw(level, how, np.random.default_rng([*draw, attempt]))
+            except Refused as refusal:
+                reason = refusal.reason
+        raise Refused(f"{level}_{reason}")
+
+    def _photo(self, scene: Scene, index: int, rgb: np.ndarray) -> View:
+        if (scene.id, index) not in self._photos:
+            self._photos[scene.id, index] = self.writer.add_photo(scene.id, index, rgb)
+        return self._photos[scene.id, index]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "samples": len(self.writer),
+            "asked_for": self.wanted,
+            "by_task": dict(self.writer.by_task),
+            "view_pairs": self.pairs,
+            "scenes": len(self.writer.scenes),
+            "refused_views_by_reason": dict(self.refused.most_common()),
+            "split": self.split,
+            "seed": self.seed,
+            "generator": GENERATOR,
+            "data": self.data.model_dump(mode="json"),
+        }
+
+
+def question_text(first: int, second: int) -> str:
+    """What is asked of photos with so many marks."""
+    return f"Match marks 1-{first} of the first photo to marks 1-{second} of the second."
+
+
+def _marks(asked: Asked, width: int, height: int) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(view, "green", (thousandth(int(x), width), thousandth(int(y), height)), str(label))
+        for view, marks in enumerate((asked.first, asked.second))
+        for label, (x, y) in enumerate(marks, start=1)
+    )

@@ -1,0 +1,79 @@
+"""A run of wide-baseline matching on rendered rooms: trained, killed and resumed to the bit, evaluated, reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hatch_ray.config import load_config
+from hatch_ray.data.store import read_dataset
+from hatch_ray.run_folder import RunFolder
+from hatch_ray.systems.matching.curriculum import Curriculum
+from hatch_ray.systems.matching.settings import MatchingConfig
+from hatch_ray.systems.matching.tables import main, measured, way
+from tests.support.runs import ALONE, differences, finish, hatch_here, kill, rows_of, start, wait_for_step
+
+pytestmark = pytest.mark.rest
+
+SHORT = [
+    "data.samples=54", "data.heldout_samples=18", "data.rooms.train_scenes=3", "data.rooms.heldout_scenes=2",
+    "data.rooms.views_per_scene=4", "curriculum.bins=2", "curriculum.window=1", "curriculum.demote_after=1",
+    "match_sft.max_steps=2", "match_sft.save_every=1", "grpo.max_steps=2", "grpo.prompts_per_step=2",
+    "grpo.group_size=4", "grpo.max_new_tokens=24", "grpo.save_every=1", "eval.samples=18", "eval.bootstrap=100",
+    "eval.max_new_tokens=24", *ALONE,
+]  # fmt: skip
+
+
+def words(run: Path, model: Path) -> list[str]:
+    return ["train", "configs/wbm_tiny.yaml", f"run_dir={run}", f"model.base={model}", *SHORT]
+
+
+@pytest.fixture(scope="module")
+def run(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "matching"
+    hatch_here(*words(run, tiny_model))
+    return run
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    process = start(words(again, tiny_model))
+    wait_for_step(process, again, "grpo", 1, timeout=240)
+    kill(process)
+    process = start(words(again, tiny_model))
+    output = finish(process, 240)
+    assert process.returncode == 0, output
+    assert "Match SFT: the form of the answer: already done" in output
+    assert differences(run, again) == []
+
+
+def test_its_ledger_is_all_that_the_curriculum_needs(run: Path) -> None:
+    config = load_config(run / "config.yaml")
+    assert isinstance(config, MatchingConfig)
+    sampler = Curriculum(config, read_dataset(run / "data" / "train"))
+    ledger = rows_of(run / "ledger.jsonl")
+    for step in range(2):
+        rows = [row for row in ledger if row["step"] == step]
+        assert [row["id"] for row in rows] == [one.id for one in sampler.samples(step)]
+        sampler.observe(step, rows)
+    assert list(way(RunFolder(run), config))[-1][1].window == sampler.state.window
+
+
+def test_it_is_evaluated_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = hatch_here("eval", str(run))
+    assert "best constant" in output and "all none" in output and "F1" in output
+    rows = rows_of(run / "eval" / "none.jsonl")
+    figures = measured(rows)
+    assert set(figures) == {"L1", "L2", "L3", "all"} and figures["all"]["f1"] == 0 and figures["L1"]["accuracy"] == 0
+    assert json.loads((run / "eval" / "none.json").read_text())["overall"]["match"]["value"] == pytest.approx(
+        figures["all"]["accuracy"], abs=1e-6
+    )
+    main(run)
+    printed = capsys.readouterr().out
+    assert "one_to_one" in printed and "identity" in printed and "after step 1: bin 1 of 2, stage 1 of 3" in printed
+    hatch_here("report", str(run))
+    assert "Match SFT" in (run / "report.html").read_text()
