@@ -35,7 +35,7 @@ class Config(Section):
     """What every system's config has; `systems.base.System.Config` adds its own sections (HATCH: `HatchConfig`)."""
 
     system: str = "hatch"
-    """What is taught: hatch, or a system of your own as module:CLASS (docs/your-own-system.md)."""
+    """What is taught: hatch, viewpoint, or a system of your own as module:CLASS (docs/your-own-system.md)."""
     run_dir: Annotated[Path | str, BeforeValidator(_place)] = Path("runs/default")
     """The run folder; an existing one is resumed. Or its home in a bucket, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER
     (docs/cluster.md#shared-storage)."""

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from hatch_ray.config import Config
     from hatch_ray.systems.base import System
 
-KNOWN = {"hatch": "hatch_ray.systems.hatch.system:Hatch"}
+KNOWN = {
+    "hatch": "hatch_ray.systems.hatch.system:Hatch",
+    "viewpoint": "hatch_ray.systems.viewpoint.system:Viewpoint",
+}
 
 
 @lru_cache(maxsize=32)

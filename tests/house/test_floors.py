@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hatch_ray.systems import KNOWN
+
 FLOORS = (
     "hatch_ray hatch_ray.disk hatch_ray.environment hatch_ray.manifest hatch_ray.sample hatch_ray.system_errors "
     "hatch_ray.systems hatch_ray.torchvision_mend actors",
@@ -19,7 +21,8 @@ FLOORS = (
     "hatch_ray.run_version",
     "hatch_ray.systems.base actors.runtime",
     "hatch_ray.evaluation hatch_ray.learning actors.weights",
-    "hatch_ray.benchmarks hatch_ray.report hatch_ray.systems.hatch actors.reward actors.rollout",
+    "hatch_ray.benchmarks hatch_ray.report hatch_ray.systems.hatch hatch_ray.systems.viewpoint "
+    "actors.reward actors.rollout",
     "hatch_ray.ablation actors.experience serve",
     "actors.learner",
     "actors.stages",
@@ -41,7 +44,7 @@ def room_of(module: str) -> str:
     if parts[0] == "serve":
         return "serve"
     if parts[:2] == ["hatch_ray", "systems"] and len(parts) > 2:
-        return "hatch_ray.systems.hatch" if parts[2] == "hatch" else "hatch_ray.systems.base"
+        return ".".join(parts[:3]) if parts[2] in KNOWN else "hatch_ray.systems.base"
     return ".".join(parts[:2])
 
 
