@@ -22,8 +22,8 @@ from hatch_ray.systems.viewpoint.sources import Pairs, sources
 from hatch_ray.systems.viewpoint.thoughts import think
 
 GENERATOR = "viewpoint-v1"
-ROUNDS = 3
-"""Passes over the scenes."""
+ROUNDS = 4
+"""Passes over the scenes: in each a pair is asked about once."""
 TRIES = 50
 """Pairs in a row that may be refused before a scene is left."""
 
@@ -104,22 +104,23 @@ class _Builder:
             self.refused[refusal.reason] += 1
             return
         failures = 0
-        while len(self.made) < due and failures < TRIES:
+        both = np.triu_indices(pairs.count, 1)
+        for place in rng.permutation(len(both[0])):
+            if len(self.made) >= due or failures == TRIES:
+                break
             try:
-                self._add(pairs, rng)
+                self._add(pairs, int(both[0][place]), int(both[1][place]), rng)
                 failures = 0
             except Refused as refusal:
                 self.refused[refusal.reason] += 1
                 failures += 1
 
-    def _add(self, pairs: Pairs, rng: np.random.Generator) -> None:
-        first, second = pairs.draw(rng)
-        motion = pairs.motion(first, second)
+    def _add(self, pairs: Pairs, first: int, second: int, rng: np.random.Generator) -> None:
+        motion, back = pairs.motion(first, second), pairs.motion(second, first)
         names = self.types if self.data.every_question else [self.types[len(self.made) % len(self.types)]]
-        key = (pairs.id, min(first, second), max(first, second), names[0])
+        key = (pairs.id, first, second, names[0])
         if key in self._asked:
             raise Refused("asked_already")
-        back = pairs.motion(second, first)
         self._asked.add(key)
         # Flipped, every side is the other one: within a kind of pair one balanced type balances all of them.
         kind = names[0] if len(names) == 1 else f"{motion.lateral * motion.yaw_deg > 0}"

@@ -21,16 +21,19 @@ ELEVATION_JITTER_DEG = 4.0
 OFF_CENTRE = 0.1
 """The object's middle lies within this share of the field of view beside the photo's."""
 MAX_ROLL_DEG = 5.0
-HELDOUT_EVERY = 4
-"""One object in so many is held out."""
+HELDOUT_COLORS = 3
+"""So many colours of each kind are held out."""
 
 
 def object_names(split: Split) -> list[tuple[str, str]]:
     """(colour, kind) of the split's objects; every kind is in both splits."""
-    names = [(color, kind) for kind in KINDS for color in COLORS]
-    order = np.random.default_rng(205).permutation(len(COLORS) * len(KINDS))
-    held = {names[index] for index in order[::HELDOUT_EVERY]}
-    return [name for name in names if (name in held) == (split == "heldout")]
+    rng = np.random.default_rng(205)
+    found = []
+    for kind in KINDS:
+        colors = rng.permutation(list(COLORS)).tolist()
+        chosen = colors[:HELDOUT_COLORS] if split == "heldout" else colors[HELDOUT_COLORS:]
+        found += [(color, kind) for color in chosen]
+    return found
 
 
 class ObjectOrbit(Room):

@@ -1,9 +1,9 @@
-"""Where pairs of photos come from: rendered objects, rooms, posed sequences; each scene draws pairs that are clear."""
+"""Where pairs of photos come from: rendered objects, rooms, posed sequences; each scene tells its clear pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,17 +25,15 @@ from hatch_ray.systems.viewpoint.surroundings import Surroundings, surroundings
 
 
 class Pairs(Protocol):
-    """Pairs of one scene's photos. metric: its lengths are metres."""
+    """Pairs of one scene's photos. count: of the photos; metric: its lengths are metres."""
 
     id: str
+    count: int
     up: np.ndarray
     metric: bool
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Two photos at random; raises Refused where they give no question."""
-
     def motion(self, first: int, second: int) -> Motion:
-        """Of a pair in this order; raises Refused."""
+        """From one photo to another; raises Refused where they give no question, in either order."""
 
     def frame(self, index: int) -> Frame: ...
 
@@ -44,13 +42,8 @@ class OrbitPairs:
     """Photos around one object."""
 
     def __init__(self, name: str, scene: ObjectOrbit | PosedScene, around: Surroundings, metric: bool) -> None:
-        self.id, self.frame, self.up, self.metric = name, scene.frame, around.up, metric
+        self.id, self.count, self.frame, self.up, self.metric = name, len(scene), scene.frame, around.up, metric
         self._poses, self._around = scene.poses, around
-
-    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        first, second = _two(len(self._poses), rng)
-        self.motion(first, second)
-        return first, second
 
     def motion(self, first: int, second: int) -> Motion:
         return clear_orbit(self._poses[first], self._poses[second], self._around.centre, self.up)
@@ -62,24 +55,17 @@ class FreePairs:
     def __init__(self, scene: Scene, min_overlap: float, max_overlap: float) -> None:
         if scene.up is None:
             raise Refused("up_unknown")
-        self.id, self.frame, self.up, self.metric = scene.id, scene.frame, scene.up, True
+        self.id, self.count, self.frame, self.up, self.metric = scene.id, len(scene), scene.frame, scene.up, True
         self._views = SceneViews(scene, min_overlap, max_overlap)
-
-    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        first, second = self._views.draw(2, rng).indices
-        self.motion(first, second)
-        return first, second
+        self._sight = cache(lambda index: _sight(scene.frame(index)))
 
     def motion(self, first: int, second: int) -> Motion:
-        frames = self.frame(first), self.frame(second)
-        return clear_free(frames[0].pose, frames[1].pose, self.up, (_sight(frames[0]), _sight(frames[1])))
-
-
-def _two(count: int, rng: np.random.Generator) -> tuple[int, int]:
-    if count < 2:
-        raise Refused("scene_has_too_few_views")
-    first, second = rng.choice(count, 2, replace=False)
-    return int(first), int(second)
+        poses = self.frame(first).pose, self.frame(second).pose
+        found = clear_free(*poses, self.up, (self._sight(first), self._sight(second)))
+        overlap = self._views.overlap(min(first, second), max(first, second))
+        if not self._views.min_overlap <= overlap <= self._views.max_overlap:
+            raise Refused("overlap_too_small" if overlap < self._views.min_overlap else "overlap_too_large")
+        return found
 
 
 def _sight(frame: Frame) -> float:

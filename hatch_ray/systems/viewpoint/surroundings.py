@@ -19,6 +19,8 @@ MAX_BEHIND = 0.05
 """Share of the cameras that may have the centre behind them."""
 ROUND = 2.0
 """Two smallest singular values of the camera places within this factor: they lie in no plane that tells up."""
+STRAIGHT = 0.02
+"""The middle one is below this share of the largest: they stand in a line, and any plane through it is as good."""
 MAX_UP_DEG = 35.0
 """The two estimates of up may differ by so much."""
 
@@ -86,7 +88,7 @@ def estimated_up(poses: np.ndarray) -> np.ndarray:
     mean /= np.linalg.norm(mean)
     places = poses[:, :3, 3] - poses[:, :3, 3].mean(axis=0)
     _, sizes, axes = np.linalg.svd(places, full_matrices=len(places) < 3)
-    if len(sizes) < 3 or sizes[1] <= ROUND * sizes[2]:
+    if len(sizes) < 3 or sizes[1] <= max(ROUND * sizes[2], STRAIGHT * sizes[0]):
         return np.asarray(mean)
     normal = axes[2] * (1.0 if axes[2] @ mean > 0 else -1.0)
     if normal @ mean < np.cos(np.radians(MAX_UP_DEG)):

@@ -5,6 +5,7 @@ Recipe (arXiv 2511.01618): SFT on bare answers with a share of written-out thoug
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,9 +15,13 @@ from hatch_ray.protocol.response import Response, parse_response
 from hatch_ray.rewards.score import Score
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
+from hatch_ray.systems.defaults import constant_replies
 from hatch_ray.systems.viewpoint.config import ViewpointConfig
+from hatch_ray.systems.viewpoint.questions import LETTERS, TYPES
 from hatch_ray.systems.viewpoint.reward import WEIGHTS, Target, score_reply
 from hatch_ray.systems.words import Shown, Words
+
+LEFT = TYPES["ego_translation"].options[0]
 
 
 class Viewpoint(System):
@@ -33,6 +38,7 @@ class Viewpoint(System):
             "off_deg": Shown("off (deg)", "error, °", "error of the angle, degrees", "{:.0f}° off", 1),
         },
         medians=("errors", "angles that were read"),
+        labels={"view_sft": "after view SFT", "one_side": "always left"},
     )
 
     def mode(self, sample: Sample) -> Mode:
@@ -66,6 +72,18 @@ class Viewpoint(System):
 
     def read(self, text: str, n_views: int, stage: str) -> Response:
         return parse_response(text, n_views, "language")
+
+    def blind_replies(self, samples: Sequence[Sample]) -> dict[str, list[str]]:
+        """ "constant": the best reply of a type. "one_side": always the left one, which half of the pairs went or
+        turned to: what a model earns that has learnt that the camera moves, and looks at nothing.
+        """
+        constant = constant_replies(self, samples)
+        sides = []
+        for sample, reply in zip(samples, constant, strict=True):
+            options = sample.meta.get("options") or ()
+            letter = next((LETTERS[place] for place, text in enumerate(options) if text == LEFT), None)
+            sides.append(f"<think>It went left.</think><answer>{letter}</answer>" if letter else reply)
+        return {"constant": constant, "one_side": sides}
 
     def rates(self) -> dict[str, str]:
         grpo = self.config.grpo
