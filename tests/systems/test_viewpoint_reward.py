@@ -36,7 +36,7 @@ REPLIES = [" ".join(["", *parts])[1:].replace("> <", "><") for parts in itertool
 
 
 def target(strict: bool, answer: str = "B", degrees: bool = False) -> Target:
-    return Target(answer, "number" if degrees else "letter", 2, "language", degrees, strict)
+    return Target(answer, "number" if degrees else "letter", 2, "language", degrees, strict, 40.0)
 
 
 def test_strict_is_the_published_reward() -> None:

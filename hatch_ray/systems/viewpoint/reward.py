@@ -29,7 +29,9 @@ ANSWER_END = re.compile(r"</answer>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Target:
-    """What the score needs of a sample. mode: language, or direct where no thought is due; degrees: an angle is due."""
+    """What the score needs of a sample. mode: language, or direct where no thought is due; degrees: an angle is due;
+    angle_deg: by how much the two photos differ, for tables.
+    """
 
     answer: str
     form: str
@@ -37,6 +39,7 @@ class Target:
     mode: ReplyMode
     degrees: bool
     strict: bool
+    angle_deg: float
 
 
 def score_reply(text: str, target: Target) -> Score:
@@ -60,7 +63,8 @@ def score_reply(text: str, target: Target) -> Score:
         exact, reason = score_answer(answer, target.answer, target.form)
     if reason:
         reasons.append(f"exact:{reason}")
-    return Score({"format": float(form_ok), "exact": exact}, {"off_deg": off}, tuple(reasons), answer)
+    detail = {"angle_deg": target.angle_deg}
+    return Score({"format": float(form_ok), "exact": exact}, {"off_deg": off}, tuple(reasons), answer, detail)
 
 
 def strict_format(text: str) -> bool:

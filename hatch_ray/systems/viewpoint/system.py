@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from hatch_ray.config import Config
 from hatch_ray.protocol.prompt import Mode, sample_prompt
@@ -15,11 +15,14 @@ from hatch_ray.protocol.response import Response, parse_response
 from hatch_ray.rewards.score import Score
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
-from hatch_ray.systems.defaults import constant_replies
+from hatch_ray.systems.defaults import claims_of_terms, constant_replies
 from hatch_ray.systems.viewpoint.config import ViewpointConfig
 from hatch_ray.systems.viewpoint.questions import LETTERS, TYPES
 from hatch_ray.systems.viewpoint.reward import WEIGHTS, Target, score_reply
 from hatch_ray.systems.words import Shown, Words
+
+if TYPE_CHECKING:
+    from hatch_ray.evaluation.findings import Claim, Evaluations
 
 LEFT = TYPES["ego_translation"].options[0]
 
@@ -38,7 +41,7 @@ class Viewpoint(System):
             "off_deg": Shown("off (deg)", "error, °", "error of the angle, degrees", "{:.0f}° off", 1),
         },
         medians=("errors", "angles that were read"),
-        labels={"view_sft": "after view SFT", "one_side": "always left"},
+        labels={"view_sft": "after view SFT", "one_side": "always left", "final_turned_round": "final, turned"},
     )
 
     def mode(self, sample: Sample) -> Mode:
@@ -65,6 +68,7 @@ class Viewpoint(System):
         return Target(
             sample.answer, sample.answer_form, len(sample.views), self.mode(sample),
             sample.task == "rotation_degrees", self.config.reward.strict,
+            abs(float(sample.meta.get("yaw_deg", 0.0))),
         )  # fmt: skip
 
     def score(self, text: str, target: Target) -> Score:
@@ -84,6 +88,16 @@ class Viewpoint(System):
             letter = next((LETTERS[place] for place, text in enumerate(options) if text == LEFT), None)
             sides.append(f"<think>It went left.</think><answer>{letter}</answer>" if letter else reply)
         return {"constant": constant, "one_side": sides}
+
+    def controls(self, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+        from hatch_ray.systems.viewpoint.controls import TURNED_ROUND, turned_round  # reward actors need none of it
+
+        return {TURNED_ROUND: [turned_round(sample) for sample in samples]}
+
+    def claims(self, found: Evaluations) -> list[Claim]:
+        from hatch_ray.systems.viewpoint.controls import claims  # reward actors need none of it
+
+        return [*claims_of_terms(self, found), *claims(found)]
 
     def rates(self) -> dict[str, str]:
         grpo = self.config.grpo
