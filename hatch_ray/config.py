@@ -102,7 +102,8 @@ class Config(Section):
             raise ValueError(f"{stage}.trainable={part}: this stage trains the image encoder alone; leave it out")
         if self.model.lora_rank:
             raise ValueError(
-                f"{stage}.trainable={part}: LoRA trains its adapters alone; leave it out, or set model.lora_rank=0"
+                f"{stage}.trainable={part}: LoRA trains its adapters alone; set {stage}.trainable=all, or "
+                "model.lora_rank=0"
             )
 
     def _check_colocated(self) -> None:

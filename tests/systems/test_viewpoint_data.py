@@ -60,7 +60,7 @@ def test_sides_and_letters_are_balanced_and_still_is_never_right(orbit: list[Sam
 
 @pytest.mark.rest
 def test_ten_thousand(tmp_path: Path) -> None:
-    rooms = {"train_scenes": 60, "views_per_scene": 16, "image_size": 28}
+    rooms = {"train_scenes": 80, "views_per_scene": 16, "image_size": 28}
     samples = built(tmp_path / "train", samples=10_000, think_share=0, rooms=rooms)
     assert len(samples) == 10_000
     assert all(abs(count / 10_000 - 1 / 3) < 0.02 for count in Counter(s.answer for s in samples).values())

@@ -56,6 +56,8 @@ TYPES = {
         (), lambda motion: motion.yaw_deg,
     ),
 }  # fmt: skip
+TURNS = ("ego_rotation", "rotation_degrees")
+"""The types that ask how the camera turned; the others ask how it moved."""
 LETTERED = tuple(name for name, kind in TYPES.items() if kind.options)
 
 

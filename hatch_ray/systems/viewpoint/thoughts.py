@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from hatch_ray.systems.viewpoint.motion import Mode, Motion
-from hatch_ray.systems.viewpoint.questions import SIDES, TYPES, Asked, side
+from hatch_ray.systems.viewpoint.questions import SIDES, TURNS, Asked, side
 
 OPPOSITE = dict(zip(SIDES, reversed(SIDES), strict=True))
 ORBIT = (
@@ -50,7 +50,7 @@ def think(name: str, motion: Motion, mode: Mode, asked: Asked, rng: np.random.Ge
         "around": _tens(motion.dphi_deg or 0.0),
         "answer": asked.answer,
     }
-    turns = TYPES[name].signed(motion) == motion.yaw_deg
+    turns = name in TURNS
     if mode == "orbit":
         parts = [ORBIT, STAYS if turns else MOVED]
     else:
