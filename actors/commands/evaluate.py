@@ -117,6 +117,8 @@ def evaluate_run(config: Config, console: Console, processes: RunProcesses | Non
         for name, model in models.items():
             evaluate_model(engines, name, model, samples, config, console, told)
         evaluate_model(engines, FINAL + SWAPPED, models[FINAL], swapped, config, console, told)
+        for name, others in system.controls(samples).items():
+            evaluate_model(engines, f"{FINAL}_{name}", models[FINAL], others, config, console, told)
     settings = (config.eval.bootstrap, config.seed)
     for name, texts in system.blind_replies(samples).items():
         write_evaluation(run, name, score_rows(system, system.stages[-1].name, samples, texts), *settings)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hatch_ray.config_sections import DataConfig
+from hatch_ray.config_sections import DataConfig, RoomsConfig
 from hatch_ray.data.pairs import Refused, SceneViews, gold_plans
 from hatch_ray.data.questions import Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
@@ -91,6 +91,12 @@ def scenes_of(data: DataConfig, seed: int, split: Split) -> tuple[Sequence[Calla
         sequences = read_sequences(data)
         return [partial(lambda scene: scene, scene) for scene in sequences.split(split)], {"source": sequences.summary}
     rooms = data.rooms
+    options = RoomOptions(rooms.image_size, rooms.image_size, rooms.fov_deg, rooms.views_per_scene, rooms.compass)
+    return [partial(Room, room_seed, options) for room_seed in room_seeds(rooms, seed, split)], {}
+
+
+def room_seeds(rooms: RoomsConfig, seed: int, split: Split) -> range:
+    """The seeds of a split's rooms: none is in both splits, or in two runs of other seeds. Raises ValueError."""
     count = rooms.train_scenes if split == "train" else rooms.heldout_scenes
     if (seed + 1) * SEEDS_PER_RUN > PRETRAIN_SEEDS or count > HELDOUT_OFFSET:
         raise ValueError(
@@ -98,8 +104,7 @@ def scenes_of(data: DataConfig, seed: int, split: Split) -> tuple[Sequence[Calla
             f"got seed {seed} and {count} scenes"
         )
     first = seed * SEEDS_PER_RUN + (HELDOUT_OFFSET if split == "heldout" else 0)
-    options = RoomOptions(rooms.image_size, rooms.image_size, rooms.fov_deg, rooms.views_per_scene, rooms.compass)
-    return [partial(Room, room_seed, options) for room_seed in range(first, first + count)], {}
+    return range(first, first + count)
 
 
 class _Builder:

@@ -97,6 +97,14 @@ def furnish(rng: np.random.Generator, size: np.ndarray, n: int) -> list[Furnitur
     return placed
 
 
+def alone(rng: np.random.Generator, color: str, kind: str) -> Furniture:
+    """One piece in the middle of the floor, at any angle."""
+    box = np.array(KINDS[kind]["size"]) * rng.uniform(0.85, 1.15, 3)
+    center = np.array([0.0, 0.0, box[2] / 2])
+    thing = SceneObject(0, f"{color} {kind}", center, box, float(rng.uniform(-np.pi, np.pi)))
+    return Furniture(thing, _parts(thing, COLORS[color], KINDS[kind]["shapes"]))
+
+
 def _spot(rng: np.random.Generator, size: np.ndarray, box: np.ndarray, at_wall: bool) -> tuple[np.ndarray, float]:
     """Level centre and yaw: back against a random wall, or anywhere at any angle."""
     if not at_wall:

@@ -71,8 +71,7 @@ class Room:
         self.up: np.ndarray | None = np.array([0.0, 0.0, 1.0])
         rng = np.random.default_rng([seed, 20251])
         self.size: np.ndarray = rng.uniform(*self.options.side, size=2)
-        count = int(rng.integers(*self.options.n_objects, endpoint=True))
-        self._furniture: list[Furniture] = furnish(rng, self.size, count)
+        self._furniture: list[Furniture] = self._furnish(rng)
         self.objects: tuple[SceneObject, ...] = tuple(item.scene_object for item in self._furniture)
         self.poses: np.ndarray = self._place_cameras(rng)
         self._paint_seed = int(rng.integers(2**31))
@@ -128,6 +127,9 @@ class Room:
         instances[sky] = -1
         shape = (len(self), o.height, o.width)
         return (rgb * 255).astype(np.uint8).reshape(*shape, 3), depth.reshape(shape), instances.reshape(shape)
+
+    def _furnish(self, rng: np.random.Generator) -> list[Furniture]:
+        return furnish(rng, self.size, int(rng.integers(*self.options.n_objects, endpoint=True)))
 
     def _place_cameras(self, rng: np.random.Generator) -> np.ndarray:
         """(V, 4, 4) camera-to-world: a first place and a direction, then each camera along or about them."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 KNOWN = {
     "hatch": "hatch_ray.systems.hatch.system:Hatch",
     "matching": "hatch_ray.systems.matching.system:Matching",
+    "viewpoint": "hatch_ray.systems.viewpoint.system:Viewpoint",
 }
 
 

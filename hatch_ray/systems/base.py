@@ -116,6 +116,10 @@ class System(ABC):
         """What could be replied without looking, by name, one a sample: "constant" stands beside every evaluation."""
         return {"constant": constant_replies(self, samples)}
 
+    def controls(self, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+        """Other forms of the held-out samples, by name, that the final model answers too: RUN/eval/final_NAME."""
+        return {}
+
     def claims(self, found: Evaluations) -> list[Claim]:
         """What the evaluations of a run are to show, each claim judged by its 95 % interval."""
         return claims_of_terms(self, found)

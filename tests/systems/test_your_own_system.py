@@ -55,7 +55,7 @@ def test_its_config_has_its_own_sections() -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("actial", "system 'actial' is not known: use one of hatch, matching, or module:CLASS for your own"),
+        ("actial", "system 'actial' is not known: use one of hatch, matching, viewpoint, or module:CLASS for your own"),
         ("no_such_module:It", "there is no module no_such_module in .* or on PYTHONPATH"),
         ("examples.brighter:Darker", "examples.brighter has no class Darker that is a hatch_ray System"),
         ("examples.brighter:EasyFirst", "has no class EasyFirst that is a hatch_ray System"),
