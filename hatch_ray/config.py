@@ -35,8 +35,8 @@ class Config(Section):
     """What every system's config has; `systems.base.System.Config` adds its own sections (HATCH: `HatchConfig`)."""
 
     system: str = "hatch"
-    """What is taught: hatch, matching (docs/wide-baseline.md), viewpoint (docs/viewpoint.md), or a system of your own as
-    module:CLASS (docs/your-own-system.md)."""
+    """What is taught: hatch, matching (docs/wide-baseline.md), viewpoint (docs/viewpoint.md), or a system of your own
+    as module:CLASS (docs/your-own-system.md)."""
     run_dir: Annotated[Path | str, BeforeValidator(_place)] = Path("runs/default")
     """The run folder; an existing one is resumed. Or its home in a bucket, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER
     (docs/cluster.md#shared-storage)."""
