@@ -24,12 +24,12 @@ from hatch_ray.ablation.results import summarise
 from hatch_ray.ablation.shared import link_stage, stage_owners
 from hatch_ray.ablation.variants import Variants
 from hatch_ray.config import Config, ConfigError, save_config
-from hatch_ray.data.build import build_dataset
 from hatch_ray.data.store import SPLITS, is_dataset, read_dataset
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, read_rows, swap_images
 from hatch_ray.run_folder import RunFolder, write_atomic
 from hatch_ray.run_version import write_version
+from hatch_ray.systems import system_of
 
 
 class Ablation:
@@ -74,7 +74,7 @@ class Ablation:
                 if self.data != self.out / "data":
                     raise ConfigError(f"{self.data} has no {split}/ dataset; build both with `hatch data build`")
                 with progress_bar(console, f"building {split} data") as report:
-                    build_dataset(self.base.data, self.base.seed, split, self.data / split, report)
+                    system_of(self.base).build("data", split, self.data / split, report)
 
     def _train_run(self, config: Config, console: Console) -> None:
         """Link the stages that another run has, train the others."""
