@@ -1,4 +1,6 @@
-"""The whole recipe of viewpoint, a few steps a stage: killed and resumed to the bit, evaluated with its controls."""
+"""The whole recipe of viewpoint, a few steps a stage, evaluated with its controls. It has no state of its own: that a
+killed run goes on to the bit is shown with HATCH and matching.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.runs import ALONE, differences, finish, hatch_here, kill, rows_of, start, wait_for_step
+from tests.support.runs import ALONE, hatch_here, rows_of
 
 SHORT = [
     "views.samples=24", "views.heldout_samples=8", "data.samples=12", "data.heldout_samples=12",
@@ -24,24 +26,13 @@ def words(run: Path, model: Path) -> list[str]:
 
 
 @pytest.mark.rest
-def test_trained_killed_and_resumed_to_the_bit_then_evaluated(
-    ray_cluster: Any, tiny_model: Path, tmp_path: Path
-) -> None:
-    run, again = tmp_path / "run", tmp_path / "again"
+def test_it_is_trained_evaluated_and_reported(ray_cluster: Any, tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     hatch_here(*words(run, tiny_model))
     rows = rows_of(run / "metrics.jsonl")
     assert [row["step"] for row in rows if row["stage"] == "view_sft"] == [1, 2]
     grpo = [row for row in rows if row["stage"] == "grpo"]
     assert len(grpo) == 2 and all({"reward_format", "reward_exact", "reward_total"} <= set(row) for row in grpo)
-
-    process = start(words(again, tiny_model))
-    wait_for_step(process, again, "grpo", 1, timeout=240)
-    kill(process)
-    process = start(words(again, tiny_model))
-    output = finish(process, 240)
-    assert process.returncode == 0, output
-    assert "View SFT: which way the camera went and turned: already done" in output
-    assert differences(run, again) == []
 
     output = hatch_here("eval", str(run))
     assert "exact" in output
