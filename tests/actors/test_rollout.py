@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -172,7 +173,9 @@ def test_either_carrier_brings_what_was_published(ray_cluster, readers, policy, 
     while ray_cluster.get(learning.held.remote(), timeout=60) > (carrier == "nixl"):
         assert time.monotonic() < end, "old versions are kept"
         time.sleep(0.2)
+    process = psutil.Process(ray_cluster.get(learning.process.remote(), timeout=60))
     kill_and_wait(learning, learning.held.remote)
+    process.wait(timeout=60)  # till then NIXL's own thread answers readers, though the actor is dead to Ray
     (_, gone) = ray_cluster.get(board.wait_for.remote(35), timeout=60)
     if carrier == "nixl":  # what lies in the object store may outlive the process that put it there
         with pytest.raises(RESTARTABLE):

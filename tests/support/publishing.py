@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ class Learning:
         disturb(self.model, 0)
         self.publisher.wait()
         self.model.load_state_dict(published)
+
+    def process(self) -> int:
+        """This process's number."""
+        return os.getpid()
 
     def held(self) -> int:
         """Versions that Ray Direct Transport keeps in this process."""
