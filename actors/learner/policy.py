@@ -17,26 +17,28 @@ from actors.runtime.messages import Probe, ProbeScores, Request, StoredImage
 from actors.weights.probe_scores import score_probe
 from actors.weights.publish import learned_parts, only_learned
 from hatch_ray.config import Config
-from hatch_ray.config_sections import Precision
 from hatch_ray.learning.trainer_state import (
     TrainerState,
     copied,
     load_state,
     make_optimizer,
     take_state,
-    write_numbers,
     write_shards,
     write_state,
 )
-from hatch_ray.learning.workers import Workers, final_weights, frozen_checksum, save_trained, write_weights
+from hatch_ray.learning.workers import (
+    Workers,
+    final_weights,
+    frozen_checksum,
+    load_learning,
+    save_trained,
+    write_weights,
+)
 from hatch_ray.model.base import (
     banned_token_ids,
     eos_token_ids,
     load_processor,
-    recompute_activations,
-    set_trainable,
 )
-from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
@@ -70,19 +72,13 @@ class Policy:
         self.processor = load_processor(model, config.model.max_pixels)
         self._processor_to_save: Any = None
         learner = config.learner
-        self.model = self._load(model, learner.compute if config.model.lora_rank else learner.master).train()
-        set_trainable(self.model, grpo.trainable)
-        recompute_activations(self.model, learner.recompute, self.device)
+        self.model = load_learning(self.workers, model, grpo.trainable, config.model.lora_rank)
         banned = banned_token_ids(
             self.processor, self.model.lm_head.out_features, eos_token_ids(self.model, self.processor)
         )
         self.reference: ReplyScorer | None = None
-        if config.model.lora_rank:
-            from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
-
-            add_lora(self.model, config.model.lora_rank)
-        elif grpo.beta:
-            frozen = self._load(model, learner.compute).requires_grad_(False)
+        if grpo.beta and not config.model.lora_rank:
+            frozen = self.workers.load(model, learner.compute).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
             self.workers.shard(self.reference, offload=learner.offload_reference)
             if self._moves_reference:
@@ -92,11 +88,6 @@ class Policy:
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.learned_parts = learned_parts(self.model)
         self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
-
-    def _load(self, folder: str | Path, dtype: Precision) -> Any:
-        model = self.workers.load(folder, dtype)
-        speed_up_vision(model, self.device)
-        return model
 
     @torch.no_grad()
     def reference_logprobs(self, packed: list[PackedBatch]) -> list[torch.Tensor | None]:
@@ -174,10 +165,9 @@ class Policy:
 
     def write_together(self, folder: Path, first: str | Path) -> None:
         """Write a checkpoint's content: each worker of a sharded model its part, rank 0 the model for the engines."""
-        numbers = write_shards(folder, self.learning_by_name(), self.optimizer, self.scheduler)
+        more = {BAD_IN_A_ROW: self.bad_in_a_row}
+        write_shards(self.workers, self.learning_by_name(), self.optimizer, self.scheduler, folder, more)
         self.save(folder / "model", first)
-        numbers |= {BAD_IN_A_ROW: self.bad_in_a_row}
-        self.workers.first_does(lambda: write_numbers(numbers, folder), folder)
 
     def load(self, folder: Path) -> None:
         """Take over the state in a checkpoint's folder, whatever number of workers wrote it."""

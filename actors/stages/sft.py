@@ -21,9 +21,8 @@ from hatch_ray.config import Config
 from hatch_ray.config_sections import SftConfig
 from hatch_ray.data.store import SampleOrder, stage_steps
 from hatch_ray.learning.sft import SampleEncoder, pack_samples, reply_loss, share_by_task
-from hatch_ray.learning.workers import Workers, frozen_checksum, save_trained
-from hatch_ray.model.base import load_processor, recompute_activations, set_trainable
-from hatch_ray.model.fast_vision import speed_up_vision
+from hatch_ray.learning.workers import Workers, frozen_checksum, load_learning, save_trained
+from hatch_ray.model.base import load_processor
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
@@ -83,15 +82,7 @@ def sft_loop(job: SftJob) -> None:
     torch.manual_seed(config.seed)
     learner, device = config.learner, get_device()
     workers = Workers(learner, device, rank, world, context.get_local_world_size())
-    dtype = learner.compute if config.model.lora_rank else learner.master
-    model = workers.load(job.model, dtype).train()
-    set_trainable(model, job.settings.trainable)
-    if config.model.lora_rank:
-        from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
-
-        add_lora(model, config.model.lora_rank)
-    speed_up_vision(model, device)
-    recompute_activations(model, learner.recompute, device)
+    model = load_learning(workers, job.model, job.settings.trainable, config.model.lora_rank)
     processor = load_processor(job.model, config.model.max_pixels)
     encoder = SampleEncoder(processor, system_of(config), job.stage)
     order = SampleOrder(len(job.samples), job.settings.batch_size, config.seed)

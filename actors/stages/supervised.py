@@ -24,7 +24,6 @@ from hatch_ray.learning.trainer_state import (
     load_state,
     make_optimizer,
     take_state,
-    write_numbers,
     write_shards,
     write_state,
 )
@@ -86,7 +85,7 @@ def train(lesson: Lesson, config: Config, run: RunFolder) -> bool:
             if stop or (step + 1) % settings.save_every == 0 or step + 1 == lesson.steps:
                 score = -sum(losses) / len(losses)
                 if workers.sharded:
-                    write = partial(write_together, workers, lesson.weights, optimizer, scheduler)
+                    write = partial(write_shards, workers, lesson.weights, optimizer, scheduler)
                     writer.save_together(step + 1, write, workers, score)
                 elif workers.first:
                     writer.save(step + 1, partial(take_snapshot, lesson.weights, optimizer, scheduler), score)
@@ -102,18 +101,6 @@ def take_snapshot(
 ) -> Callable[[Path], None]:
     """Copy the state in memory; what is returned writes it into a checkpoint's folder."""
     return partial(write_state, take_state(weights, optimizer, scheduler))
-
-
-def write_together(
-    workers: Workers,
-    weights: Mapping[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    folder: Path,
-) -> None:
-    """Write each worker's part of the state, and the numbers, into a checkpoint's folder."""
-    numbers = write_shards(folder, weights, optimizer, scheduler)
-    workers.first_does(lambda: write_numbers(numbers, folder), folder)
 
 
 def check_finite(stage: str, step: int, values: dict[str, float]) -> None:

@@ -22,6 +22,7 @@ from transformers import get_scheduler
 
 from hatch_ray.config_sections import Trained
 from hatch_ray.disk import is_full, when_there_is_room
+from hatch_ray.learning.workers import Workers
 
 TENSORS = "state.safetensors"
 NUMBERS = "state.json"
@@ -111,9 +112,15 @@ def _same_weights(saved: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
 
 
 def write_shards(
-    folder: Path, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, scheduler: Any
-) -> dict[str, Any]:
-    """Write this worker's part of a sharded state below `folder`; all workers call it. Returns the state's numbers."""
+    workers: Workers,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    folder: Path,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write this worker's part of a sharded state into `folder`, and from rank 0 the numbers, with `more`; all workers
+    call it. Raises OSError on all of them where the disk of one is full."""
     tensors, numbers = _living(weights, optimizer, scheduler)
     try:
         dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
@@ -122,7 +129,8 @@ def write_shards(
         if full:
             raise OSError(errno.ENOSPC, f"no space left for the part of rank {full[0]}", str(folder)) from failed
         raise RuntimeError(f"{folder}: {_first(failed)}") from failed
-    return numbers
+    numbers |= more or {}
+    workers.first_does(lambda: when_there_is_room(folder, lambda: write_numbers(numbers, folder)), folder)
 
 
 def _first(failed: CheckpointException) -> str:
@@ -176,9 +184,8 @@ def write_state(state: TrainerState, folder: Path) -> None:
 
 
 def write_numbers(numbers: Mapping[str, Any], folder: Path) -> None:
-    """Write state.json. Waits while the disk is full."""
-    text = json.dumps(numbers)
-    when_there_is_room(folder, lambda: (folder / NUMBERS).write_text(text, encoding="utf-8"))
+    """Write state.json."""
+    (folder / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
 
 
 def read_numbers(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,17 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hatch_ray.config_sections import LearnerConfig
-from hatch_ray.model.base import Part, checksum, load_model, save_model, unfilled_model
+from hatch_ray.model.base import (
+    Part,
+    any_learns,
+    checksum,
+    load_model,
+    recompute_activations,
+    save_model,
+    set_trainable,
+    unfilled_model,
+)
+from hatch_ray.model.fast_vision import speed_up_vision
 
 Found = TypeVar("Found")
 CPU = torch.device("cpu")
@@ -64,8 +74,11 @@ class Workers:
     def load(self, base: str | Path, dtype: str) -> Any:
         """The model; of a sharded one only rank 0 reads the weights, and `wrap` hands them out."""
         if self.sharded:  # on the CPU: a layer moves to its device when it is cut
-            return load_model(base, dtype) if self.first else unfilled_model(base, dtype)
-        return load_model(base, dtype).to(self.device)
+            model = load_model(base, dtype) if self.first else unfilled_model(base, dtype)
+        else:
+            model = load_model(base, dtype).to(self.device)
+        speed_up_vision(model, self.device)
+        return model
 
     def wrap(self, module: nn.Module, methods: Iterable[str] = ()) -> nn.Module:
         """What is called in place of `module` to train it: the module itself, its parameters now shards, or DDP.
@@ -86,7 +99,7 @@ class Workers:
         """
         if self._mesh is None:
             return module
-        whole = dict(module.state_dict()) if self.first else {}
+        weights = dict(module.state_dict()) if self.first else {}
         frozen = [part for part in _encoders(module) if not any_learns(part)]
         stay = {parameter for part in frozen for parameter in part.parameters()}
         inside = {part for encoder in frozen for part in encoder.modules()}
@@ -103,18 +116,21 @@ class Workers:
                 fully_shard(part, **settings)
         # Cut again after each forward pass, also a root's: what is whole then would not follow the optimizer's steps.
         fully_shard(module, ignored_params=stay, reshard_after_forward=True, **settings)
-        if not offload:
-            for part in frozen:
-                part.to(self.device)
+        if not offload:  # weights are handed out to one kind of device
+            self._move(frozen)
         for buffer in module.buffers():
             buffer.data = buffer.data.to(self.device)
         for name in methods:
             gather_for(module, name)
         options = StateDictOptions(full_state_dict=True, cpu_offload=offload, broadcast_from_rank0=True)
-        set_model_state_dict(module, whole, options=options)
-        for part in frozen:
-            part.to(self.device)
+        set_model_state_dict(module, weights, options=options)
+        if offload:
+            self._move(frozen)
         return module
+
+    def _move(self, parts: Iterable[nn.Module]) -> None:
+        for part in parts:
+            part.to(self.device)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over the workers, in place."""
@@ -187,6 +203,20 @@ class Workers:
         return result
 
 
+def load_learning(workers: Workers, base: str | Path, trainable: Part, lora_rank: int) -> Any:
+    """The model that a stage trains, in training mode: what learns is set, or adapters are added, and activations are
+    computed again where learner.recompute says so."""
+    learner = workers.learner
+    model = workers.load(base, learner.compute if lora_rank else learner.master).train()
+    set_trainable(model, trainable)
+    if lora_rank:
+        from hatch_ray.model.lora import add_lora  # peft is loaded by those alone who need it
+
+        add_lora(model, lora_rank)
+    recompute_activations(model, learner.recompute, workers.device)
+    return model
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that may be in shards, as one. All workers call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -231,11 +261,6 @@ def write_weights(
         save_model(merged, processor, out)
     else:
         save_model(model, processor, out, weights)
-
-
-def any_learns(module: nn.Module) -> bool:
-    """Whether something of a module learns."""
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _encoders(module: nn.Module) -> list[nn.Module]:

@@ -72,11 +72,6 @@ def recompute_activations(model: Any, wanted: bool | None, device: torch.device)
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def in_dtype(weights: Mapping[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
-    """Weights in another dtype; those that have it are not copied."""
-    return {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
-
-
 def load_processor(base: str | Path, max_pixels: int | None = None) -> Any:
     """Tokenizer and image processor. `max_pixels` lowers the image size above which the processor shrinks."""
     processor = AutoProcessor.from_pretrained(model_source(base))
@@ -138,6 +133,11 @@ def set_trainable(model: torch.nn.Module, part: Part) -> list[str]:
         if parameter.requires_grad:
             names.append(name)
     return names
+
+
+def any_learns(module: torch.nn.Module) -> bool:
+    """Whether something of a module learns."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def checksum(arrays: Mapping[str, torch.Tensor | np.ndarray] | Iterable[tuple[str, torch.Tensor | np.ndarray]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hatch_ray.model.base import any_learns
 from hatch_ray.model.prompt_tokens import ImagePatches
 
 KEPT_BYTES = 256 * 2**20
@@ -36,7 +37,7 @@ class ImageEncoder:
     @property
     def frozen(self) -> bool:
         """Whether nothing of the encoder learns."""
-        return not any(parameter.requires_grad for parameter in self.visual.parameters())
+        return not any_learns(self.visual)
 
     def __call__(self, images: Sequence[ImagePatches]) -> torch.Tensor:
         """(patches after the merger of all images in a row, d)."""
