@@ -43,6 +43,17 @@ def start(words: list[str], environment: dict[str, str] | None = None) -> subpro
     )  # fmt: skip
 
 
+def kill_and_go_on(words: list[str], run: Path, step: int) -> str:
+    """`hatch WORDS`, its driver killed once GRPO has logged the step, and the same command again: what that printed."""
+    process = start(words)
+    wait_for_step(process, run, "grpo", step, timeout=240)
+    kill(process)
+    process = start(words)
+    output = finish(process, 240)
+    assert process.returncode == 0, output
+    return output
+
+
 def finish(process: subprocess.Popen[str], timeout: float) -> str:
     """Wait; the output. Kills the whole group when the time is over."""
     try:

@@ -14,7 +14,7 @@ from hatch_ray.run_folder import RunFolder
 from hatch_ray.systems.matching.curriculum import Curriculum
 from hatch_ray.systems.matching.settings import MatchingConfig
 from hatch_ray.systems.matching.tables import main, measured, way
-from tests.support.runs import ALONE, differences, finish, hatch_here, kill, rows_of, start, wait_for_step
+from tests.support.runs import ALONE, differences, hatch_here, kill_and_go_on, rows_of
 
 pytestmark = pytest.mark.rest
 
@@ -41,12 +41,7 @@ def run(ray_cluster: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    process = start(words(again, tiny_model))
-    wait_for_step(process, again, "grpo", 1, timeout=240)
-    kill(process)
-    process = start(words(again, tiny_model))
-    output = finish(process, 240)
-    assert process.returncode == 0, output
+    output = kill_and_go_on(words(again, tiny_model), again, 1)
     assert "Match SFT: the form of the answer: already done" in output
     assert differences(run, again) == []
 

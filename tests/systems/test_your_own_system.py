@@ -16,7 +16,7 @@ from hatch_ray.config import ConfigError, load_config, make_config
 from hatch_ray.data.store import read_dataset
 from hatch_ray.evaluation.heldout import read_rows
 from hatch_ray.run_folder import RunFolder
-from tests.support.runs import ALONE, REPOSITORY, differences, finish, hatch_here, kill, rows_of, start, wait_for_step
+from tests.support.runs import ALONE, REPOSITORY, differences, hatch_here, kill_and_go_on, rows_of
 
 CONFIG = "examples/brighter.yaml"
 SHORT = [
@@ -91,12 +91,7 @@ def test_named_terms_go_through_metrics_ledger_samples_and_evaluation(run: Path)
 @pytest.mark.rest
 def test_killed_and_resumed_it_is_the_same_to_the_last_bit(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    process = start(words(again, tiny_model))
-    wait_for_step(process, again, "grpo", 3, timeout=240)
-    kill(process)
-    process = start(words(again, tiny_model))
-    output = finish(process, 240)
-    assert process.returncode == 0, output
+    output = kill_and_go_on(words(again, tiny_model), again, 3)
     assert "Teach: the form: already done" in output
     assert differences(run, again) == []
     ours, theirs = (rows_of(folder / "ledger.jsonl") for folder in (run, again))
