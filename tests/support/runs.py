@@ -64,7 +64,10 @@ def finish(process: subprocess.Popen[str], timeout: float) -> str:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9 of the whole process group: what a preempted machine looks like."""
+    """kill -9 of the whole process group: what a preempted machine looks like. That it had ended is a failure."""
+    if process.poll() is not None:
+        said = process.stdout.read() if process.stdout else ""
+        raise AssertionError(f"it had ended by itself with {process.returncode}:\n{said}")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
