@@ -42,13 +42,11 @@ def read(path: Path, convention: Convention = AS_OURS) -> PosedScene:
             lost = next((part for part in (files.color, files.depth) if not part.is_file()), None)
             raise Refusal("unreadable image" if lost is None else "missing image", str(error)) from None
         depth_k = convention.intrinsics(recording.depth_intrinsics, *depth_size, (width,))
-        color_k = recording.color_intrinsics
         try:
             depth_lens = Lens(depth_k, *depth_size)
-            if color_k is None:
-                lens = depth_lens.resized(width, height)
-            else:
-                lens = Lens(convention.intrinsics(color_k, width, height, (depth_size[0],)), width, height)
+            if recording.color_intrinsics is None:
+                depth_lens.resized(width, height)  # a photo of another shape is refused
+            lens = Lens(recording.color_k(depth_k, depth_size, (width, height)), width, height)
         except ValueError as error:
             raise Refusal("intrinsics of another grid", f"{files.color} {error}") from None
         found = posed_image(files.name, files.color, lens, pose, partial(_depth, files.depth, convention.depth))
