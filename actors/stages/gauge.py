@@ -62,11 +62,15 @@ def figures_path(run: RunFolder, stage: str, when: str) -> Path:
     return run.path / stage / "gauge" / f"{when}.json"
 
 
-def measure_share(gauge: Gauge, run: RunFolder, first: str | Path, rank: int, world: int, device: torch.device) -> None:
-    """This worker's part, after the stage: rank 0 measures the result, the last worker of two the stage's input."""
+def measure_share(
+    gauge: Gauge, run: RunFolder, first: str | Path, number: int, count: int, device: torch.device
+) -> None:
+    """The part of worker `number` of the `count` on the first node, which has the weights: the first one measures the
+    stage's result, and the second, if there is one, its input.
+    """
     folders = {"before": first, "after": run.stage_model(gauge.stage)}
-    for when, at in (("after", 0), ("before", min(1, world - 1))):
-        if rank == at:
+    for when, of in (("after", 0), ("before", min(1, count - 1))):
+        if number == of:
             figures = measure(gauge, folders[when], device)
             write_atomic(figures_path(run, gauge.stage, when), json.dumps(figures))
 

@@ -147,8 +147,9 @@ def pasta_loop(job: PastaJob) -> None:
                 raise RuntimeError("PaStA changed weights outside the image encoder")
             write_retrieval(run, job, before, after)
         save_trained(workers, model, job.model, config.learner.master, processor, run.stage_model(job.stage))
-    if finished:
-        measure_share(job.gauge, run, job.model, rank, world, device)
+    if finished and context.get_node_rank() == 0:
+        on_node = context.get_local_rank(), context.get_local_world_size()
+        measure_share(job.gauge, run, job.model, *on_node, device)
 
 
 def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Retrieval) -> None:
