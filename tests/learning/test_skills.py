@@ -86,8 +86,8 @@ def test_the_shipped_model_has_its_skills_and_random_weights_do_not(tiny_model: 
 
 @pytest.mark.rest
 def test_the_gauge_warns_of_a_rough_pasta_and_not_of_a_gentle_one(tmp_path: Path) -> None:
-    """On rendered rooms. 2.5e-4 was the demo's rate once, and cost four points of answers (docs/results.md); 1e-5 is the
-    paper's.
+    """On rendered rooms. 2.5e-4 was the demo's rate once, which cost four points of answers (docs/results.md); 1e-5 is
+    the paper's.
     """
     rooms = RoomsConfig(train_scenes=15)
     data = DataConfig(samples=90, max_views=2, tasks=["view_change_infer"], heldout_samples=1, rooms=rooms)
