@@ -66,10 +66,11 @@ def measure_share(
     gauge: Gauge, run: RunFolder, first: str | Path, number: int, count: int, device: torch.device
 ) -> None:
     """The part of worker `number` of the `count` on the first node, which has the weights: the first one measures the
-    stage's result, and the second, if there is one, its input.
+    stage's result and its input. On CPUs a second one, if there is one, takes the input; on GPUs that would take more of
+    the machine's memory than the copy for a checkpoint, which is gone by now.
     """
     folders = {"before": first, "after": run.stage_model(gauge.stage)}
-    for when, of in (("after", 0), ("before", min(1, count - 1))):
+    for when, of in (("after", 0), ("before", min(1, count - 1) if device.type == "cpu" else 0)):
         if number == of:
             figures = measure(gauge, folders[when], device)
             write_atomic(figures_path(run, gauge.stage, when), json.dumps(figures))
