@@ -66,8 +66,8 @@ def measure_share(
     gauge: Gauge, run: RunFolder, first: str | Path, number: int, count: int, device: torch.device
 ) -> None:
     """The part of worker `number` of the `count` on the first node, which has the weights: the first one measures the
-    stage's result and its input. On CPUs a second one, if there is one, takes the input; on GPUs that would take more of
-    the machine's memory than the copy for a checkpoint, which is gone by now.
+    stage's result and its input. On CPUs a second one, if there is one, takes the input; on GPUs that would take more
+    of the machine's memory than the copy for a checkpoint, which is gone by now.
     """
     folders = {"before": first, "after": run.stage_model(gauge.stage)}
     for when, of in (("after", 0), ("before", min(1, count - 1) if device.type == "cpu" else 0)):
