@@ -124,7 +124,7 @@ def test_pasta_on_two_workers_stopped_and_resumed(
 ) -> None:
     """The losses are those of one process; resumed, the stage is bit-identical."""
     run, seen = RunFolder(tmp_path / "run"), []
-    config = config_of(run.path)
+    config = config_of(run.path, model={"base": str(tiny_model)})
 
     def stage() -> dict[str, Any]:
         return run_pasta(
