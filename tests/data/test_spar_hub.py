@@ -114,7 +114,7 @@ def test_colour_intrinsics_of_a_picture_of_another_size(tmp_path: Path) -> None:
     entry["intrinsic_color"] = [large.reshape(-1).tolist()] * 2
     for folder in ("refused", "scaled"):
         (tmp_path / folder).mkdir()
-    with pytest.raises(ValueError, match="intrinsics_of_another_grid .*colour of view 0 is 80 x 60"):
+    with pytest.raises(ValueError, match=r"intrinsics_of_another_grid .*colour of view 0 is 80 x 60"):
         read(tmp_path / "refused", [entry])
     (sample,) = read(tmp_path / "scaled", [entry], convention="intrinsics_to_size")
     for view in sample.views:
