@@ -8,6 +8,7 @@ RUN/tensorboard/             the same scalars
 RUN/data/{train,heldout}/    datasets built for this run (data.root points elsewhere when given)
 RUN/<stage>/model/           the stage's result, a Hugging Face folder
 RUN/<stage>/checkpoints/     the stage's resumable states
+RUN/<stage>/gauge/           of PaStA: what its input and its result could do, question by question
 RUN/samples/<stage>.jsonl    completions with every reward term
 RUN/ledger.jsonl             every prompt group of GRPO, what it earned: trained once, or set aside
 RUN/experience.jsonl         what the driver knows of each GRPO step: rewards, lengths, seconds

@@ -80,11 +80,11 @@ class Record:
         return metrics
 
     def rise(self) -> str:
-        """The mean reward terms of the first and the last tenth of the steps, in words."""
+        """The mean reward terms that weigh something, of the first and the last tenth of the steps, in words."""
         rows = self._logged()
         tenth = max(1, len(rows) // 10)
         parts = []
-        for name in self.system.weights():
+        for name in (name for name, weight in self.system.weights().items() if weight):
             before, after = (_known(f"reward_{name}", part) for part in (rows[:tenth], rows[-tenth:]))
             if before and after:
                 parts.append(f"{name} {sum(before) / len(before):.3f} -> {sum(after) / len(after):.3f}")

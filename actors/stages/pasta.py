@@ -19,11 +19,13 @@ from ray.train.torch import get_device
 from actors.runtime.checkpoints import Checkpoints
 from actors.runtime.progress import Report
 from actors.stages.fit import fit_supervised
+from actors.stages.gauge import Gauge, make_gauge, measure_share, write_kept
 from actors.stages.run_processes import RunProcesses
 from actors.stages.supervised import Lesson, train
 from hatch_ray.config import Config
 from hatch_ray.config_sections import PastaConfig
 from hatch_ray.data.store import stage_steps
+from hatch_ray.evaluation.kept import row_text
 from hatch_ray.learning.pasta import (
     PairOrder,
     PairTargets,
@@ -62,6 +64,7 @@ class PastaJob:
     model: str
     train: PairTargets
     heldout: PairTargets
+    gauge: Gauge
     steps: int
 
 
@@ -77,15 +80,17 @@ def run_pasta(
 ) -> dict[str, Any]:
     """Train the image encoder (eqs. 1 to 5), from `model` to RUN/<stage>/model.
 
-    Writes RUN/eval/patch_retrieval.json and patch_matches.json for pairs of the held-out samples. Returns "steps",
-    "line" (what was achieved) and the retrieval before and after. Raises ValueError when no views overlap.
+    Writes RUN/eval/patch_retrieval.json and patch_matches.json for pairs of the held-out samples, and kept.json
+    (`gauge`). Returns "steps", "line" (what was achieved), "warnings" (what got worse) and the retrieval before and
+    after. Raises ValueError when no views overlap.
     """
     settings: PastaConfig = config.settings(stage)
     folder = run.path / stage
     targets = make_targets(samples, settings, folder / "train_overlap.npz", report)
     judged = make_targets(heldout, settings, folder / "heldout_overlap.npz", report).draw(HELDOUT_PAIRS, config.seed)
     steps = stage_steps(settings, len(targets.pairs), settings.batch_size)
-    job = PastaJob(config, run.path, stage, str(model), targets, judged, steps)
+    gauge = make_gauge(config, stage, model, heldout)
+    job = PastaJob(config, run.path, stage, str(model), targets, judged, gauge, steps)
     Checkpoints(run.checkpoints(stage)).latest()  # a bad one is set aside, and told, before the workers start
     fit_supervised(processes, pasta_loop, job, config, run, stage, steps, report)
     result = json.loads(run.evaluation("patch_retrieval").read_text(encoding="utf-8"))
@@ -94,7 +99,10 @@ def run_pasta(
         f"patch retrieval on held-out views {before['mean']:.1%} -> {after['mean']:.1%} "
         f"[{after['low']:.1%}, {after['high']:.1%}], {result['n']} patches; {len(targets.pairs)} training pairs"
     )
-    return {"steps": steps, "line": line, "pairs": len(targets.pairs)} | result
+    kept = write_kept(gauge, run, config.eval.bootstrap)
+    if kept["kept"]:
+        line += "; " + ", ".join(map(row_text, kept["kept"]))
+    return {"steps": steps, "line": line, "warnings": kept["warnings"], "pairs": len(targets.pairs)} | result
 
 
 def pasta_loop(job: PastaJob) -> None:
@@ -139,6 +147,9 @@ def pasta_loop(job: PastaJob) -> None:
                 raise RuntimeError("PaStA changed weights outside the image encoder")
             write_retrieval(run, job, before, after)
         save_trained(workers, model, job.model, config.learner.master, processor, run.stage_model(job.stage))
+    if finished and context.get_node_rank() == 0:
+        on_node = context.get_local_rank(), context.get_local_world_size()
+        measure_share(job.gauge, run, job.model, *on_node, device)
 
 
 def write_retrieval(run: RunFolder, job: PastaJob, before: Retrieval, after: Retrieval) -> None:

@@ -286,5 +286,7 @@ def _run_stages(
             if config.tensorboard:
                 write_tensorboard(run, stage.name)
             console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
+            for text in achieved.get("warnings", []):
+                console.print(f"  warning: {text}", markup=False)
             told(stage.name, time.monotonic() - start)
     console.print(f"model: {run.model}")

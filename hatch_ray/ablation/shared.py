@@ -11,7 +11,7 @@ from pathlib import Path
 from hatch_ray.config import PRECISION, Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_jsonl
 
-RETRIEVAL = ("patch_retrieval", "patch_matches")
+MEASURED = ("patch_retrieval", "patch_matches", "kept")
 """What PaStA measures while it trains."""
 
 
@@ -59,7 +59,7 @@ def link_stage(run: RunFolder, stage: str, owner: RunFolder) -> None:
     write_jsonl(run.metrics_path, rows)
     if stage == "pasta":
         run.evaluation("").parent.mkdir(exist_ok=True)
-        for name in RETRIEVAL:
+        for name in (name for name in MEASURED if owner.evaluation(name).exists()):
             shutil.copyfile(owner.evaluation(name), run.evaluation(name))
     run.set_progress(stage, step=state["step"], done=True)
     run.link_model(stage)

@@ -4,6 +4,7 @@
     frame-000000.color.png|jpg, frame-000000.depth.png, frame-000000.pose.txt
     camera-intrinsics.txt   3x3 for the depth grid, in the sequence's folder or above it; 7-Scenes does not ship it.
                             Colour is taken as registered to depth: the same matrix, scaled when its size differs.
+                            7-Scenes' own (f = 585) is known: its photos are not registered, theirs is 525.
     gravity-direction.txt   optional: 3 numbers, the direction in which things fall, in world axes; up is its opposite.
 ScanNet form, in one folder or in scene folders below it:
     color/0.jpg, depth/0.png, pose/0.txt, intrinsic/intrinsic_color.txt, intrinsic/intrinsic_depth.txt (4x4 or 3x3)
@@ -37,6 +38,11 @@ from hatch_ray.geometry.convention import Convention
 
 SEVEN_SCENES_FILE = re.compile(r"(frame-(\d+))\.(color\.(?:png|jpe?g)|depth\.png|pose\.txt)$", re.IGNORECASE)
 SCANNET_FILE = re.compile(r"((\d+))\.(jpe?g|png|txt)$", re.IGNORECASE)
+SEVEN_SCENES_DEPTH = np.array([[585.0, 0, 320], [0, 585.0, 240], [0, 0, 1]])
+"""The depth camera that 7-Scenes was published with, on its 640 x 480 pixels."""
+SEVEN_SCENES_ZOOM = 525 / 585
+"""Its colour camera's focal length over the depth camera's: a Kinect's usual one, which fits the photos
+(`tests/data/test_rgbd.py`); it was not published."""
 PARTS = {"color": "jpg", "depth": "png", "pose": "txt"}
 EXAMPLES_A_REASON = 3
 EXPECTED = (
@@ -194,7 +200,9 @@ def _seven_scenes(
         )
     gravity = _nearest("gravity-direction.txt", folder, root)
     up = None if gravity is None else convention.world(_up(gravity))
-    return Recording(name, frames, read_intrinsics(intrinsics), None, up, convention)
+    k = read_intrinsics(intrinsics)
+    zoom = SEVEN_SCENES_ZOOM if np.allclose(k, SEVEN_SCENES_DEPTH) else 1.0
+    return Recording(name, frames, k, None, up, convention, zoom)
 
 
 def _up(path: Path) -> np.ndarray:

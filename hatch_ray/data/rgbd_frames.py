@@ -36,6 +36,7 @@ class Recording:
     """One sequence as found on disk, frames in order of time, nothing loaded.
 
     color_intrinsics, depth_intrinsics: (3, 3), as stored; the colour one is None where it follows from the depth one.
+    color_zoom: the colour camera's focal length over the depth camera's, where it follows.
     """
 
     name: str
@@ -45,6 +46,14 @@ class Recording:
     up: np.ndarray | None
     convention: Convention = AS_OURS
     """How the stored numbers are read."""
+    color_zoom: float = 1.0
+
+    def color_k(self, depth_k: np.ndarray, depth_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """(3, 3) of a photo of this (width, height), from the matrix of its depth grid as it is read."""
+        if self.color_intrinsics is not None:
+            return self.convention.intrinsics(self.color_intrinsics, *size, depth_size[:1])
+        k = scale_intrinsics(depth_k, size[0] / depth_size[0], size[1] / depth_size[1])
+        return k * np.array([[self.color_zoom, 1, 1], [1, self.color_zoom, 1], [1, 1, 1]])
 
 
 class RgbdScene:
@@ -87,7 +96,8 @@ class RgbdScene:
 
 
 def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> Frame:
-    """Load and check one frame. A photo that EXIF turns is turned, and with it depth, intrinsics and pose.
+    """Load and check one frame. A photo that EXIF turns is turned, and with it depth, intrinsics and pose. Depth is
+    laid on the photo where the two cameras differ.
 
     Raises Refusal naming the file: missing or unreadable file, broken pose, no depth, implausible units,
     intrinsics of another image size, colour and depth that do not lie alike.
@@ -117,15 +127,12 @@ def load_frame(files: FrameFiles, recording: Recording, image_size: int = 0) -> 
     depth_k = convention.intrinsics(recording.depth_intrinsics, width, height, (image.width,))
     check_grid(depth_k, width, height, f"depth image {files.depth}")
     image, turns = _lie_alike(image, orientation, depth, files)
-    color_k = recording.color_intrinsics
-    if color_k is None:
-        color_k = scale_intrinsics(depth_k, image.width / width, image.height / height)
-    else:
-        color_k = convention.intrinsics(color_k, image.width, image.height, (width,))
-        check_grid(color_k, image.width, image.height, f"colour image {files.color}")
+    color_k = recording.color_k(depth_k, (width, height), image.size)
+    check_grid(color_k, *image.size, f"colour image {files.color}")
     if turns:
         color_k, depth_k = turn_intrinsics(color_k, turns, *image.size), turn_intrinsics(depth_k, turns, width, height)
         image, depth, pose = upright(image, orientation), np.rot90(depth, turns), turn_pose(pose, turns)
+    depth, depth_k = on_the_photo(depth, depth_k, color_k, image.size)
     if image_size:
         image, color_k, depth, depth_k = _square(image, color_k, depth, depth_k, image_size)
     return Frame(files.name, np.asarray(image), np.ascontiguousarray(depth), color_k, depth_k, pose)
@@ -175,6 +182,31 @@ def turn_pose(pose: np.ndarray, turns: int) -> np.ndarray:
     turned = pose.copy()
     turned[:3, 0], turned[:3, 1] = (pose[:3, 1], -pose[:3, 0]) if turns == 1 else (-pose[:3, 1], pose[:3, 0])
     return turned
+
+
+def on_the_photo(
+    depth: np.ndarray, depth_k: np.ndarray, color_k: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Depth (h, w) as the photo's camera has it, on as many pixels, with their intrinsics: a patch of the photo is then
+    the same patch of the depth grid. 0 where the depth camera does not look. size: (width, height) of the photo.
+
+    Both cameras are taken to stand in one place and look one way: each pixel has the reading of the nearest ray, whose
+    z-depth is the same. Grids that agree within half a pixel stay as they are.
+    """
+    height, width = depth.shape
+    k = scale_intrinsics(color_k, width / size[0], height / size[1])
+    (u, keep_u), (v, keep_v) = (
+        _nearest_rays(count, k[axis], depth_k[axis], axis) for axis, count in enumerate((width, height))
+    )
+    if (u == np.arange(width)).all() and (v == np.arange(height)).all():
+        return depth, depth_k
+    return np.where(keep_v[:, None] & keep_u, depth[np.ix_(v, u)], np.float32(0)), k
+
+
+def _nearest_rays(count: int, k: np.ndarray, depth_k: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `count` pixels along an axis: the depth pixel whose ray is nearest, and whether there is one."""
+    place = np.rint((np.arange(count) - k[2]) / k[axis] * depth_k[axis] + depth_k[2]).astype(int)
+    return place.clip(0, count - 1), (place >= 0) & (place < count)
 
 
 def _square(

@@ -110,6 +110,8 @@ def print_evaluation(system: System, run: RunFolder, console: Console) -> None:
     if retrieval := read_table(run, "patch_retrieval"):
         patches = f"{retrieval['n']} patches"
         console.print(f"Patch retrieval accuracy of the image encoder ({patches}): {retrieval_text(retrieval)}")
+    for text in (read_table(run, "kept") or {}).get("warnings", []):
+        console.print(f"warning: {text}", markup=False)
     console.print("Shown by 95 % intervals:")
     for claim in found["claims"]:
         measured = "" if claim["measured"] == "not measured" else f": {claim['measured']}"

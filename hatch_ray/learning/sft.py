@@ -22,10 +22,14 @@ from torch import nn
 from hatch_ray.data.images import image_size, shrunk_size
 from hatch_ray.data.store import model_image
 from hatch_ray.learning.pixels import PixelCache
+from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import Prompt, prompt_length, tokenize_prompt
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import System
+
+SCORED_TOGETHER = 8
+"""Gold replies whose log-probabilities are computed at the same time."""
 
 
 def share_by_task(samples: Sequence[Sample], fraction: float, seed: int) -> list[Sample]:
@@ -117,6 +121,21 @@ def check_length(sample: Sample, length: int, max_length: int) -> None:
 def pack_samples(model: nn.Module, encoder: SampleEncoder, samples: Sequence[Sample]) -> PackedBatch:
     """Samples as one row: each prompt, then its gold reply, which is scored."""
     return pack(model, [encoder.prompt(sample) for sample in samples], [[encoder.reply(sample)] for sample in samples])
+
+
+@torch.no_grad()
+def gold_logprobs(scorer: ReplyScorer, encoder: SampleEncoder, samples: Sequence[Sample]) -> np.ndarray:
+    """(samples,): the mean log-probability (nats) of a token of each sample's gold reply, its end token included.
+
+    It tells how near a model is to the right answers also where it never wrote their form.
+    """
+    found = []
+    for start in range(0, len(samples), SCORED_TOGETHER):
+        batch = pack_samples(scorer.model, encoder, samples[start : start + SCORED_TOGETHER])
+        logprobs, _ = scorer(batch.to(scorer.bias.device))
+        reply = batch.reply.numpy()
+        found.append(np.bincount(reply, logprobs.cpu().numpy()) / np.bincount(reply))
+    return np.concatenate(found)
 
 
 def reply_loss(logprobs: torch.Tensor, tokens: int, world: int = 1) -> torch.Tensor:

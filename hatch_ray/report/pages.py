@@ -15,6 +15,8 @@ from PIL import Image
 
 T = TypeVar("T")
 PNG_BELOW_PIXELS = 256 * 256
+IMAGE_PIXELS = 320 * 320
+"""Views are shrunk to this."""
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,

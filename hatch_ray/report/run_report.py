@@ -26,8 +26,9 @@ from hatch_ray.evaluation.findings import compared, models_among
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, read_table
 from hatch_ray.evaluation.tables import by_task, measures_of
 from hatch_ray.geometry.actions import compose
-from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart, match_svg
-from hatch_ray.report.pages import each_task_in_turn, inline_image, render
+from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
+from hatch_ray.report.pages import IMAGE_PIXELS, each_task_in_turn, inline_image, render
+from hatch_ray.report.pasta import kept, matches
 from hatch_ray.report.plan import PlanCamera, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from hatch_ray.rewards.score import TOTAL
@@ -39,7 +40,6 @@ from hatch_ray.systems.base import Stage, System
 SAMPLES = 8
 CHOICE_SEED = 0
 """Samples are drawn by this seed, each task in turn: nobody picks the good ones."""
-IMAGE_PIXELS = 320 * 320
 LEVEL_UP = np.array([0.0, -1.0, 0.0])
 GOLD, BEFORE, AFTER = "#2b8a57", "#8d877a", "#c2571a"
 """Colours of cameras in the plans."""
@@ -67,13 +67,14 @@ def write_report(run: RunFolder) -> Path:
         claims=comparison["claims"] if comparison else [],
         evaluation=_evaluation(system, run, comparison, before, after) if comparison else None,
         retrieval=read_table(run, "patch_retrieval"),
+        kept=kept(run),
         stages=[_stage(system, run, stage, metrics) for stage in _stages(system)],
         steps=_steps,
         said_plans=_said_plans,
         cards=_cards(run, before, after) if after else [],
         before_label=labels.get(before, before or ""),
         after_label=labels.get(after, after or ""),
-        matches=_matches(run),
+        matches=matches(run),
         missing=_missing(system, run, comparison),
         config_text=run.config_path.read_text(encoding="utf-8"),
         colors={"gold": GOLD, "before": BEFORE, "after": AFTER},
@@ -274,23 +275,3 @@ def _plan(after: Row, before: Row | None) -> str | None:
             pose = start * compose(_atoms(plan), frame)
             cameras.append(PlanCamera(pose.as_matrix(), str(plan["to"]), fov, dashed=dashed, color=color))
     return plan_svg(cameras, LEVEL_UP if frame else None, size=280)
-
-
-# --- patch matches -----------------------------------------------------------------------------------------------
-
-
-def _matches(run: RunFolder) -> list[Row]:
-    pairs: list[Row] = []
-    for match in read_table(run, "patch_matches") or []:
-        try:
-            views = [shrink(load_image(run.moved(path)), IMAGE_PIXELS) for path in match["images"]]
-        except ValueError as error:
-            pairs.append({"problem": str(error), "sides": []})
-            continue
-        urls = [inline_image(view) for view in views]
-        sides = [
-            (when, *match_svg(views, urls, match["grid"], match["target"], match[when], match["kept"]))
-            for when in ("before", "after")
-        ]
-        pairs.append({"problem": "", "sides": sides})
-    return pairs

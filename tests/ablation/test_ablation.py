@@ -163,7 +163,7 @@ def finished_run(path: Path, stages: tuple[str, ...] = ("pasta", "qa_sft")) -> R
         (run.stage_model(stage) / "weights").write_text(stage)
         append_jsonl(run.metrics_path, [{"stage": stage, "step": step, "loss": 1.0} for step in (1, 2)])
         run.set_progress(stage, step=2, done=True)
-    for name in ("patch_retrieval", "patch_matches"):
+    for name in ("patch_retrieval", "patch_matches", "kept"):
         run.evaluation(name).parent.mkdir(exist_ok=True)
         run.evaluation(name).write_text("{}")
     return run

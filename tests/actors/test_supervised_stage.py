@@ -20,8 +20,10 @@ from hatch_ray.config import Config, make_config
 from hatch_ray.data.store import SampleOrder
 from hatch_ray.learning.pasta import PairOrder, PastaObjective, make_batch, make_targets
 from hatch_ray.learning.pixels import PixelCache
+from hatch_ray.learning.sft import pack_samples
 from hatch_ray.learning.trainer_state import make_optimizer
 from hatch_ray.model.base import checksum, load_model, load_processor, part_checksum, set_trainable
+from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.memory import workers_used
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
@@ -122,7 +124,7 @@ def test_pasta_on_two_workers_stopped_and_resumed(
 ) -> None:
     """The losses are those of one process; resumed, the stage is bit-identical."""
     run, seen = RunFolder(tmp_path / "run"), []
-    config = config_of(run.path)
+    config = config_of(run.path, model={"base": str(tiny_model)})
 
     def stage() -> dict[str, Any]:
         return run_pasta(
@@ -151,6 +153,14 @@ def test_pasta_on_two_workers_stopped_and_resumed(
     matches = json.loads(run.evaluation("patch_matches").read_text())
     assert len(matches) == 2
     assert set(matches[0]) == {"images", "grid", "target", "before", "after", "kept"}
+    (row,) = json.loads(run.evaluation("kept").read_text())["kept"]  # a model of random weights has no skills
+    assert (row["name"], row["unit"], row["before"]["n"]) == ("log-probability of the right answer", "nats", 2)
+    for when, folder in (("before", tiny_model), ("after", run.stage_model("pasta"))):
+        encoder, model = encoder_of(load_processor(folder), "direct", config.model), load_model(folder)
+        logprobs, _ = ReplyScorer(model)(pack_samples(model, encoder, samples[4:6]))
+        assert len({len(encoder.reply(sample)) for sample in samples[4:6]}) == 1
+        assert row[when]["value"] == pytest.approx(logprobs.mean().item(), abs=1e-4)
+    assert row["gain"]["value"] == pytest.approx(row["after"]["value"] - row["before"]["value"], abs=2e-6)
     resume_exactly(run, "pasta", stage, caplog)
     assert json.loads(run.evaluation("patch_retrieval").read_text()) == table
 

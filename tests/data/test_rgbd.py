@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.build import build_dataset
 from hatch_ray.data.images import load_depth, save_depth
 from hatch_ray.data.rgbd import read_sequences, time_split
-from hatch_ray.data.rgbd_frames import FrameFiles, RgbdScene
+from hatch_ray.data.rgbd_frames import FrameFiles, RgbdScene, load_frame, on_the_photo
 from hatch_ray.data.rooms import Room, RoomOptions
 from hatch_ray.data.scene import Frame
 from hatch_ray.data.store import read_dataset
@@ -310,6 +311,73 @@ def test_without_gravity_relations_leave_height_out(seven_scenes: Path, tmp_path
         assert "above" not in sample.question + "".join(sample.meta["gold"]["relation"])
         assert sample.meta["up"] is None
         assert all(plan.frame is None for plan in sample.plans)
+
+
+def test_depth_of_another_camera_is_laid_on_the_photo(scannet: Path, frames: list[Frame]) -> None:
+    """The photo's camera sees 74 degrees, depth's 90: each pixel gets the depth that a camera like the photo's has."""
+    photo = Room(7, RoomOptions(width=160, height=120, n_views=N, fov_deg=74.0))
+    scene_folder = scannet / "scene0000_00"
+    for number in range(N):
+        Image.fromarray(photo.frame(number).rgb).resize((320, 240)).save(scene_folder / "color" / f"{number}.jpg")
+    np.savetxt(scene_folder / "intrinsic" / "intrinsic_color.txt", scale_intrinsics(photo.intrinsics, 2, 2))
+    scene = only(scannet)
+    for index in range(2):
+        frame, truth = scene.frame(index), photo.frame(index)
+        np.testing.assert_allclose(frame.pose, truth.pose)
+        np.testing.assert_allclose(frame.depth_intrinsics, photo.intrinsics)
+        off = np.abs(frame.depth - truth.depth)
+        assert np.quantile(off, 0.9) < 0.06
+        assert np.quantile(np.abs(frames[index].depth - truth.depth), 0.5) > 0.1  # as it would be, unlaid
+    # A wider photo has a border that depth does not reach.
+    wide = np.loadtxt(scene_folder / "intrinsic" / "intrinsic_color.txt")
+    wide[[0, 1], [0, 1]] *= 0.5
+    depth, _ = on_the_photo(frames[0].depth, frames[0].depth_intrinsics, wide, (320, 240))
+    shown = np.argwhere(depth > 0)
+    assert depth.shape == (120, 160) and shown.min(axis=0)[1] > 20 and shown.max(axis=0)[1] < 140
+
+
+def way_off(first: Frame, second: Frame) -> list[float]:
+    """How far in pixels the photos say that surface points of `first`, carried by depth and poses, miss in `second`:
+    where a piece of the first photo looks most alike. At half size, to whole pixels.
+    """
+    half, reach, rng = 5, 12, np.random.default_rng(0)
+    gray, gray_2 = (np.asarray(Image.fromarray(f.rgb).convert("L").reduce(2), float) for f in (first, second))
+    edge, size = half + reach + 1, 2
+    found: list[float] = []
+    height, width = gray.shape
+    for _ in range(4000):
+        u, v = int(rng.integers(edge, width - edge)), int(rng.integers(edge, height - edge))
+        piece = gray[v - half : v + half + 1, u - half : u + half + 1]
+        if first.depth[size * v, size * u] == 0 or min(np.abs(np.diff(piece, axis=a)).mean() for a in (0, 1)) < 6:
+            continue
+        there = to_camera(second.pose, back_project(first, size * u, size * v))
+        at = np.rint(project(second.intrinsics, there) / size).astype(int)
+        if there[2] < 0.1 or not (edge < at[0] < width - edge and edge < at[1] < height - edge):
+            continue
+        around = gray_2[at[1] - half - reach : at[1] + edge, at[0] - half - reach : at[0] + edge]
+        pieces = np.lib.stride_tricks.sliding_window_view(around, piece.shape)
+        pieces = pieces - pieces.mean(axis=(2, 3), keepdims=True)
+        alike = (pieces * (piece - piece.mean())).mean(axis=(2, 3)) / (pieces.std(axis=(2, 3)) * piece.std() + 1e-6)
+        best = np.unravel_index(alike.argmax(), alike.shape)
+        if alike.max() > 0.9 and not {0, 2 * reach} & set(map(int, best)):
+            found.append(float(np.hypot(*(np.array(best) - reach)) * size))
+        if len(found) == 50:
+            break
+    return found
+
+
+def test_redkitchens_photos_have_a_focal_length_of_their_own(redkitchen: Path) -> None:
+    """As 7-Scenes is read, carried points miss by less than as if its photos were registered to its depth."""
+    recording = read_sequences(DataConfig(kind="rgbd", root=redkitchen, check_geometry=False)).recordings[0]
+    median = {}
+    for zoom in (recording.color_zoom, 1.0):
+        read_so = replace(recording, color_zoom=zoom)
+        pairs = [(30, 38), (75, 82), (90, 97), (110, 118)]
+        missed = [way_off(*(load_frame(recording.frames[i], read_so) for i in pair)) for pair in pairs]
+        median[zoom] = float(np.median(np.concatenate(missed)))
+    assert recording.color_zoom == pytest.approx(525 / 585)
+    assert median[recording.color_zoom] < 10
+    assert median[1.0] > 1.6 * median[recording.color_zoom]
 
 
 def test_redkitchen(redkitchen: Path, tmp_path: Path) -> None:

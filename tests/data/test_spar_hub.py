@@ -18,6 +18,7 @@ from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.spar.hub import _picture, open_stream, plain_record
 from hatch_ray.data.store import read_dataset
+from hatch_ray.geometry.convention import scale_intrinsics
 from hatch_ray.sample import Sample
 from tests.support.pictures import photo
 from tests.support.spar_tree import frames
@@ -63,12 +64,13 @@ def posed(entry: dict[str, Any], views: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def read(folder: Path, rows: list[dict[str, Any]], **options: Any) -> list[Sample]:
+def read(folder: Path, rows: list[dict[str, Any]], convention: str = "", **options: Any) -> list[Sample]:
     (folder / "hub").mkdir()
     datasets.Dataset.from_list(rows).to_parquet(folder / "hub" / "train.parquet")
     data = DataConfig(
-        kind="spar", samples=50, heldout_fraction=0.0001, spar=SparConfig(hub=str(folder / "hub"), **options)
-    )
+        kind="spar", samples=50, heldout_fraction=0.0001, convention=convention,
+        spar=SparConfig(hub=str(folder / "hub"), **options),
+    )  # fmt: skip
     build_dataset(data, 1, "train", folder / "dataset")
     return read_dataset(folder / "dataset")
 
@@ -101,6 +103,23 @@ def test_depth_and_poses_of_a_table(tmp_path: Path) -> None:
         assert view.pose is not None and view.depth_path is not None
         np.testing.assert_allclose(view.pose, frames(3)[number].pose)
         np.testing.assert_allclose(load_depth(view.depth_path), frames(3)[number].depth, atol=0.00051)
+
+
+def test_colour_intrinsics_of_a_picture_of_another_size(tmp_path: Path) -> None:
+    """Those of pictures three times as wide, beside depth's own: refused, or scaled as the convention says."""
+    entry = posed(row(1, "view_change_infer", CHANGE, "fill", (0, 2)), (0, 2))
+    depth_k = np.array(entry["intrinsic_depth"][0]).reshape(4, 4)
+    large = depth_k.copy()
+    large[:3, :3] = scale_intrinsics(depth_k[:3, :3], 3)
+    entry["intrinsic_color"] = [large.reshape(-1).tolist()] * 2
+    for folder in ("refused", "scaled"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(ValueError, match=r"intrinsics_of_another_grid .*colour of view 0 is 80 x 60"):
+        read(tmp_path / "refused", [entry])
+    (sample,) = read(tmp_path / "scaled", [entry], convention="intrinsics_to_size")
+    for view in sample.views:
+        np.testing.assert_allclose(view.intrinsics, depth_k[:3, :3], atol=1e-9)
+        np.testing.assert_allclose(view.depth_intrinsics, depth_k[:3, :3], atol=1e-9)
 
 
 def test_broken_pose_of_a_table(tmp_path: Path) -> None:

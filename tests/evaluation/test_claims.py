@@ -17,6 +17,7 @@ from hatch_ray.config import make_config, save_config
 from hatch_ray.evaluation.findings import write_findings
 from hatch_ray.evaluation.heldout import write_evaluation
 from hatch_ray.evaluation.intervals import Bootstrap, Interval, all_hold, verdict
+from hatch_ray.evaluation.kept import Measure, got_worse, kept_table, warnings
 from hatch_ray.evaluation.tables import print_evaluation
 from hatch_ray.report.run_report import write_report
 from hatch_ray.run_folder import RunFolder, write_atomic
@@ -24,7 +25,7 @@ from hatch_ray.systems import system_of
 
 DRAWS = 400
 SYSTEM = system_of(make_config({}))
-PASTA, FORMAT, ACTION, ANSWER, ACTIONS_LOOK, ANSWERS_LOOK = range(6)
+PASTA, KEPT, FORMAT, ACTION, ANSWER, ACTIONS_LOOK, ANSWERS_LOOK = range(7)
 Pair = tuple[float | None, float | None]
 
 
@@ -174,6 +175,34 @@ def test_whether_pasta_raises_retrieval(tmp_path, before, after, gain, holds):
     assert claim["measured"].startswith("0.325 (0.100 to 0.600) -> ")
 
 
+@pytest.mark.parametrize(
+    ("angles", "rights", "holds", "worse"),
+    [((1, 3), (0, 1), "no", ["heading"]), ((-3, -1), (-0.2, -0.1), "no", ["match"]), ((-3, 0), (0, 1), "yes", []),
+     ((-1, 3), (0, 1), "not shown", []), ((1, 3), (-0.2, -0.1), "no", ["heading", "match"])],
+)  # fmt: skip
+def test_whether_pasta_keeps_what_was_known(tmp_path, angles, rights, holds, worse):
+    """An angle's error that grows is a loss, and so is a share that falls; both are paired, question by question."""
+    run = RunFolder(tmp_path)
+    before = {"deg": np.array([10.0, 90.0]), "right": np.array([0.3, 0.9])}
+    names = {"deg": ("heading", angles), "right": ("match", rights)}
+    measures = [
+        Measure(name, unit, ["a", "b"], before[unit], before[unit] + np.array(changes, float))
+        for unit, (name, changes) in names.items()
+    ]
+    table = kept_table(measures, DRAWS, 0)
+    assert [table[0]["gain"][end] for end in ("low", "high")] == [-angles[1], -angles[0]]
+    assert [row["name"] for row in table if got_worse(row)] == worse
+    said = warnings(table, "lower pasta.lr (0.1)")
+    assert len(said) == len(worse) and all("lower pasta.lr (0.1)" in line for line in said)
+    if angles == (1, 3):
+        assert said[0].startswith("heading 50.0 deg -> 52.0 deg got worse by 2.0 deg (1.0 deg to 3.0 deg); ")
+    write_atomic(run.evaluation("kept"), json.dumps({"stage": "pasta", "kept": table, "warnings": said}))
+    claim = judged(run)[KEPT]
+    assert (claim["claim"], claim["holds"]) == ("PaStA keeps what the model could: nothing gets worse", holds)
+    assert claim["measured"].count("(worse)") == len(worse)
+    assert claim["interval"] == table[1 if rights[0] < 0 else 0]["gain"], "the one that lies lowest"
+
+
 def test_terminal_and_report_show_the_words(tmp_path):
     run = RunFolder(tmp_path)
     save_config(make_config({"run_dir": str(tmp_path)}), run.config_path)
@@ -182,7 +211,7 @@ def test_terminal_and_report_show_the_words(tmp_path):
         final_swapped=rows((0.6, 0.7), (0.4, 0.6)), constant=rows((0.0, 0.0), (0.0, 0.0)),
     )  # fmt: skip
     stored = json.loads(run.evaluation("comparison").read_text())["claims"]
-    assert [claim["holds"] for claim in stored] == [None, "yes", "yes", "not shown", "no", "no"]
+    assert [claim["holds"] for claim in stored] == [None, None, "yes", "yes", "not shown", "no", "no"]
     console = Console(width=100, record=True)
     print_evaluation(SYSTEM, run, console)
     text = " ".join(console.export_text().split())

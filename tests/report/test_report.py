@@ -88,6 +88,11 @@ def test_whole_run(run, tmp_path):
     log_stages(run)
     found = {"mean": 0.4, "low": 0.3, "high": 0.5}
     write_atomic(run.evaluation("patch_retrieval"), json.dumps({"before": found, "after": found, "n": 99}))
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 64}
+    gain = {"value": -0.2, "low": -0.3, "high": -0.1, "n": 64}
+    rows = [{"name": "match", "unit": "right", "before": share, "after": share, "gain": gain}]
+    kept = {"stage": "pasta", "kept": rows, "warnings": ["match got <worse>"]}
+    write_atomic(run.evaluation("kept"), json.dumps(kept))
     match = {
         "images": [str(view.image_path) for view in samples[0].views],
         "grid": 2, "target": [0, 1, 2, 3], "before": [1, 1, 0, 0], "after": [0, 1, 2, 0], "kept": [True] * 3 + [False],
@@ -104,6 +109,9 @@ def test_whole_run(run, tmp_path):
         "reward terms",
         "turn right 30°",
         "99 patches",
+        "match (worse)",
+        "<b>-20 %</b><small>-30 % to -10 %</small>",
+        "Warning: match got &lt;worse&gt;",
     ):
         assert wanted in page
     assert "before: 1 of 3 right" in page

@@ -35,12 +35,11 @@ Record = TypeVar("Record")
 class PosedImage:
     """One picture as it was found, nothing decoded.
 
-    image       its file, or the file that it lies in.
-    lens        of the picture as stored.
-    pose        (4, 4) camera-to-world.
-    color       decodes the picture; its size is the lens's.
-    depth       reads (h, w) float32 z-depth, 0 = no reading; None where the source has none.
-    depth_lens  of the depth grid; None: the picture's own, scaled.
+    image  its file, or the file that it lies in.
+    lens   of the picture as stored.
+    pose   (4, 4) camera-to-world.
+    color  decodes the picture; its size is the lens's.
+    depth  reads (h, w) float32 z-depth of the picture's camera, 0 = no reading; None where the source has none.
     """
 
     name: str
@@ -49,7 +48,6 @@ class PosedImage:
     pose: np.ndarray
     color: Callable[[], Image.Image]
     depth: Callable[[], np.ndarray] | None = None
-    depth_lens: Lens | None = None
 
     def load(self) -> Frame:
         """Decoded, and straightened where the lens distorts. No depth: a grid without readings.
@@ -65,7 +63,7 @@ class PosedImage:
                          self.lens.k, self.lens.k, self.pose)  # fmt: skip
         try:
             depth = self.depth()
-            lens = (self.depth_lens or self.lens).resized(depth.shape[1], depth.shape[0])
+            lens = self.lens.resized(depth.shape[1], depth.shape[0])
         except ValueError as error:
             raise Refusal("unreadable depth", str(error)) from None
         return Frame(self.name, self.lens.straighten(rgb, 1), lens.straighten(depth, 0), self.lens.k, lens.k, self.pose)

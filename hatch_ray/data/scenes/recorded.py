@@ -11,7 +11,7 @@ from hatch_ray.data.camera_files import load_pose
 from hatch_ray.data.images import image_size, load_depth
 from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.rgbd import find_recordings
-from hatch_ray.data.rgbd_frames import FrameFiles
+from hatch_ray.data.rgbd_frames import FrameFiles, on_the_photo
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, gather, posed_image
 from hatch_ray.geometry.convention import AS_OURS, Convention
 from hatch_ray.geometry.lens import Lens
@@ -42,20 +42,21 @@ def read(path: Path, convention: Convention = AS_OURS) -> PosedScene:
             lost = next((part for part in (files.color, files.depth) if not part.is_file()), None)
             raise Refusal("unreadable image" if lost is None else "missing image", str(error)) from None
         depth_k = convention.intrinsics(recording.depth_intrinsics, *depth_size, (width,))
-        color_k = recording.color_intrinsics
         try:
             depth_lens = Lens(depth_k, *depth_size)
-            if color_k is None:
-                lens = depth_lens.resized(width, height)
-            else:
-                lens = Lens(convention.intrinsics(color_k, width, height, (depth_size[0],)), width, height)
+            if recording.color_intrinsics is None:
+                depth_lens.resized(width, height)  # a photo of another shape is refused
+            lens = Lens(recording.color_k(depth_k, depth_size, (width, height)), width, height)
         except ValueError as error:
             raise Refusal("intrinsics of another grid", f"{files.color} {error}") from None
-        found = posed_image(files.name, files.color, lens, pose, partial(_depth, files.depth, convention.depth))
-        return PosedImage(found.name, found.image, found.lens, pose, found.color, found.depth, depth_lens)
+        return posed_image(
+            files.name, files.color, lens, pose, partial(_depth, files.depth, convention, depth_lens, lens)
+        )
 
     return gather(FORM, path, recording.frames, posed, up=recording.up)
 
 
-def _depth(file: Path, factor: float) -> np.ndarray:
-    return load_depth(file) * np.float32(factor)
+def _depth(file: Path, convention: Convention, depth_lens: Lens, lens: Lens) -> np.ndarray:
+    """As the photo's camera has it."""
+    depth = load_depth(file) * np.float32(convention.depth)
+    return on_the_photo(depth, depth_lens.k, lens.k, (lens.width, lens.height))[0]

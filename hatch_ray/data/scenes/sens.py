@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hatch_ray.data.images import load_upright
+from hatch_ray.data.rgbd_frames import on_the_photo
 from hatch_ray.data.scenes.cursor import Cursor
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, checked_pose, gather
 from hatch_ray.geometry.lens import Lens
@@ -72,7 +73,7 @@ def read(path: Path) -> PosedScene:
         where = f"{file} frame {number}"
         checked_pose(pose, where)
         return PosedImage(f"{number:06d}", file, header.color, pose, partial(_color, color, header.color, where),
-                          partial(_depth, depth, header, where), header.depth)  # fmt: skip
+                          partial(_depth, depth, header, where))  # fmt: skip
 
     scene = gather(FORM, path, records, posed, up=np.array([0.0, 0.0, 1.0]))
     return replace(scene, id=file.stem)
@@ -109,8 +110,11 @@ def _color(part: _Part, lens: Lens, name: str) -> Image.Image:
 
 
 def _depth(part: _Part, header: _Header, name: str) -> np.ndarray:
+    """As the photo's camera has it."""
+    color = header.color
     try:
         stored = np.frombuffer(zlib.decompress(part.bytes()), "<u2").reshape(header.depth.height, header.depth.width)
     except (zlib.error, ValueError) as error:
         raise ValueError(f"depth of {name} cannot be read ({error}); copy the file again") from None
-    return stored.astype(np.float32) / np.float32(header.shift)
+    depth = stored.astype(np.float32) / np.float32(header.shift)
+    return on_the_photo(depth, header.depth.k, color.k, (color.width, color.height))[0]

@@ -115,7 +115,7 @@ class HubRows:
             place = Path(self.scene(source, record)) / f"{image_hash(picture)}.png"
             if not (self.folder / "images" / place).exists():
                 save_image(self.folder / "images" / place, np.asarray(picture))
-            views.append(self._with_depth(View(Path("images") / place), source, raw, index, place))
+            views.append(self._with_depth(View(Path("images") / place), source, raw, index, place, picture.size))
         if self._seen and len(self._pairs) < PAIRS_CHECKED:
             first = len(self._stored)
             self._stored += self._seen
@@ -125,7 +125,10 @@ class HubRows:
     def scene(self, source: str, record: Record) -> str:
         return self._scenes.scene(source, record.scene)
 
-    def _with_depth(self, view: View, source: str, raw: dict[str, Any], index: int, place: Path) -> View:
+    def _with_depth(
+        self, view: View, source: str, raw: dict[str, Any], index: int, place: Path, size: tuple[int, int]
+    ) -> View:
+        """size: (width, height) of the picture."""
         depths, poses = raw["depths"], raw.get("pose")
         if not depths or not poses:
             return view
@@ -147,7 +150,9 @@ class HubRows:
         save_depth(self.folder / "depth" / place, metres)
         height, width = metres.shape
         self._seen.append(StoredView(place.name, metres / np.float32(self._convention.depth), depth_k, stored_pose))
-        depth_k = self._convention.intrinsics(depth_k, width, height)
+        color_k = self._convention.intrinsics(color_k, *size, (width,))
+        depth_k = self._convention.intrinsics(depth_k, width, height, size[:1])
+        check_grid(color_k, *size, f"colour of view {index}")
         check_grid(depth_k, width, height, f"depth of view {index}")
         return View(view.image_path, Path("depth") / place, color_k, depth_k, pose_in_metres(pose, source))
 

@@ -1,4 +1,7 @@
-"""What a run of HATCH is to show: patches are matched, replies are well formed, GRPO helps, and the model looks."""
+"""What a run of HATCH is to show.
+
+Patches are matched, what was known stays, replies are well formed, GRPO helps, and the model looks.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from hatch_ray.evaluation.findings import FINAL, Claim, Evaluations, claim, interval_text, retrieval_text
 from hatch_ray.evaluation.heldout import SWAPPED, Row, in_order_of, read_table, term
 from hatch_ray.evaluation.intervals import Bootstrap, Interval, all_hold, verdict
+from hatch_ray.evaluation.kept import kept_verdict, row_text, worst
 
 VALID_FORMAT = 0.95
 MARGIN_SHARE = 0.5
@@ -19,6 +23,7 @@ MARGIN_SHARE = 0.5
 def claims(found: Evaluations) -> list[Claim]:
     return [
         _retrieval(found),
+        _kept(found),
         _format(found),
         found.raised("GRPO raises the mean action reward", "action"),
         found.raised("GRPO does not lower the answer reward", "answer", above=False),
@@ -47,6 +52,15 @@ def _retrieval_gain(table: dict[str, Any], bootstrap: int, seed: int) -> Interva
         return None
     more = np.array(pairs["after"], dtype=np.float64) - np.array(pairs["before"], dtype=np.float64)
     return Bootstrap(pairs["scene"], bootstrap, seed).ratio(more, np.array(pairs["judged"], dtype=np.float64))
+
+
+def _kept(found: Evaluations) -> Claim:
+    text = "PaStA keeps what the model could: nothing gets worse"
+    table = read_table(found.run, "kept")
+    if not (table and table["kept"]):
+        return claim(text)
+    rows = table["kept"]
+    return claim(text, ", ".join(map(row_text, rows)), worst(rows), kept_verdict(rows))
 
 
 def _format(found: Evaluations) -> Claim:
