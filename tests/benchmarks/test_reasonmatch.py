@@ -22,13 +22,14 @@ from hatch_ray.benchmarks.matching_scenes import build_scenes, read_scenes
 from hatch_ray.benchmarks.reasonmatch import case_of_gold
 from hatch_ray.benchmarks.registry import MATCHING, survey
 from hatch_ray.benchmarks.results import predict_row
-from hatch_ray.config import Config, make_config
+from hatch_ray.config import Config, load_config, make_config
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.systems import system_of
 from hatch_ray.systems.matching.measures import Case, Measured, score, written
 from hatch_ray.systems.matching.metrics import Counts
 from hatch_ray.systems.matching.official import official
 from hatch_ray.systems.matching.overlaps import BINS, bin_of
+from hatch_ray.systems.matching.settings import MatchingConfig
 from tests.support import benchmark_files as files
 
 BENCHMARK = MATCHING["reasonmatch"]
@@ -287,3 +288,17 @@ def test_real_frames_as_a_benchmark(redkitchen: Path, tmp_path: Path) -> None:
     )
     items = [item for item in read_scenes(source.paths) if isinstance(item, Item)]
     assert len(items) == 9 and {item.parts["source"] for item in items} == {"rgbd"}
+
+
+def test_the_papers_run_has_the_papers_numbers(repository: Path) -> None:
+    """arXiv 2606.03577, section 4.1 and its code: docs/wide-baseline.md's run on 8 GPUs."""
+    config = load_config(repository / "configs" / "wbm_8b.yaml")
+    assert isinstance(config, MatchingConfig) and config.model.base == "Qwen/Qwen3-VL-8B-Instruct"
+    grpo, rules = config.grpo, config.curriculum
+    assert (grpo.group_size, grpo.prompts_per_step, grpo.beta, grpo.lr, grpo.warmup_steps) == (32, 16, 0.005, 1e-6, 10)
+    assert (grpo.max_new_tokens, grpo.temperature, grpo.schedule, grpo.trainable) == (5120, 1.0, "constant", "language")
+    assert (rules.bins, rules.window, rules.master, rules.promote, rules.demote) == (10, 20, 0.8, 0.7, 0.2)
+    assert config.stages == ["grpo"] and config.thinking and system_of(config).weights()["mapping"] == 1.0
+    assert config.rollout.actors + config.learner.workers == 8 and config.rollout.gpus == config.learner.gpus == 1
+    assert config.model.max_length >= 2 * config.model.max_pixels // 32**2 + grpo.max_new_tokens + 500
+    assert load_config(repository / "configs" / "wbm_redkitchen.yaml").data.kind == "rgbd"
