@@ -13,10 +13,11 @@ from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
 from hatch_ray.cli import app
-from hatch_ray.config import load_config
+from hatch_ray.config import load_config, save_config
 from hatch_ray.data.store import read_dataset
 from hatch_ray.data.writer import DatasetWriter
-from hatch_ray.run_folder import write_jsonl
+from hatch_ray.evaluation.heldout import score_rows
+from hatch_ray.run_folder import RunFolder, write_jsonl
 from hatch_ray.systems import system_of
 from hatch_ray.systems.matching.baselines import by_matches, by_pose
 from hatch_ray.systems.matching.compare import questions_of
@@ -128,6 +129,15 @@ def test_the_command_and_what_it_reads(tmp_path: Path) -> None:
     assert 75 < accuracy["oracle pose"] < 100, "lines alone leave some marks open"
     assert accuracy["oracle pose"] > accuracy["sift"] > 0 and accuracy["at random"] < 50
     assert figures["view_pairs"] == 2 and "18 questions of 2 view pairs" in done.output and "s a pair" in done.output
+
+    run = RunFolder(tmp_path / "run")
+    save_config(config, run.config_path)
+    run.data("heldout").parent.mkdir(parents=True)
+    data.rename(run.data("heldout"))
+    texts = [row["completion"] for row in kept]
+    write_jsonl(run.evaluation("final").with_suffix(".jsonl"), score_rows(system_of(config), "grpo", samples, texts))
+    asked = questions_of(run.path)
+    assert len(asked.samples) == 18 and asked.models == {"final": texts}
 
     with DatasetWriter(tmp_path / "other") as writer:
         view = writer.add_photo("a", 0, np.zeros((64, 64, 3), np.uint8))
