@@ -38,7 +38,7 @@ Matcher = Callable[[np.ndarray, np.ndarray], Matched]
 
 
 def sift(first: np.ndarray, second: np.ndarray) -> Matched:
-    """SIFT, nearest neighbour with the ratio test. Raises ValueError without opencv."""
+    """SIFT, nearest neighbour with the ratio test."""
     import cv2
 
     found = [_sift_of(picture) for picture in (first, second)]
@@ -55,7 +55,7 @@ def _sift_of(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 2) pixels, (n, 128) descriptors."""
     import cv2
 
-    points, features = cv2.SIFT_create(nfeatures=FEATURES).detectAndCompute(
+    points, features = cv2.SIFT.create(nfeatures=FEATURES).detectAndCompute(
         cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY), None
     )
     return np.array([point.pt for point in points]).reshape(-1, 2), np.asarray(features)
