@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def test_replies_as_the_authors_script_reads_them(text: str, precision: float, r
 def test_no_text_is_too_much(text: str) -> None:
     found = score(text, VECTOR)
     assert all(0 <= part <= whole for part, whole in found.values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```json" * 30_000, "<answer>" * 30_000, '{"1":' * 30_000, "{" + "[" * 900 + "]" * 900 + "}",
+     '{"1":' + "9" * 5000 + "}", '{"1":' + "[" * 980 + "]" * 980 + "}", "```json{" * 20_000 + "}```"],
+)  # fmt: skip
+def test_hostile_replies_score_in_no_time(text: str) -> None:
+    start = time.process_time()
+    assert score(text, VECTOR)["f1"][0] == 0
+    assert time.process_time() - start < 0.05
 
 
 @given(st.data())

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-FENCED = re.compile(r"```json(.*?)```", re.IGNORECASE | re.DOTALL)
+FENCE, FENCE_END = re.compile("```json", re.IGNORECASE), "```"
 
 
 class Official(NamedTuple):
@@ -28,7 +28,9 @@ def official(text: str, gold: Mapping[str, str]) -> Official:
     """Precision, recall and F1 of any text; all 0 where no object is read, or an empty one."""
     found = official_pairs(text)
     said = {key: value for key, value in (found or {}).items() if not _is_none(value)}
-    right = sum(key in gold and str(value) == str(gold[key]) for key, value in said.items())
+    right = sum(
+        key in gold and not isinstance(value, dict | list) and str(value) == gold[key] for key, value in said.items()
+    )
     precision, recall = right / max(1, len(said)), right / max(1, len(gold))
     both = precision + recall
     return Official(precision, recall, 2 * precision * recall / both if both else 0.0, found is not None)
@@ -36,12 +38,13 @@ def official(text: str, gold: Mapping[str, str]) -> Official:
 
 def official_pairs(text: str) -> dict[str, Any] | None:
     """The object that the authors' script reads in a reply; None where it reads none."""
-    fence = FENCED.search(text)
-    left, right = text.find("{"), text.rfind("}")
-    if fence is None and not 0 <= left < right:
+    fence = FENCE.search(text)
+    end = text.find(FENCE_END, fence.end()) if fence else -1
+    left, right = (fence.end(), end) if fence and end >= 0 else (text.find("{"), text.rfind("}") + 1)
+    if not 0 <= left < right:
         return None
     try:
-        found = json.loads(fence.group(1) if fence else text[left : right + 1])
+        found = json.loads(text[left:right])
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
