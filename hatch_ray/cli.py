@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Build and look at datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+match_app = typer.Typer(help="Wide-baseline matching beside other ways to match.", no_args_is_help=True)
+app.add_typer(match_app, name="match")
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/tiny.yaml", metavar="CONFIG")]
@@ -114,7 +116,10 @@ def evaluate(
     run: RunPath,
     overrides: Overrides = None,
     benchmark: Annotated[
-        str, typer.Option(help="published benchmarks, by commas: spar_mv,spar_si,mindcube_tiny,mmsi,cvbench,rooms")
+        str,
+        typer.Option(
+            help="by commas: spar_mv,spar_si,mindcube_tiny,mmsi,cvbench,rooms,reasonmatch,matching_rooms,matching_rgbd"
+        ),
     ] = "",
     root: Annotated[
         list[str] | None, typer.Option(help="their files: a folder, a hub name, or BENCHMARK=either (repeatable)")
@@ -416,6 +421,27 @@ def data_show(
     from hatch_ray.report.data_page import show_dataset
 
     console.print(f"page: {show_dataset(dataset, out, count, seed)}")
+
+
+@match_app.command("baseline")
+def match_baseline(
+    questions: Annotated[Path, typer.Argument(help="a run of the system matching, or a dataset of its questions")],
+    matcher: Annotated[str, typer.Option(help="by commas: sift, xfeat (the extra match), or none of them")] = "sift",
+    samples: Annotated[int, typer.Option(min=0, help="answer the first so many; 0: all")] = 0,
+    out: Annotated[Path | None, typer.Option(help="write all figures here, as JSON")] = None,
+    bootstrap: Annotated[int, typer.Option(min=1, help="resamples for the 95 % intervals")] = 2000,
+) -> None:
+    """Let matchers, true poses and blind replies answer the questions a model is asked; tables by overlap."""
+    from actors.runtime.progress import progress_bar
+    from hatch_ray.run_folder import write_atomic
+    from hatch_ray.systems.matching.compare import compare, questions_of
+
+    with progress_bar(console, "matching") as bar:
+        found = compare(questions_of(questions, samples), _names(matcher), bootstrap, 0, bar)
+    console.print(found.text(), markup=False)
+    if out is not None:
+        write_atomic(out, found.json())
+        console.print(f"figures: {out}", markup=False)
 
 
 def run_command(command: Callable[[], object]) -> None:

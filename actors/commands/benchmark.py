@@ -25,7 +25,9 @@ from actors.stages.recipe import start_ray
 from hatch_ray.benchmarks.files import find_files, local_root
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.kept import Kept
-from hatch_ray.benchmarks.registry import KNOWN, ROOMS, Benchmark, check_bad_rows, choose_root, survey
+from hatch_ray.benchmarks.matching_report import report_matching
+from hatch_ray.benchmarks.matching_scenes import SCENES, build_scenes
+from hatch_ray.benchmarks.registry import KNOWN, MATCHING, ROOMS, Benchmark, check_bad_rows, choose_root, survey
 from hatch_ray.benchmarks.report import report_benchmarks
 from hatch_ray.benchmarks.results import predict_row, rescored
 from hatch_ray.benchmarks.rooms import build_rooms
@@ -45,19 +47,30 @@ PART = 32
 
 @dataclass(frozen=True)
 class Source:
-    """A benchmark with its files found and looked through: its usable rows, and the others by reason."""
+    """A benchmark with its files found and looked through: its usable rows, the others by reason, the first of each."""
 
     name: str
     benchmark: Benchmark
     paths: tuple[Path, ...]
     usable: int
     bad: Counter[str]
+    first: dict[str, str]
 
 
 def open_source(name: str, config: Config, run: RunFolder, roots: Sequence[str], console: Console) -> Source:
-    """Find the files (rooms: build them) and look at every row once. Raises ValueError: wrong or damaged files."""
+    """Find the files (of scenes: build them) and look at every row once. Raises ValueError: wrong or damaged files, or
+    a benchmark that the run's system cannot answer.
+    """
     benchmark = KNOWN[name]
-    if name == ROOMS:
+    if benchmark.form and benchmark.form not in system_of(config).answer_forms:
+        raise ValueError(
+            f"{name} asks which marks match, which a model of the system {config.system} was not taught to say; give a "
+            "run of the system matching (configs/wbm_tiny.yaml)"
+        )
+    if name in SCENES:
+        with progress_bar(console, f"building {benchmark.title}") as report:
+            paths = build_scenes(name, config, roots, run.path / "benchmarks" / name / "data", report)
+    elif name == ROOMS:
         folder = run.path / "benchmarks" / ROOMS / "data"
         with progress_bar(console, "building rooms") as report:
             paths = build_rooms(config.data, config.seed, config.eval.samples, folder, report)
@@ -153,8 +166,9 @@ def ask(source: Source, kept: Kept, asker: Asker, engines: Engines, report: Repo
         flush()
     report(source.usable, source.usable)
     rows = source.usable + source.bad.total()
-    check_bad_rows(source.benchmark.title, rows, bad)
-    kept.finish({"rows": rows, "asked": len(known), "unusable": dict(bad), "left_out": dict(skipped)})
+    check_bad_rows(source.benchmark.title, rows, bad, source.first)
+    counts = {"rows": rows, "asked": len(known), "unusable": dict(bad), "left_out": dict(skipped)}
+    kept.finish(counts | ({"first": source.first} if source.first else {}))
 
 
 def check_names(names: Sequence[str], roots: Sequence[str], scorer: str) -> None:
@@ -191,7 +205,11 @@ def evaluate_benchmarks(
         rescore(run, names)
     else:
         ask_all(config, run, names, roots, console)
-    report_benchmarks(run, names, scorer, config.eval.bootstrap, config.seed, console)
+    settings = (config.eval.bootstrap, config.seed, console)
+    if tabled := [name for name in names if name not in MATCHING]:
+        report_benchmarks(run, tabled, scorer, *settings)
+    if matching := [name for name in names if name in MATCHING]:
+        report_matching(run, matching, *settings)
 
 
 def ask_all(config: Config, run: RunFolder, names: Sequence[str], roots: Sequence[str], console: Console) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -12,7 +12,14 @@ FIRST_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class BadRowError(ValueError):
-    """A row that cannot be used; the message is a short reason that is the same for all rows with this fault."""
+    """A row that cannot be used; the message is a short reason that is the same for all rows with this fault.
+
+    example: the file or row that it is about, where that is known.
+    """
+
+    def __init__(self, reason: str, example: str = "") -> None:
+        super().__init__(reason)
+        self.example = example
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Item:
     n_images  number of images.
     images    gives the images as the model may see them, each with at most the given number of pixels; raises
               BadRowError when one cannot be read.
+    parts     of which source, level, .. it is, where the benchmark is told by such parts.
     """
 
     id: str
@@ -40,6 +48,7 @@ class Item:
     cluster: str
     n_images: int
     images: Callable[[int], list[Image.Image]]
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def tagged_answer(completion: str) -> str:

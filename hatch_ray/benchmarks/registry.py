@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,16 @@ from PIL import Image
 from hatch_ray.benchmarks import letter_scorers, spar_scorers
 from hatch_ray.benchmarks.files import Row, check_image, decode_image, json_lines, parquet_rows, read_member
 from hatch_ray.benchmarks.item import BadRowError, Item
+from hatch_ray.benchmarks.matching_scenes import read_scenes
 from hatch_ray.benchmarks.paper import PARTS, Part
+from hatch_ray.benchmarks.reasonmatch import ARCHIVE, INDEX, case_of_gold, read_reasonmatch
 from hatch_ray.benchmarks.rooms import read_rooms
 from hatch_ray.benchmarks.spar_scorers import SCORERS as SPAR_SCORERS
 from hatch_ray.data.refusals import MAX_BAD_SHARE, reasons_to_stop
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import AnswerForm
+from hatch_ray.systems.matching.data import FORM
+from hatch_ray.systems.matching.measures import score
 
 Read = Callable[[tuple[Path, ...]], Iterator[Item | BadRowError]]
 Score = Callable[[str, str, str], float]
@@ -36,11 +40,13 @@ class Benchmark:
     parts     the blocks of the paper's tables that it fills; a published one has one.
     read      files -> items, or what is wrong with a row.
     scorers   name -> (completion, gold, task) -> score in [0, 1]; the first is the default.
+    form      what every answer looks like, where only systems with that answer form can be asked.
     """
 
     parts: tuple[Part, ...]
     read: Read
     scorers: dict[str, Score]
+    form: str = ""
 
     @property
     def part(self) -> Part:
@@ -66,24 +72,37 @@ def choose_root(benchmark: Benchmark, roots: Sequence[str]) -> str:
     return common
 
 
-def survey(benchmark: Benchmark, paths: tuple[Path, ...]) -> tuple[int, Counter[str]]:
-    """(usable rows, unusable ones by reason). Raises ValueError when more than 5 % are unusable, or there is no row."""
-    faults = [str(item) if isinstance(item, BadRowError) else "" for item in benchmark.read(paths)]
-    bad = Counter(filter(None, faults))
-    check_bad_rows(benchmark.title, len(faults), bad)
-    return len(faults) - bad.total(), bad
+def survey(benchmark: Benchmark, paths: tuple[Path, ...]) -> tuple[int, Counter[str], dict[str, str]]:
+    """(usable rows, unusable ones by reason, the first of each reason where its name is known).
+
+    Raises ValueError when more than 5 % are unusable, or there is no row.
+    """
+    bad, first, rows = Counter[str](), dict[str, str](), 0
+    for item in benchmark.read(paths):
+        rows += 1
+        if isinstance(item, BadRowError):
+            bad[str(item)] += 1
+            if item.example:
+                first.setdefault(str(item), item.example)
+    check_bad_rows(benchmark.title, rows, bad, first)
+    return rows - bad.total(), bad, first
 
 
-def check_bad_rows(title: str, rows: int, bad: Counter[str]) -> None:
+def check_bad_rows(title: str, rows: int, bad: Counter[str], first: Mapping[str, str]) -> None:
     """Raise ValueError with the ten commonest reasons when more than 5 % of the rows are unusable, or there is none."""
     if not rows:
         raise ValueError(f"{title}: the files hold no row; download them again")
     if worst := reasons_to_stop(bad, rows):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in worst)
+        reasons = ", ".join(with_first(f"{count} {reason}", first.get(reason)) for reason, count in worst)
         raise ValueError(
             f"{title}: {bad.total()} of {rows} rows cannot be used ({reasons}), more than {MAX_BAD_SHARE:.0%}; "
             "check that the files are the published ones and whole"
         )
+
+
+def with_first(words: str, example: str | None) -> str:
+    """The words, with the first example where there is one."""
+    return f"{words} (first: {example})" if example else words
 
 
 def _text(row: Row, *names: str) -> str:
@@ -252,4 +271,28 @@ BENCHMARKS = {
 }
 """The published ones."""
 ROOMS = "rooms"
-KNOWN = BENCHMARKS | {ROOMS: Benchmark((PARTS["spar_mv"], PARTS["spar_si"]), read_rooms, SPAR_SCORERS)}
+
+
+def _matching_score(measure: str) -> Score:
+    def scorer(completion: str, gold: str, _: str) -> float:
+        return score(completion, case_of_gold(gold))[measure][0]
+
+    return scorer
+
+
+def _matching(name: str, title: str, read: Read, hub: str = "", patterns: tuple[str, ...] = ()) -> Benchmark:
+    scorers = {measure: _matching_score(measure) for measure in ("f1", "precision", "recall", "accuracy")}
+    return Benchmark((Part(name, title, 0, hub, patterns, ()),), read, scorers, FORM)
+
+
+MATCHING = {
+    "reasonmatch": _matching(
+        "reasonmatch", "ReasonMatch-Bench", read_reasonmatch, "ReasonMatch/ReasonMatch",
+        (INDEX, f"*/{INDEX}", ARCHIVE),
+    ),
+    "matching_rooms": _matching("matching_rooms", "matching in rooms", read_scenes),
+    "matching_rgbd": _matching("matching_rgbd", "matching in RGB-D", read_scenes),
+}  # fmt: skip
+"""Wide-baseline matching, with tables of its own (`matching_report`)."""
+ROOMS_BENCHMARK = Benchmark((PARTS["spar_mv"], PARTS["spar_si"]), read_rooms, SPAR_SCORERS)
+KNOWN = BENCHMARKS | {ROOMS: ROOMS_BENCHMARK} | MATCHING

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from hatch_ray.benchmarks.kept import Kept
 from hatch_ray.benchmarks.paper import LAYOUT, PARTS, SOURCE, published_rows
-from hatch_ray.benchmarks.registry import KNOWN, ROOMS
+from hatch_ray.benchmarks.registry import KNOWN, ROOMS, with_first
 from hatch_ray.benchmarks.results import WHOLE_SHARE, compare_published, is_whole, overall, summarise
 from hatch_ray.run_folder import RunFolder, write_atomic
 
@@ -42,7 +42,9 @@ def counts_line(title: str, counts: Mapping[str, Any]) -> str:
     parts = [f"{title}: {counts['asked']} of {counts['rows']} rows asked"]
     for key, words in (("unusable", "unusable"), ("left_out", "left out")):
         if counts[key]:
-            parts.append(f"{words}: " + ", ".join(f"{count} {reason}" for reason, count in counts[key].items()))
+            first = counts.get("first", {})
+            named = (with_first(f"{count} {reason}", first.get(reason)) for reason, count in counts[key].items())
+            parts.append(f"{words}: " + ", ".join(named))
     if not is_whole(counts):
         parts.append(f"under {WHOLE_SHARE:.0%}, so not compared with published rows")
     return "; ".join(parts)

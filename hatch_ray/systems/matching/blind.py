@@ -10,6 +10,8 @@ import numpy as np
 from hatch_ray.systems.matching.reward import Target
 
 SEED = 20260
+LABELS = {"constant": "best constant", "none": "all none", "identity": "1 to 1, 2 to 2", "random": "at random"}
+"""What tables call them."""
 
 
 def blind_pairs(targets: Sequence[Target]) -> dict[str, list[dict[int, int]]]:

@@ -21,6 +21,7 @@ from hatch_ray.data.scene import Scene
 from hatch_ray.data.store import SPLITS, Split
 from hatch_ray.data.writer import DatasetWriter
 from hatch_ray.sample import Mark, Sample, View
+from hatch_ray.systems.matching.epipolar import fundamental
 from hatch_ray.systems.matching.pools import depth_pool
 from hatch_ray.systems.matching.questions import LEVELS, SPREADS, Asked, Marker
 from hatch_ray.systems.matching.reply import write_pairs
@@ -113,6 +114,7 @@ class _Builder:
         meta = {
             "source": self.data.kind, "pair": f"{scene.id}-{i}-{j}", "frames": [frame.name for frame in frames],
             "omega": round(pool.omega[0], 4), "omega_valid": round(pool.omega_valid[0], 4), "generator": GENERATOR,
+            "fundamental": fundamental(first, second).tolist(),
         }  # fmt: skip
         for (level, how), question in zip(KINDS, asked, strict=True):
             own = meta | {"level": level, "spread": how, "gold": list(question.gold), "second": len(question.second)}

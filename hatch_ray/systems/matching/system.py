@@ -12,6 +12,7 @@ from hatch_ray.protocol.response import Response
 from hatch_ray.rewards.score import Score
 from hatch_ray.sample import Sample
 from hatch_ray.systems.base import Messages, Progress, Split, Stage, System
+from hatch_ray.systems.matching.blind import LABELS, blind_pairs
 from hatch_ray.systems.matching.prompt import build_text
 from hatch_ray.systems.matching.reply import read_reply, write_pairs, write_reply
 from hatch_ray.systems.matching.reward import Target, score_reply
@@ -40,7 +41,7 @@ class Matching(System):
             "exact": Shown(curve="share of questions all right"),
         },
         tabled=("match", "f1", "exact"),
-        labels={"constant": "best constant", "none": "all none", "identity": "1 to 1, 2 to 2", "random": "at random"},
+        labels=LABELS,
     )
 
     def thinks(self, stage: str) -> bool:
@@ -82,8 +83,6 @@ class Matching(System):
         return Response(answer=answer, problems=tuple(problem.partition(":")[2] for problem in problems))
 
     def blind_replies(self, samples: Sequence[Sample]) -> dict[str, list[str]]:
-        from hatch_ray.systems.matching.blind import blind_pairs  # reward actors need none of it
-
         targets = [self.target(sample, "match_sft") for sample in samples]
         thought = "<thinking>Blind.</thinking>" if self.thinks(self.stages[-1].name) else ""
         return {name: [thought + write_reply(one) for one in said] for name, said in blind_pairs(targets).items()}
