@@ -74,6 +74,11 @@ class Matching(System):
 
         return make_sampler(self.config, samples)
 
+    def ladders(self) -> dict[str, tuple[str, ...]]:
+        from hatch_ray.systems.matching.curriculum import ladders_of  # reward actors need none of it
+
+        return ladders_of(self.config.curriculum)
+
     def read(self, text: str, n_views: int, stage: str) -> Response:
         """The answer is the object that was read, without its illegal values."""
         found = read_reply(text, MOST_MARKS, MOST_MARKS, self.thinks(stage))
