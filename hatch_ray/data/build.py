@@ -19,6 +19,7 @@ from hatch_ray.data.questions import Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.data.scene import Scene
+from hatch_ray.data.scenes.splits import split_scenes
 from hatch_ray.data.spar.reader import build_spar
 from hatch_ray.data.store import SPLITS, Split
 from hatch_ray.data.writer import DatasetWriter
@@ -90,6 +91,8 @@ def scenes_of(data: DataConfig, seed: int, split: Split) -> tuple[Sequence[Calla
     if data.kind == "rgbd":
         sequences = read_sequences(data)
         return [partial(lambda scene: scene, scene) for scene in sequences.split(split)], {"source": sequences.summary}
+    if data.kind == "scenes":
+        return split_scenes(data, seed, split)
     rooms = data.rooms
     options = RoomOptions(rooms.image_size, rooms.image_size, rooms.fov_deg, rooms.views_per_scene, rooms.compass)
     return [partial(Room, room_seed, options) for room_seed in room_seeds(rooms, seed, split)], {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,6 +170,15 @@ class PosedScene:
     def frame(self, index: int) -> Frame:
         """Frame `index`, decoded. Raises Refusal when its files cannot be read."""
         return self.views[index].load()
+
+    def part(self, keep: np.ndarray) -> PosedScene:
+        """The same scene with these of its views alone, by ascending index; landmarks as those views see them."""
+        landmarks = self.landmarks
+        if landmarks is not None:
+            there = np.isin(landmarks.view, keep)
+            view = np.searchsorted(keep, landmarks.view[there])
+            landmarks = replace(landmarks, point=landmarks.point[there], view=view, pixels=landmarks.pixels[there])
+        return replace(self, views=tuple(self.views[index] for index in keep), landmarks=landmarks)
 
     @property
     def poses(self) -> np.ndarray:

@@ -54,7 +54,7 @@ class Matching(System):
         from hatch_ray.systems.matching.data import build_matching  # reward actors need none of it
 
         data = getattr(self.config, section)
-        build_matching(data, self.config.seed, split, out, self.config.model.max_pixels, report)
+        build_matching(data, self.config.seed, split, out, self.config.model.max_pixels, report, self.config.pools)
 
     def prompt(self, sample: Sample, stage: str) -> Messages:
         text = build_text(sample.question, self.thinks(stage), self.config.model.template)
