@@ -139,7 +139,8 @@ class DataConfig(Section):
     convention: str = ""
     """rgbd, spar: what poses, depth and intrinsics of the files mean, where it is not ours: parts by commas of
     world_to_camera, transposed, rotation_transposed, opengl, ros, unity, translation*FACTOR, depth*FACTOR,
-    intrinsics_to_size. `hatch data check ROOT` names the one that fits."""
+    intrinsics_to_size. `hatch data check ROOT` names the one that fits. scenes: translation*FACTOR, the metres of a
+    source's unit of length."""
     check_geometry: bool = True
     """rgbd, spar: compare some near views in depth, and refuse files that agree too little."""
     rooms: RoomsConfig = RoomsConfig()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.config_sections import DataConfig, RoomsConfig
-from hatch_ray.data.pairs import Refused, SceneViews, gold_plans
+from hatch_ray.data.pairs import Refused, SceneViews, gold_plans, landmarks_alone
 from hatch_ray.data.questions import Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
@@ -146,6 +146,9 @@ class _Builder:
             return
         views = SceneViews(scene, self.data.min_overlap, self.data.max_overlap)
         for task_index, task in enumerate(self.tasks):
+            if task.needs_depth and landmarks_alone(scene) is not None:
+                self.refused["scene_has_no_depth"] += 1
+                continue
             # Tasks are staggered, so that few questions over many scenes still use all of them.
             phase = task_index / len(self.tasks)
             share = share_of_scenes if round_index == 0 else 1.0

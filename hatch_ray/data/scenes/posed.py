@@ -132,6 +132,12 @@ class Landmarks:
         here = slice(*np.searchsorted(self.view, [view, view + 1]))
         return self.point[here], self.pixels[here]
 
+    def shared(self, i: int, j: int) -> tuple[float, float]:
+        """The share of the points that view i sees which view j sees too, and of those of j which i sees."""
+        here, there = (np.unique(self.seen_by(view)[0]) for view in (i, j))
+        both = len(np.intersect1d(here, there, assume_unique=True))
+        return both / max(1, len(here)), both / max(1, len(there))
+
     @property
     def track_length(self) -> np.ndarray:
         """(P,) number of sightings of each point."""
@@ -171,6 +177,22 @@ class PosedScene:
         """Frame `index`, decoded. Raises Refusal when its files cannot be read."""
         return self.views[index].load()
 
+    @property
+    def has_depth(self) -> bool:
+        """Of any view."""
+        return any(view.depth is not None for view in self.views)
+
+    def scaled(self, factor: float) -> PosedScene:
+        """The same scene with all lengths times this."""
+        views = []
+        for view in self.views:
+            pose = view.pose.copy()
+            pose[:3, 3] *= factor
+            depth = None if view.depth is None else partial(_times, view.depth, factor)
+            views.append(replace(view, pose=pose, depth=depth))
+        landmarks = self.landmarks and replace(self.landmarks, points=self.landmarks.points * factor)
+        return replace(self, views=tuple(views), landmarks=landmarks)
+
     def part(self, keep: np.ndarray) -> PosedScene:
         """The same scene with these of its views alone, by ascending index; landmarks as those views see them."""
         landmarks = self.landmarks
@@ -194,6 +216,10 @@ class PosedScene:
             "examples_left_out": [str(refusal) for refusal in self.left_out[:3]],
             "landmarks": 0 if self.landmarks is None else len(self.landmarks.points),
         }
+
+
+def _times(depth: Callable[[], np.ndarray], factor: float) -> np.ndarray:
+    return depth() * np.float32(factor)
 
 
 def gather(

@@ -15,6 +15,7 @@ from hatch_ray.data.scenes.forms import find_scenes, forms_of, read_scene
 from hatch_ray.data.scenes.posed import PosedScene
 from hatch_ray.data.store import Split
 from hatch_ray.data.unique import UniqueNames
+from hatch_ray.geometry.convention import Convention
 
 MANY_FORMS = ("transforms", "colmap")
 """Of a folder in several forms the first of these is read: it has the other's landmarks too."""
@@ -31,6 +32,9 @@ def split_scenes(data: DataConfig, seed: int, split: Split) -> tuple[list[Callab
     folders = list(find_scenes(data.root))
     if not folders:
         raise ValueError(f"{data.root} holds no scene in a form that is read; docs/scenes.md has them")
+    read_as = Convention.parse(data.convention)
+    if replace(read_as, translation=1.0) != Convention():
+        raise ValueError(f"data.convention={data.convention}: of kind scenes translation*FACTOR alone is read")
     names = UniqueNames()
     named = [(names.of(folder, "-".join(folder.relative_to(data.root).parts)), folder) for folder in folders]
     if len(folders) > 1:
@@ -51,4 +55,5 @@ def _read(name: str, folder: Path, data: DataConfig, alone: Split | None) -> Pos
         first = len(keep) - held
         keep = keep[first:] if alone == "heldout" else keep[: first - int(np.ceil(data.gap_fraction * len(keep)))]
         name = f"{name or scene.id}-{alone}"
-    return replace(scene.part(keep), id=name)
+    factor = Convention.parse(data.convention).translation
+    return replace((scene if factor == 1 else scene.scaled(factor)).part(keep), id=name or scene.id)

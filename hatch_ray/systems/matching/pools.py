@@ -60,7 +60,7 @@ def landmark_pool(landmarks: Landmarks, first: int, second: int) -> Pool:
     """The landmarks that both views see. The paper's overlap is the larger of the two (|both| / min)."""
     (points, pixels), (points_2, pixels_2) = (_once(*landmarks.seen_by(view)) for view in (first, second))
     _, here, there = np.intersect1d(points, points_2, assume_unique=True, return_indices=True)
-    omega = (len(here) / max(1, len(points)), len(here) / max(1, len(points_2)))
+    omega = landmarks.shared(first, second)
     return Pool(np.hstack([pixels[here], pixels_2[there]]), omega, omega)
 
 

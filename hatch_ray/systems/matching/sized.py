@@ -66,16 +66,13 @@ class SizedScene:
 
     def __init__(self, scene: PosedScene, max_pixels: int) -> None:
         self.id, self.up, self.objects, self.views = scene.id, scene.up, scene.objects, scene.views
+        self.has_depth = scene.has_depth
         self._scene, self._max_pixels = scene, max_pixels
         self._frames: OrderedDict[int, Frame] = OrderedDict()
         self.landmarks = None if scene.landmarks is None else self._scaled(scene.landmarks)
 
     def __len__(self) -> int:
         return len(self._scene)
-
-    @property
-    def has_depth(self) -> bool:
-        return any(view.depth is not None for view in self.views)
 
     def frame(self, index: int) -> Frame:
         """Raises Refusal when its files cannot be read."""
