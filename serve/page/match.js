@@ -52,9 +52,9 @@ function figureOf(reply, images, sizes) {
     const [[x1, y1], [x2, y2]] = [at(first, 0), at(second, 1)]
     return svg('line', { class: `s${mark % COLORS}`, x1, y1, x2, y2 })
   })
-  const points = [reply.first, reply.second].flatMap((places, k) => places.map((place, index) => {
+  const points = [reply.first, reply.second].flatMap((places, k) => places.flatMap((place, index) => {
     const [x, y] = at(place, k)
-    return [svg('circle', { cx: x, cy: y, r: 7 * unit }), svg('text', { x, y: y - 10 * unit, 'font-size': 17 * unit }, String(index + 1))]
+    return [svg('circle', { cx: x, cy: y, r: 7 * unit }), svg('text', { x, y: y < 26 * unit ? y + 24 * unit : y - 10 * unit, 'font-size': 17 * unit }, String(index + 1))]
   }))
   const said = reply.pairs.map(({ mark, partner }) => `${mark} is ${partner}`).join(', ')
   return el('figure', {}, svg('svg', {

@@ -231,10 +231,10 @@ def test_hatch_asks_about_cameras_where_a_scene_has_landmarks_and_no_depth(tmp_p
     """Overlap is that of landmarks, lengths are metres by data.convention, and only cameras are asked about."""
     stored = synthetic(6, views=8, square=True)
     write_colmap(stored, tmp_path / "scene")
-    words = {"kind": "scenes", "root": str(tmp_path / "scene"), "samples": 6, "convention": "translation*2"}
+    words = {"kind": "scenes", "root": str(tmp_path / "scene"), "samples": 24, "convention": "translation*2"}
     summary = build_dataset(make_config({"data": words}).data, 0, "train", tmp_path / "train")
     samples = read_dataset(tmp_path / "train")
-    assert {one.task for one in samples} <= {"view_change_infer", "camera_motion_infer"} and len(samples) == 6
+    assert {one.task for one in samples} <= {"view_change_infer", "camera_motion_infer"} and len(samples) == 10
     assert summary["refused_views_by_reason"]["scene_has_no_depth"] > 0
     for one in samples:
         i, j = (int(name[6:11]) - 1 for name in one.meta["frames"])

@@ -513,6 +513,5 @@ def test_matches_are_drawn_as_lines_between_the_photos(service, browser, tmp_pat
     )
     line, (x, y) = drawn.locator("line").first, reply["first"][0]
     assert float(line.get_attribute("x1")) == pytest.approx(x + 0.5) and float(line.get_attribute("y1")) == y + 0.5
-    page.screenshot(path="/tmp/ms-page.png", full_page=True)
     page.close()
     assert complaints == []

@@ -100,6 +100,7 @@ def test_landmarks_alone_give_every_kind_of_question(
         assert one.meta["omega"] == pytest.approx(both / scene.seen[views[0]].sum(), abs=1e-3)
 
 
+@pytest.mark.rest
 def test_pools_are_made_once_counted_and_trained_on(
     ray_cluster: Any, landmark_scenes: tuple[Path, dict[str, Synthetic]], tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_pools_are_made_once_counted_and_trained_on(
     assert all(omega.get(one.meta["pair"], one.meta["omega"]) == one.meta["omega"] for one in stored)
 
 
+@pytest.mark.rest
 def test_pools_of_other_data_are_refused(ray_cluster: Any, tmp_path: Path) -> None:
     """And pictures that share nothing, or have no depth and no landmarks, are counted by name."""
     rooms = {"kind": "rooms", "rooms": {"train_scenes": 1, "heldout_scenes": 1, "views_per_scene": 3}}

@@ -99,14 +99,16 @@ def ground_of(scene: Scene, i: int, j: int) -> Ground:
 
     Raises Refused: the pictures are of two sizes, there is neither; a ValueError where a picture cannot be read.
     """
+    by_landmarks = isinstance(scene, SizedScene) and not scene.has_depth
+    landmarks = scene.landmarks if isinstance(scene, SizedScene) else None
+    if by_landmarks and landmarks is None:
+        raise Refused("neither_depth_nor_landmarks")
     first, second = scene.frame(i), scene.frame(j)
     if first.rgb.shape != second.rgb.shape:
         raise Refused("pictures_of_two_sizes")
-    if not isinstance(scene, SizedScene) or scene.has_depth:
-        return DepthGround(first, second)
-    if scene.landmarks is None:
-        raise Refused("neither_depth_nor_landmarks")
-    return LandmarkGround(first, second, scene.landmarks, i, j)
+    if by_landmarks and landmarks is not None:
+        return LandmarkGround(first, second, landmarks, i, j)
+    return DepthGround(first, second)
 
 
 def _project(points: np.ndarray, frame: Frame) -> np.ndarray:
