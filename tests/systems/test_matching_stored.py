@@ -121,7 +121,7 @@ def test_pools_are_made_once_counted_and_trained_on(
     scene, views = scenes[row["scene"]], [int(name[6:11]) - 1 for name in row["frames"]]
     matches = np.array(row["matches"]).reshape(-1, 4)
     here = landmark_at(scene, views[0], matches[:, :2])
-    assert np.hypot(*(scene.keypoints(views[1])[here] - matches[:, 2:]).T).max() < 1
+    assert np.hypot(*(scene.keypoints(views[1])[here] - matches[:, 2:]).T).max() < 0.01
 
     system_config = config_of(root, f"pools={out}")
     made = [tmp_path / name for name in ("stored", "direct")]

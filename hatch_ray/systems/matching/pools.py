@@ -96,7 +96,7 @@ def spread(matches: np.ndarray, width: int, spacing: float = SPACING, cluster: f
 
 @dataclass(frozen=True)
 class Thinned:
-    """What questions are drawn from. matches (N, 4) whole pixels, one a cell, a ring about each inside its picture;
+    """What questions are drawn from. matches (N, 4) as in `Pool`, one a cell, a ring about each inside its picture;
     spread: indices of LEAST to MOST of them, or of none (`spread`). omega as in `Pool`.
     """
 
@@ -108,9 +108,10 @@ class Thinned:
 
 def thinned(pool: Pool, first: Frame, second: Frame) -> Thinned:
     """A pool of two views, thinned."""
-    matches = np.rint(pool.matches[one_a_cell(pool.matches)])
-    matches = matches[ring_inside(matches[:, :2], first) & ring_inside(matches[:, 2:], second)]
-    return Thinned(matches, spread(matches, first.rgb.shape[1]), pool.omega, pool.omega_valid)
+    matches = pool.matches[one_a_cell(pool.matches)]
+    whole = np.rint(matches)
+    matches = matches[ring_inside(whole[:, :2], first) & ring_inside(whole[:, 2:], second)]
+    return Thinned(matches, spread(np.rint(matches), first.rgb.shape[1]), pool.omega, pool.omega_valid)
 
 
 def ring_inside(pixels: np.ndarray, frame: Frame) -> np.ndarray:

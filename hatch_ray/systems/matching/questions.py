@@ -68,7 +68,8 @@ class Marker:
         self.guard = footprint(self.width, LARGEST)
         self.apart = self.guard + EXACT
         thin = thinned(pool, first, second) if isinstance(pool, Pool) else pool
-        self.matches, self.pool = thin.matches, thin.matches[thin.spread]
+        self.matches = np.rint(thin.matches)
+        self.pool = self.matches[thin.spread]
         if not len(self.pool):
             raise Refused("too_few_matches")
         here, there = self.ground.free(self.guard)

@@ -38,10 +38,10 @@ SHARES = ("omega", "omega_back", "omega_valid", "omega_valid_back")
 SCHEMA = pa.schema(
     [("scene", pa.string()), ("first", pa.int32()), ("second", pa.int32()), ("frames", pa.list_(pa.string()))]
     + [(name, pa.float32()) for name in SHARES]
-    + [("spread", pa.int32()), ("matches", pa.list_(pa.int16()))]
+    + [("spread", pa.int32()), ("matches", pa.list_(pa.float32()))]
 )
 """first, second: indices of the scene's views. frames: their names. omega: share of all pixels (of landmarks) of the
-first view that the second sees, and back; omega_valid: of those with depth. matches: x1 y1 x2 y2 each, whole pixels of
+first view that the second sees, and back; omega_valid: of those with depth. matches: x1 y1 x2 y2 each, pixels of
 pictures of at most max_pixels; the first `spread` of them are the pool of 10 to 50."""
 
 
@@ -143,7 +143,7 @@ def _row(scene: Scene, i: int, j: int, making: Making) -> dict[str, Any]:
     shares = (*thin.omega, *thin.omega_valid)
     return {
         "scene": scene.id, "first": i, "second": j, "frames": [ground.first.name, ground.second.name],
-        "spread": len(thin.spread), "matches": thin.matches[kept].astype(np.int16).ravel(),
+        "spread": len(thin.spread), "matches": thin.matches[kept].astype(np.float32).ravel(),
     } | dict(zip(SHARES, shares, strict=True))  # fmt: skip
 
 
