@@ -47,7 +47,7 @@ class ReasonForm(ReasonRequest):
 
 Point = Annotated[str, Field(pattern=r"^-?\d{1,6}(\.\d{1,6})?,-?\d{1,6}(\.\d{1,6})?$", examples=["120,80.5"])]
 """x,y"""
-Points = Annotated[list[Point], Field(min_length=1, max_length=MAX_MARKS)]
+Points = Annotated[list[Point], Field(max_length=MAX_MARKS)]
 
 
 class MatchForm(MatchRequest):
@@ -57,8 +57,10 @@ class MatchForm(MatchRequest):
 
     images: Annotated[list[ImageFile], Field(min_length=2, max_length=2)]  # type: ignore[assignment]
     """PNG, JPEG, WebP or still GIF files."""
-    first: Points | None = None  # type: ignore[assignment]
-    second: Points | None = None  # type: ignore[assignment]
+    first: Points = Field(default_factory=list)  # type: ignore[assignment]
+    """Points of the first photo, which get the marks 1, 2, ..; left out: corners that the service finds."""
+    second: Points = Field(default_factory=list)  # type: ignore[assignment]
+    """The same of the second photo."""
 
     async def as_request(self) -> MatchRequest:
         """The same as JSON brings it."""
@@ -68,7 +70,7 @@ class MatchForm(MatchRequest):
 
 
 def _places(points: Any) -> list[list[float]] | None:
-    return points and [[float(part) for part in point.split(",")] for point in points]
+    return [[float(part) for part in point.split(",")] for point in points] or None
 
 
 async def _texts(files: Any) -> list[str]:
