@@ -86,6 +86,7 @@ def test_landmarks_alone_give_every_kind_of_question(
     samples = read_dataset(tmp_path / "train")
     assert {(one.meta["level"], one.meta["spread"]) for one in samples} == set(KINDS)
     assert len(summary["scenes_left_out"]) + len({one.scene for one in samples}) == 2
+    assert {one.meta["source"] for one in samples} == {"colmap-landmarks"}
     guard = footprint(WIDTH, LARGEST)
     for one in samples:
         scene = scenes[one.scene]

@@ -27,7 +27,7 @@ from hatch_ray.systems.matching.pools import Pool, Thinned
 from hatch_ray.systems.matching.prompt import question_text
 from hatch_ray.systems.matching.questions import LEVELS, SPREADS, Asked, Marker
 from hatch_ray.systems.matching.reply import write_pairs
-from hatch_ray.systems.matching.sized import SceneRefused, check_size, views_of
+from hatch_ray.systems.matching.sized import SceneRefused, SizedScene, check_size, views_of
 from hatch_ray.systems.matching.stored import Making, Stored, StoredPools
 
 TASK, FORM = "wide_baseline_matching", "matching"
@@ -122,7 +122,7 @@ class _Builder:
         asked = [self._draw(marker, level, how, [*draw, kind]) for kind, (level, how) in enumerate(KINDS)]
         views = tuple(self._photo(scene, k, frame.rgb) for k, frame in zip((i, j), frames, strict=True))
         meta = {
-            "source": self.data.kind, "pair": f"{scene.id}-{i}-{j}", "frames": [frame.name for frame in frames],
+            "source": f"{scene.form}-{ground.by}" if isinstance(scene, SizedScene) else self.data.kind, "pair": f"{scene.id}-{i}-{j}", "frames": [frame.name for frame in frames],
             "omega": round(pool.omega[0], 4), "omega_valid": round(pool.omega_valid[0], 4), "generator": GENERATOR,
         }  # fmt: skip
         for (level, how), question in zip(KINDS, asked, strict=True):

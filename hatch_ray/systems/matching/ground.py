@@ -24,6 +24,8 @@ class Ground(Protocol):
 
     first: Frame
     second: Frame
+    by: str
+    """depth or landmarks: overlaps of one cannot be compared with those of the other."""
 
     def pool(self) -> Pool:
         """All matches of the two."""
@@ -37,6 +39,8 @@ class Ground(Protocol):
 
 class DepthGround:
     """By depth."""
+
+    by = "depth"
 
     def __init__(self, first: Frame, second: Frame) -> None:
         self.first, self.second = first, second
@@ -54,6 +58,8 @@ class DepthGround:
 
 class LandmarkGround:
     """By landmarks: each is known in space, so that its place in the other view is known, seen there or not."""
+
+    by = "landmarks"
 
     def __init__(self, first: Frame, second: Frame, landmarks: Landmarks, i: int, j: int) -> None:
         self.first, self.second = first, second

@@ -66,7 +66,7 @@ class SizedScene:
 
     def __init__(self, scene: PosedScene, max_pixels: int) -> None:
         self.id, self.up, self.objects, self.views = scene.id, scene.up, scene.objects, scene.views
-        self.has_depth = scene.has_depth
+        self.form, self.has_depth = scene.form, scene.has_depth
         self._scene, self._max_pixels = scene, max_pixels
         self._frames: OrderedDict[int, Frame] = OrderedDict()
         self.landmarks = None if scene.landmarks is None else self._scaled(scene.landmarks)
