@@ -121,8 +121,9 @@ class _Builder:
         marker = Marker(first, second, pool, ground)
         asked = [self._draw(marker, level, how, [*draw, kind]) for kind, (level, how) in enumerate(KINDS)]
         views = tuple(self._photo(scene, k, frame.rgb) for k, frame in zip((i, j), frames, strict=True))
+        source = f"{scene.form}-{ground.by}" if isinstance(scene, SizedScene) else self.data.kind
         meta = {
-            "source": f"{scene.form}-{ground.by}" if isinstance(scene, SizedScene) else self.data.kind, "pair": f"{scene.id}-{i}-{j}", "frames": [frame.name for frame in frames],
+            "source": source, "pair": f"{scene.id}-{i}-{j}", "frames": [frame.name for frame in frames],
             "omega": round(pool.omega[0], 4), "omega_valid": round(pool.omega_valid[0], 4), "generator": GENERATOR,
         }  # fmt: skip
         for (level, how), question in zip(KINDS, asked, strict=True):
