@@ -465,14 +465,13 @@ def test_a_long_request_shows_progress_and_can_be_cancelled(watched):
 
 @in_browser
 @pytest.mark.rest
-def test_matches_are_drawn_as_lines_between_the_photos(service, browser, tmp_path):
+def test_matches_are_drawn_as_lines_between_the_photos(service, browser):
     """The page of a run of matching. The photos are marked and the reply is read by the service's own code; only what
     the model says is given here, since no test has one that matches.
     """
     from serve.match import mark, read
     from serve.reply import Written
     from serve.stream import reason_event
-    from tests.support.pictures import photo
 
     health = httpx.get(f"{service}/healthz").json() | {"matches": True}
     sent: list[dict[str, Any]] = []
@@ -492,11 +491,7 @@ def test_matches_are_drawn_as_lines_between_the_photos(service, browser, tmp_pat
     page.goto(service)
     page.locator("body.matching").wait_for()
     assert not page.locator("#question").is_visible() and not page.locator("#examples").is_visible()
-    files = []
-    for number, size in enumerate(((448, 336), (224, 224), (112, 112))):
-        files.append(tmp_path / f"{number}.png")
-        photo(number, *size).save(files[-1])
-    page.locator("#files").set_input_files(files)
+    page.locator("#files").set_input_files(sorted((FOLDER / "examples").glob("*.jpg"))[:3])
     page.get_by_text("1 left out: this service takes at most 2 photos.").wait_for()
     page.get_by_role("button", name="Ask", exact=True).click()
     page.locator(".matched").wait_for()
@@ -512,6 +507,6 @@ def test_matches_are_drawn_as_lines_between_the_photos(service, browser, tmp_pat
         "no partner: 2" in page.locator(".below").inner_text() and "with care" in page.locator(".faults").inner_text()
     )
     line, (x, y) = drawn.locator("line").first, reply["first"][0]
-    assert float(line.get_attribute("x1")) == pytest.approx(x + 0.5) and float(line.get_attribute("y1")) == y + 0.5
+    assert [float(line.get_attribute(name)) for name in ("x1", "y1")] == pytest.approx([x + 0.5, y + 0.5])
     page.close()
     assert complaints == []
