@@ -134,6 +134,14 @@ def verifiers(found: dict[str, Any]) -> str:
     )
 
 
+def pools(found: dict[str, Any]) -> str:
+    """A view pair of wide-baseline matching."""
+    return (
+        f"On one core: a pair of 640 x 480 RGB-D frames, decoded, matched both ways and thinned: "
+        f"{found['seconds_a_pair']:.2f} s, mean of\n{found['pairs']} pairs; {found['bytes_a_pair']} bytes on disk.\n"
+    )
+
+
 def serve(found: dict[str, Any]) -> str:
     """The service against its bare engine."""
     command, rows = found["command"], []
@@ -274,6 +282,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "serve": ("The service", serve),
     "serve_load": ("The service under a long load", serve_load),
     "verifiers": ("Rewards and overlap", verifiers),
+    "pools": ("Pools of matches", pools),
     "scaling": ("Reward actors that scale", scaling),
     "planning": ("`hatch plan` against runs", planning),
 }
@@ -282,6 +291,7 @@ COMMANDS = {
     "learner_gpu": "python -m bench.learner --device cuda --shape qwen2.5-vl-3b --images 8 --pixels 448 --reply 256 "
     "--checkpointing",
     "gpu": "bash bench/gpu.sh",
+    "pools": "python -m bench.pools ROOT",
 }
 """Of sections that are not measured by `python -m bench.<name>`."""
 WHY_NOT = {"learner_gpu": "no GPU was at hand", "gpu": "no GPU was at hand; at most 8 minutes on one of 80 GB or more"}

@@ -396,6 +396,35 @@ def data_build(
         console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
 
 
+@data_app.command("pool")
+def data_pool(
+    out: Annotated[Path, typer.Option("--out", help="folder to write, or to go on with")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="YAML config (not with --scene), and changes", metavar="[CONFIG] [KEY=VALUE]..."),
+    ] = None,
+    scene: Annotated[Path | None, typer.Option(help="a scene's folder, or one with scenes below it")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="view pairs of each scene, at most")] = 200,
+) -> None:
+    """Match pairs of views for wide-baseline matching on all CPUs (docs/wide-baseline.md); a stopped one goes on."""
+    from actors.commands.pool import make_pools
+    from hatch_ray.config import load_config
+
+    given = list(words or [])
+    if scene is None:
+        if not given or "=" in given[0]:
+            raise ValueError("name a config, or a folder of scenes with --scene")
+        config = _load(Path(given[0]), given[1:])
+    else:
+        config = load_config(CONFIGS / "wbm_tiny.yaml", ["data.kind=scenes", f"data.root={scene}", *given])
+    found = make_pools(config, out, pairs, console)
+    made = ", ".join(f"{count} for {split}" for split, count in found["pairs"].items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found["refused"].items())
+    console.print(f"{out}: {made or 'no'} view pairs; refused: {reasons or 'none'}", markup=False)
+    for line in found["scenes_left_out"]:
+        console.print(f"  left out: {line}", markup=False)
+
+
 @data_app.command("check")
 def data_check(
     root: Annotated[Path, typer.Argument(help="posed RGB-D frames, SPAR's tree, or a built dataset", metavar="ROOT")],

@@ -105,9 +105,9 @@ class SparConfig(Section):
 
 
 class DataConfig(Section):
-    kind: Literal["rooms", "rgbd", "spar"] = "rooms"
-    """rooms: rendered. rgbd: posed RGB-D folders (7-Scenes or ScanNet form) below `root`. spar: SPAR-7M or
-    SPAR-7M-RGBD (docs/spar.md)."""
+    kind: Literal["rooms", "rgbd", "scenes", "spar"] = "rooms"
+    """rooms: rendered. rgbd: posed RGB-D folders (7-Scenes or ScanNet form) below `root`. scenes: posed pictures in any
+    form that docs/scenes.md has, at or below `root`. spar: SPAR-7M or SPAR-7M-RGBD (docs/spar.md)."""
     root: Path | None = None
     """Folder of the posed RGB-D frames (kind rgbd) or of the unpacked archives (kind spar), or a dataset made by
     `hatch data build` (any kind)."""
@@ -122,11 +122,12 @@ class DataConfig(Section):
     heldout_samples: Positive = 300
     """Held-out samples to draw."""
     heldout_fraction: Fraction = 0.25
-    """rgbd: the last part of each sequence, by time, that is held out. spar: the share of rooms held out."""
+    """rgbd: the last part of each sequence, by time, that is held out. spar, scenes: the share of rooms or scenes held
+    out; of a scene that stands alone as with rgbd."""
     gap_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """rgbd: frames left out between train and held-out, so that neighbours do not leak."""
+    """rgbd, scenes: frames left out between train and held-out, so that neighbours do not leak."""
     frame_step: Positive = 1
-    """rgbd: use every n-th frame."""
+    """rgbd, scenes: use every n-th frame."""
     image_size: Annotated[int, Field(ge=0, multiple_of=28)] = 0
     """rgbd: width and height of a view, cut from the middle, then resized (intrinsics too); 0 keeps the native."""
     max_views: Annotated[int, Field(ge=2, le=3)] = 3
@@ -138,7 +139,8 @@ class DataConfig(Section):
     convention: str = ""
     """rgbd, spar: what poses, depth and intrinsics of the files mean, where it is not ours: parts by commas of
     world_to_camera, transposed, rotation_transposed, opengl, ros, unity, translation*FACTOR, depth*FACTOR,
-    intrinsics_to_size. `hatch data check ROOT` names the one that fits."""
+    intrinsics_to_size. `hatch data check ROOT` names the one that fits. scenes: translation*FACTOR, the metres of a
+    source's unit of length."""
     check_geometry: bool = True
     """rgbd, spar: compare some near views in depth, and refuse files that agree too little."""
     rooms: RoomsConfig = RoomsConfig()

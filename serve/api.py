@@ -1,4 +1,4 @@
-"""The routes of a replica: `/reason`, OpenAI's form of it, health, metrics, the page, and their description."""
+"""The routes of a replica: `/reason`, OpenAI's form of it, `/match`, health, metrics, the page, their description."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from fastapi import APIRouter, Depends, FastAPI, Form
 from fastapi.responses import Response
 
 import hatch_ray
+from hatch_ray.systems.matching.system import Matching
 from serve.chat import ChatCompletion, ChatRequest, ModelList, chat_event, complete, models
 from serve.errors import FORM, OpenAIError, add_error_handlers, described
-from serve.form import FormRoute, ReasonForm, each_field_once
+from serve.form import FormRoute, MatchForm, ReasonForm, each_field_once
+from serve.match import match, matcher
 from serve.metrics import CONTENT_TYPE, exposition
 from serve.pages import pages
 from serve.reason import respond
-from serve.schema import Health, ReasonReply, ReasonRequest, Refusal
+from serve.schema import Health, MatchReply, MatchRequest, ReasonReply, ReasonRequest, Refusal
 from serve.service import Service
 from serve.stream import last, reason_event, stream
 
 ABOUT = "Spatial reasoning over several photos of one place: answers, camera actions, poses and their consistency."
-AS_FORM = {"requestBody": {"content": {FORM: {"schema": ReasonForm.model_json_schema()}}}}
+AS_FORM, MATCH_FORM = (
+    {"requestBody": {"content": {FORM: {"schema": form.model_json_schema()}}}} for form in (ReasonForm, MatchForm)
+)
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The whole; with `stream` it comes as server-sent events (docs/serving.md).",
@@ -52,6 +56,9 @@ def build_api(service: Service) -> FastAPI:
     )  # fmt: skip
     add_error_handlers(api)
 
+    def matches() -> bool:
+        return isinstance(service.engine.settings.system, Matching)
+
     async def answered(answers: Answers, request: Any) -> AsyncGenerator[Any, None]:
         """What `answers` gives for the request, within its place and its deadline."""
         async with (
@@ -59,7 +66,7 @@ def build_api(service: Service) -> FastAPI:
             aclosing(answers(service.engine, settings, request, clock)) as pieces,
         ):
             async for piece in pieces:
-                if isinstance(piece, ReasonReply):
+                if isinstance(piece, ReasonReply | MatchReply):
                     service.metrics.answered(piece)
                 yield piece
 
@@ -69,6 +76,10 @@ def build_api(service: Service) -> FastAPI:
     async def reason_form(form: Annotated[ReasonForm, Form()]) -> Any:
         return await reason(await form.as_request())
 
+    @forms.post("/match", include_in_schema=False, response_model=MatchReply, dependencies=[Depends(each_field_once)])
+    async def match_form(form: Annotated[MatchForm, Form()]) -> Any:
+        return await match_marks(await form.as_request())
+
     api.include_router(forms)
     api.include_router(pages)
 
@@ -77,6 +88,16 @@ def build_api(service: Service) -> FastAPI:
         """A question over images: the answer, the camera's actions between the images, and the poses they give."""
 
         items = answered(respond, request)
+        return await stream(items, reason_event) if request.stream else await last(items)
+
+    @api.post(
+        "/match", response_model=MatchReply, responses=STREAMED | ERRORS | described(404), openapi_extra=MATCH_FORM,
+        include_in_schema=matches(),
+    )  # fmt: skip
+    async def match_marks(request: MatchRequest) -> Any:
+        """Points of two photos, given or found: which of them are one place. Of a run of the system matching."""
+        matcher(service.engine.settings)
+        items = answered(match, request)
         return await stream(items, reason_event) if request.stream else await last(items)
 
     @api.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED | OPENAI_ERRORS)
@@ -94,7 +115,9 @@ def build_api(service: Service) -> FastAPI:
     async def healthz() -> Health:
         """Whether the process lives."""
         version, model = service.engine.settings.version, service.engine.settings.config.model
-        return Health(status="ok", model_version=version, template=model.template, max_images=model.max_images)
+        return Health(
+            status="ok", model_version=version, template=model.template, max_images=model.max_images, matches=matches()
+        )
 
     @api.get("/readyz", responses=described(503))
     async def readyz() -> Health:

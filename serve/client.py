@@ -18,10 +18,11 @@ from typing import Any
 
 import httpx
 
-from serve.schema import ReasonReply
+from serve.schema import MatchReply, ReasonReply
 
 Picture = str | Path | bytes | Any
 """A file's path, a file's bytes, or a PIL image."""
+Points = Sequence[Sequence[float]]
 
 RETRIED = (429, 503)
 MAX_RETRIES = 4
@@ -82,6 +83,16 @@ class Reasoner(AbstractContextManager["Reasoner"]):
         response = self._answered("POST", "/reason", _body(images, question, fields | {"stream": False}))
         return ReasonReply.model_validate_json(response.content)
 
+    def match(
+        self, images: Sequence[Picture], first: Points | None = None, second: Points | None = None, **fields: Any
+    ) -> MatchReply:
+        """Which points of two photos are one place. first, second: pixels x, y of each; None: the service finds some.
+
+        fields: as in `POST /match`. Raises as `ask` does.
+        """
+        body = {"images": _encoded(images), "first": first, "second": second} | fields | {"stream": False}
+        return MatchReply.model_validate_json(self._answered("POST", "/match", body).content)
+
     def stream(self, images: Sequence[Picture], question: str, **fields: Any) -> Iterator[Text | ReasonReply]:
         """Text as it grows, then the reply. Leaving the loop ends the generation. Raises as `ask` does."""
         body = _body(images, question, fields | {"stream": True})
@@ -134,9 +145,13 @@ def _seconds(retry_after: str, retry: int) -> float:
 
 
 def _body(images: Sequence[Picture], question: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"images": _encoded(images), "question": question} | fields
+
+
+def _encoded(images: Sequence[Picture]) -> list[str]:
     if isinstance(images, (str, Path, bytes)):
         raise TypeError("images is a list: write [image] for a single one")
-    return {"images": [encoded(image) for image in images], "question": question} | fields
+    return [encoded(image) for image in images]
 
 
 def encoded(image: Picture) -> str:

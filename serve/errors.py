@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from serve.schema import MAX_IMAGES, ErrorBody, Refusal
+from serve.schema import ErrorBody, Refusal
 
 OPENAI_PREFIX = "/v1/"
 OPENAI_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -127,9 +127,13 @@ def invalid_request(request: Request, mistake: dict[str, Any]) -> Refusal:
             fields = ", ".join(request.scope["route"].body_field.field_info.annotation.model_fields)
             return Refusal("unknown_field", f"there is no field {place}", place, f"remove it; the fields are {fields}")
         case "images", "too_short":
+            if (least := mistake["ctx"]["min_length"]) > 1:
+                return Refusal("too_few_images", f"it takes {least} images", place, f"send {least} images")
             return Refusal("no_images", "the list of images is empty", place, "send at least one image")
         case "images", "too_long":
-            return Refusal("too_many_images", f"more than {MAX_IMAGES} images", place, "send fewer images")
+            return Refusal(
+                "too_many_images", f"more than {mistake['ctx']['max_length']} images", place, "send fewer images"
+            )
         case "answer_form", _:
             return Refusal("unknown_answer_form", what, place, "use one of the listed values")
     if isinstance(mistake.get("input"), UploadFile) and not place.startswith("images"):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import Metric
 
-from serve.schema import ReasonReply
+from serve.schema import MatchReply, ReasonReply
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -45,11 +45,11 @@ class Metrics:
         for phase, seconds in clock.items():
             self.seconds.labels(phase).observe(seconds)
 
-    def answered(self, reply: ReasonReply) -> None:
+    def answered(self, reply: ReasonReply | MatchReply) -> None:
         """Count what a reply took, and how consistent it is."""
         self.tokens.labels("prompt").inc(reply.tokens.prompt)
         self.tokens.labels("reply").inc(reply.tokens.reply)
-        if reply.consistency is not None:
+        if isinstance(reply, ReasonReply) and reply.consistency is not None:
             self.metres.observe(reply.consistency.metres)
             self.degrees.observe(reply.consistency.degrees)
 

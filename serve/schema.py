@@ -1,4 +1,4 @@
-"""What `POST /reason` takes and gives, and how a wrong request is refused."""
+"""What `POST /reason` and `/match` take and give, and how a wrong request is refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ MAX_QUESTION_CHARS = 8000
 MAX_OPTION_CHARS = 1000
 MAX_FORM_CHARS = 40
 MAX_OPTIONS = 26
+MAX_MARKS = 12
+"""Of a photo that is matched: as many as questions of training have."""
 GREEDY_BELOW = 1e-5
 """vLLM takes a temperature below this for 0."""
 
@@ -63,6 +65,14 @@ class ErrorBody(_Model):
     what_to_do: str
 
 
+Images = list[Annotated[str, Field(max_length=MAX_IMAGE_CHARS)]]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MaxTokens = Annotated[int, Field(ge=1)]
+Place = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
+"""x, y: pixels of an upright photo as it was sent, (0, 0) the middle of the top left one."""
+Places = Annotated[list[Place], Field(min_length=1, max_length=MAX_MARKS)]
+
 EXAMPLES: list[Any] = [
     {"images": [GREY, GREY], "question": "How far is the red chair, in metres?", "answer_form": "number"},
     {"images": [GREY, GREY, GREY], "question": "Where is the sofa?", "options": ["on the left", "behind"],
@@ -75,9 +85,7 @@ class ReasonRequest(_Model):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": EXAMPLES})
 
-    images: Annotated[
-        list[Annotated[str, Field(max_length=MAX_IMAGE_CHARS)]], Field(min_length=1, max_length=MAX_IMAGES)
-    ]
+    images: Annotated[Images, Field(min_length=1, max_length=MAX_IMAGES)]
     """Base64 of PNG, JPEG, WebP or still GIF files; a data URI prefix is allowed."""
     question: Annotated[str, Field(max_length=MAX_QUESTION_CHARS)]
     """Text without chat-template tokens and control characters."""
@@ -90,18 +98,43 @@ class ReasonRequest(_Model):
         Field(max_length=MAX_OPTIONS),
     ] = []
     """Choices, which get the letters A, B, ... below the question as in training; the answer is a letter."""
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
+    temperature: Temperature = 0.0
     """0 is greedy."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Seed | None = None
     """Makes sampling at temperature > 0 repeatable."""
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
     """Replies to draw and vote over; more than one needs a temperature."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: MaxTokens | None = None
     """Longest reply; at most the service's own bound (serve.max_new_tokens), which is the default."""
     stream: bool = False
     """Send the text as it grows, as server-sent events."""
     constrained: bool = False
     """Let the model write nothing but the form of a reply, so that actions always parse."""
+
+
+class MatchRequest(_Model):
+    """Two photos of one place, and points on them of which the same places are to be found."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True,
+        json_schema_extra={"examples": [{"images": [GREY, GREY], "first": [[14.0, 14.0]], "second": [[14.0, 14.0]]}]},
+    )  # fmt: skip
+
+    images: Annotated[Images, Field(min_length=2, max_length=2)]
+    """Base64 of PNG, JPEG, WebP or still GIF files; a data URI prefix is allowed."""
+    first: Places | None = None
+    """Points of the first photo, x and y in its pixels, which get the marks 1, 2, ..; left out: corners that the
+    service finds, spread over a grid."""
+    second: Places | None = None
+    """The same of the second photo: what a mark of the first can be matched to."""
+    temperature: Temperature = 0.0
+    """0 is greedy."""
+    seed: Seed | None = None
+    """Makes sampling at temperature > 0 repeatable."""
+    max_tokens: MaxTokens | None = None
+    """Longest reply; at most the service's own bound (serve.max_new_tokens), which is the default."""
+    stream: bool = False
+    """Send the text as it grows, as server-sent events."""
 
 
 class Plan(_Model):
@@ -223,8 +256,43 @@ class ReasonReply(_Model):
     seconds: Seconds
 
 
+class Match(_Model):
+    """Two points that the model takes for one place."""
+
+    mark: int
+    """Of the first photo, from 1 on."""
+    partner: int
+    """Of the second photo."""
+    first: list[float]
+    second: list[float]
+    """x, y in pixels of each photo as it was sent."""
+
+
+class MatchReply(_Model):
+    """What the model says of every mark of the first photo, read by the parser that training rewards."""
+
+    pairs: list[Match]
+    none: list[int]
+    """Marks of which it says that the second photo has no partner."""
+    unread: list[int]
+    """Marks of which it says nothing that can be read (`problems` says why)."""
+    first: list[list[float]]
+    second: list[list[float]]
+    """All points, in the order of their marks."""
+    text: str
+    """The model's words as they came."""
+    format_ok: bool
+    """Whether the text has the blocks and the object that were asked for."""
+    problems: list[str]
+    tokens: Tokens
+    model_version: str
+    seconds: Seconds
+
+
 class Health(_Model):
     status: Literal["ok"]
     model_version: str
     template: str
     max_images: int
+    matches: bool
+    """Whether `POST /match` is answered."""

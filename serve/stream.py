@@ -12,7 +12,7 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from serve.reason import Delta
-from serve.schema import ReasonReply, Refusal
+from serve.schema import MatchReply, ReasonReply, Refusal
 
 logger = logging.getLogger("ray.serve")
 
@@ -29,11 +29,11 @@ def event(name: str, data: Any) -> str:
     return f"event: {name}\ndata: {text}\n\n"
 
 
-def reason_event(item: Delta | ReasonReply | Refusal) -> str:
+def reason_event(item: Delta | ReasonReply | MatchReply | Refusal) -> str:
     """An item of a streamed reply as an event: text, reply or error."""
     if isinstance(item, Delta):
         return event("text", {"text": item.text, "sample": item.sample})
-    if isinstance(item, ReasonReply):
+    if isinstance(item, ReasonReply | MatchReply):
         return event("reply", item.model_dump_json(by_alias=True, ensure_ascii=True))
     return event("error", item.body)
 

@@ -20,7 +20,9 @@ CORE = ("GRPO, stages, losses, rewards, protocol, geometry, models", "hatch-tiny
 PURPOSES = {
     "hatch-tiny": "hatch_ray/model/*tiny*.py hatch_ray/model/pretrain*.py",
     "SPAR": "hatch_ray/data/spar/*.py",
-    "posed scenes, matching": "hatch_ray/data/scenes/*.py hatch_ray/systems/matching/*.py hatch_ray/geometry/lens.py",
+    "posed scenes, matching": """
+        hatch_ray/data/scenes/*.py hatch_ray/systems/matching/*.py hatch_ray/geometry/lens.py actors/commands/pool.py
+        serve/match.py""",
     "viewpoint": "hatch_ray/systems/viewpoint/*.py",
     "rooms, questions, RGB-D, store": "hatch_ray/data/*.py",
     "fault tolerance": """

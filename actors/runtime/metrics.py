@@ -41,6 +41,7 @@ TABLE = (
     Metric("hatch_groups", "counter", "prompt groups learned"),
     Metric("hatch_phase_seconds", "histogram", "seconds of a step by phase", ("phase",)),
     Metric("hatch_reward", "gauge", "mean reward of the last step, by term", ("term",)),
+    Metric("hatch_asks", "gauge", "what the last step's sampler asked for, by name (a curriculum's bin)", ("value",)),
     Metric("hatch_learner", "gauge", "what the learner reports of the last step, by name", ("value",)),
     Metric("hatch_lost", "counter", "processes that were lost and replaced, or brought the stage back to a checkpoint"),
 )
@@ -48,6 +49,8 @@ TABLE = (
 PHASES = ("prepare", "generate", "reward", "wait", "sync", "learn")
 TERM = "reward_"
 """Before a reward term's name in a step's metrics."""
+ASKS = "asks_"
+"""Before the name of a sampler's number there."""
 SPREAD = "reward_std"
 """What is no term."""
 LEARNER = ("loss", "kl", "entropy", "grad_norm", "clip_share", "lr")
@@ -90,6 +93,8 @@ class Metrics:
         for name, value in metrics.items():
             if name.startswith(TERM) and name != SPREAD:
                 self._set("reward", value, term=name.removeprefix(TERM))
+            if name.startswith(ASKS):
+                self._set("asks", value, value=name.removeprefix(ASKS))
         for name in LEARNER:
             self._set("learner", metrics.get(name), value=name)
 

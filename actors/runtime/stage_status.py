@@ -18,13 +18,16 @@ from hatch_ray.config import Config
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Where the stage's loop is, samples that are set aside, and the metrics of the last step that was learned."""
+    """Where the stage's loop is, samples that are set aside, the metrics of the last step that was learned, and
+    what the sampler asks now, in words.
+    """
 
     phase: str
     engines_version: int
     sampled_steps: int
     set_aside: int
     latest: Mapping[str, float]
+    asks: Mapping[str, str]
 
 
 def grpo_view(
@@ -51,6 +54,7 @@ def grpo_view(
             "sampled_steps": now.sampled_steps,
             "set_aside": now.set_aside,
             "tokens_per_s": round(now.latest["tokens"] / now.latest["seconds"], 1) if now.latest else None,
+            "asks": dict(now.asks),
             "staleness": now.latest.get("staleness"),
             "reward_total": now.latest.get("reward_total"),
             "roles": [*({"role": name} | actors_status(pool.actors) for name, pool in pools.items()), learner],

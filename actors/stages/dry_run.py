@@ -35,7 +35,8 @@ def describe(config: Config, console: Console) -> None:
     for name in system.sections():
         data = config.settings(name)
         root = data.spar.hub or data.root or f"{name}.root (not given yet)"
-        known = {"rooms": "rendered rooms", "rgbd": f"posed RGB-D at {root}", "spar": f"SPAR-7M at {root}"}
+        known = {"rooms": "rendered rooms", "rgbd": f"posed RGB-D at {root}", "spar": f"SPAR-7M at {root}",
+                 "scenes": f"posed scenes at {root}"}  # fmt: skip
         place = known.get(data.kind, data.kind)
         console.print(f"{name}: {place}, {data.samples} training and {data.heldout_samples} held-out samples")
     console.print(f"run folder: {config.run_dir}")

@@ -232,7 +232,8 @@ class GrpoRun:
     def status(self) -> StageStatus:
         """For `hatch status`."""
         aside = len(self.record.ledger.aside)
-        return StageStatus(self.spans.phase, self.served, self.schedule.next_step, aside, self.record.latest)
+        latest, asks = self.record.latest, self.record.asks()
+        return StageStatus(self.spans.phase, self.served, self.schedule.next_step, aside, latest, asks)
 
     def cause(self, error: Exception) -> Exception:
         """What was lost. Weights that are gone went with the worker that held them, which Ray Train tells later."""

@@ -18,6 +18,7 @@ from hatch_ray.data.store import Sampler
 from hatch_ray.learning.health import Health
 from hatch_ray.run_folder import RunFolder, append_jsonl, drop_steps, read_jsonl
 from hatch_ray.systems.base import System
+from hatch_ray.systems.words import ASKS, standing_in_words
 
 STAGE = "grpo"
 
@@ -62,11 +63,18 @@ class Record:
     def sampled(self, batch: Batch, seconds: dict[str, float]) -> None:
         """What a step earned, before the learner trains it; the sampler is told."""
         rows = batch.ledger_rows(self.config.grpo.prompts_per_step)
-        self._known[batch.step] = batch.metrics() | seconds
+        self._known[batch.step] = batch.metrics() | seconds | self.standing()
         append_jsonl(self.run.samples(STAGE), batch.sample_rows())
         append_jsonl(self.run.experience, [{"step": batch.step} | self._known[batch.step]])
         self.ledger.append(rows)
         self.sampler.observe(batch.step, rows)
+
+    def standing(self) -> dict[str, float]:
+        """What the sampler asks now, as metrics; nothing of one that does not say (`System.ladders`)."""
+        if not self.system.ladders():
+            return {}
+        sampler: Any = self.sampler
+        return {f"{ASKS}{name}": value for name, value in sampler.standing().items()}
 
     def learned(self, step: int, report: dict[str, float]) -> dict[str, float]:
         """One row of metrics.jsonl, which is returned: what the driver knows of a step, and what the learner does."""
@@ -78,6 +86,11 @@ class Record:
         for text in warnings:
             print(f"{STAGE}: step {step + 1}: {text}", flush=True)
         return metrics
+
+    def asks(self) -> dict[str, str]:
+        """The same for people, by name."""
+        said = {name.removeprefix(ASKS): value for name, value in self.standing().items()}
+        return standing_in_words(self.system.ladders(), said)
 
     def rise(self) -> str:
         """The mean reward terms that weigh something, of the first and the last tenth of the steps, in words."""

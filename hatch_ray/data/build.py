@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.config_sections import DataConfig, RoomsConfig
-from hatch_ray.data.pairs import Refused, SceneViews, gold_plans
+from hatch_ray.data.pairs import Refused, SceneViews, gold_plans, landmarks_alone
 from hatch_ray.data.questions import Task, as_choice, choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.data.scene import Scene
+from hatch_ray.data.scenes.splits import split_scenes
 from hatch_ray.data.spar.reader import build_spar
 from hatch_ray.data.store import SPLITS, Split
 from hatch_ray.data.writer import DatasetWriter
@@ -90,6 +91,8 @@ def scenes_of(data: DataConfig, seed: int, split: Split) -> tuple[Sequence[Calla
     if data.kind == "rgbd":
         sequences = read_sequences(data)
         return [partial(lambda scene: scene, scene) for scene in sequences.split(split)], {"source": sequences.summary}
+    if data.kind == "scenes":
+        return split_scenes(data, seed, split)
     rooms = data.rooms
     options = RoomOptions(rooms.image_size, rooms.image_size, rooms.fov_deg, rooms.views_per_scene, rooms.compass)
     return [partial(Room, room_seed, options) for room_seed in room_seeds(rooms, seed, split)], {}
@@ -143,6 +146,9 @@ class _Builder:
             return
         views = SceneViews(scene, self.data.min_overlap, self.data.max_overlap)
         for task_index, task in enumerate(self.tasks):
+            if task.needs_depth and landmarks_alone(scene) is not None:
+                self.refused["scene_has_no_depth"] += 1
+                continue
             # Tasks are staggered, so that few questions over many scenes still use all of them.
             phase = task_index / len(self.tasks)
             share = share_of_scenes if round_index == 0 else 1.0

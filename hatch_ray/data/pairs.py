@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from hatch_ray.data.scene import Frame, Scene
+from hatch_ray.data.scenes.posed import Landmarks, PosedScene
 from hatch_ray.data.visibility import Target, surface_point, visible_object
 from hatch_ray.geometry.actions import MAX_METRES, plan_between
 from hatch_ray.geometry.overlap import PosedDepth, view_overlap
@@ -73,7 +74,9 @@ class SceneViews:
         self._seen = cache(self._seen_in)
 
     def _overlap_of(self, i: int, j: int) -> float:
-        """Omega of frames i < j."""
+        """Omega of frames i < j: by depth, else by landmarks that both see."""
+        if (landmarks := landmarks_alone(self.scene)) is not None:
+            return float(np.mean(landmarks.shared(i, j)))
         x, y = (self.scene.frame(index) for index in (i, j))
         stride = max(1, x.depth.shape[1] // OVERLAP_SAMPLES_ACROSS)
         return view_overlap(
@@ -116,6 +119,11 @@ class SceneViews:
             tuple(replace(target, view=view) for target in self._seen(index)) for view, index in enumerate(indices)
         )
         return ViewTuple(self.scene, indices, frames, transforms, overlaps, seen)
+
+
+def landmarks_alone(scene: Scene) -> Landmarks | None:
+    """The landmarks of a scene of which no view has depth; None where depth is there, or neither."""
+    return scene.landmarks if isinstance(scene, PosedScene) and not scene.has_depth else None
 
 
 def gold_plans(transforms: Sequence[RigidTransform], up: np.ndarray | None) -> tuple[PairPlan, ...]:

@@ -50,9 +50,14 @@ class Scene(Protocol):
     up       (3,) unit vector of world up, or None when unknown.
     """
 
-    id: str
-    objects: tuple[SceneObject, ...]
-    up: np.ndarray | None
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def objects(self) -> tuple[SceneObject, ...]: ...
+
+    @property
+    def up(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hatch_ray.report.pages import render
 WIDTH, NARROW, HEIGHT = 460, 310, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
 NAMES, ROW_HEIGHT = 150, 26
+LANE, LANE_GAP, RUNG = 30, 16, 13
 MAX_POINTS = 300
 """A longer curve is thinned: a pixel shows no more."""
 SMOOTH_SHARE = 0.06
@@ -88,6 +90,34 @@ def line_chart(
     steps = [(x(tick), f"{tick:g}") for tick in ticks(first, last)]
     place = {"width": width, "height": HEIGHT, "left": LEFT, "right": width - RIGHT}
     return render("line_chart.svg", label=label, across=across, steps=steps, curves=curves, **place)
+
+
+def ladder_chart(lanes: Sequence[tuple[Series, Sequence[str]]], label: str, width: int = WIDTH) -> str:
+    """Lanes one below the other, by step: stairs over named rungs 0, 1, ..; without names, a curve from 0 to 1."""
+    first = min(one.steps[0] for one, _ in lanes)
+    last = max(one.steps[-1] for one, _ in lanes)
+    drawn, top = [], float(TOP)
+
+    def x(step: float) -> float:
+        return round(NAMES + (width - NAMES - RIGHT) * (step - first) / max(last - first, 1e-9), 1)
+
+    for number, (one, rungs) in enumerate(lanes):
+        high = LANE if not rungs else max(LANE, RUNG * (len(rungs) - 1))
+        names = rungs or ("0", "1")
+
+        def y(value: float, top: float = top, high: float = high, most: int = len(names) - 1) -> float:
+            return round(top + high * (1 - value / most), 1)
+
+        places = list(zip(map(x, one.steps), map(y, one.values), strict=True))
+        line = places[:1]
+        for (_, before), (here, now) in pairwise(places):
+            line += [(here, before), (here, now)] if rungs else [(here, now)]
+        told = range(len(names)) if high / (len(names) - 1) >= RUNG else (0, len(names) - 1)
+        drawn.append((one.name, top + high / 2, [(y(rung), names[rung]) for rung in told], line, number))
+        top += high + LANE_GAP
+    steps = [(x(tick), f"{tick:g}") for tick in ticks(first, last)]
+    place = {"width": width, "height": round(top + BOTTOM - LANE_GAP), "left": NAMES, "right": width - RIGHT}
+    return render("ladder_chart.svg", label=label, lanes=drawn, steps=steps, **place)
 
 
 def interval_chart(rows: Sequence[tuple[str, dict[str, Any] | None]], label: str, controls: int = 0) -> str:

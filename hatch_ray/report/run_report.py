@@ -26,7 +26,7 @@ from hatch_ray.evaluation.findings import compared, models_among
 from hatch_ray.evaluation.heldout import SWAPPED, Row, read_rows, read_table
 from hatch_ray.evaluation.tables import by_task, measures_of
 from hatch_ray.geometry.actions import compose
-from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, line_chart
+from hatch_ray.report.charts import NARROW, WIDTH, Series, interval_chart, ladder_chart, line_chart
 from hatch_ray.report.pages import IMAGE_PIXELS, each_task_in_turn, inline_image, render
 from hatch_ray.report.pasta import kept, matches
 from hatch_ray.report.plan import PlanCamera, plan_svg
@@ -36,6 +36,7 @@ from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import ActionFrame, Atom, Mark
 from hatch_ray.systems import system_of
 from hatch_ray.systems.base import Stage, System
+from hatch_ray.systems.words import ASKS
 
 SAMPLES = 8
 CHOICE_SEED = 0
@@ -188,6 +189,9 @@ def _stage(system: System, run: RunFolder, stage: Stage, metrics: Sequence[Row])
     wanted = _main_charts(system, stage)
     width = WIDTH if len(wanted) > 1 else NARROW
     main = [_chart(rows, title, metric_names, width) for title, metric_names in wanted]
+    if stage.kind == "grpo":
+        main.append(_ladders(system, rows, width))
+        names = {name: None for name in names if not name.startswith(ASKS)}
     shown = {name for _, metric_names in wanted for name in metric_names}
     rest = [_chart(rows, name.replace("_", " "), [name], width) for name in names if name not in shown]
     return {
@@ -214,6 +218,20 @@ def _chart(rows: Sequence[Row], title: str, names: Sequence[str], width: int) ->
     several = len(series) > 1
     svg = line_chart(series, f"{title} by step", (0.0, 1.0) if several else None, width)
     return {"title": title, "legend": [one.name for one in series] if several else [], "svg": svg}
+
+
+def _ladders(system: System, rows: Sequence[Row], width: int) -> Row | None:
+    """What the sampler asked at each step; None where it does not say."""
+    lanes = []
+    for name, rungs in system.ladders().items():
+        points = [(row["step"], row[ASKS + name]) for row in rows if row.get(ASKS + name) is not None]
+        if points:
+            steps, values = zip(*points, strict=True)
+            lanes.append((Series(name.replace("_", " "), steps, values), rungs))
+    if not lanes:
+        return None
+    title = "what was asked"
+    return {"title": title, "legend": [], "svg": ladder_chart(lanes, f"{title} by step", width)}
 
 
 # --- samples -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ def status_text(status: dict[str, Any], ended: str | None) -> str:
     phase = f", now: {status['phase']}" if status.get("phase") and not ended else ""
     lines.append(f"stage: {status['stage']}{steps}{left}{phase}")
     lines += status.get("notes", [])
+    if status.get("asks"):
+        lines.append(f"asks: {', '.join(f'{name} {value}' for name, value in status['asks'].items())}")
     if "roles" not in status:
         return "\n".join(lines)
     lines.append(f"{'role':<9}{'alive':>6}{'wanted':>8}{'starting':>10}{'replaced':>10}{'queue':>7}  nodes")

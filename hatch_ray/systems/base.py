@@ -97,6 +97,12 @@ class System(ABC):
         """Which of a stage's training data each step of GRPO asks."""
         return Shuffled(self.config, samples)
 
+    def ladders(self) -> dict[str, tuple[str, ...]]:
+        """The numbers of the sampler's own `standing()` that people follow, by name, and the words for their 0, 1, ..;
+        () for a share. Every step's metrics have all of `standing()`; `hatch status` and the report show these.
+        """
+        return {}
+
     def read(self, text: str, n_views: int, stage: str) -> Response:
         """What the service reads in a reply to `n_views` images: by default, the whole text is the answer."""
         return Response(answer=text.strip() or None, problems=() if text.strip() else ("empty_answer",))

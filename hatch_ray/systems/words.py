@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from hatch_ray.rewards.score import TOTAL
 
+ASKS = "asks_"
+"""Before the names of a sampler's numbers in the metrics of a step."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -24,6 +27,15 @@ class Shown:
     curve: str = ""
     said: str = ""
     digits: int = 3
+
+
+def standing_in_words(ladders: Mapping[str, tuple[str, ...]], standing: Mapping[str, float]) -> dict[str, str]:
+    """What a sampler has come to (`System.ladders`): {"bin": "3 of 10", "bin mean": "0.64"}."""
+    return {
+        name.replace("_", " "): rungs[round(standing[name])] if rungs else f"{standing[name]:.2f}"
+        for name, rungs in ladders.items()
+        if name in standing
+    }
 
 
 @dataclass(frozen=True)

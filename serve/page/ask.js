@@ -34,13 +34,13 @@ export async function facts() {
 }
 
 /**
- * Ask, and return the reply. body: the fields of POST /reason; onText(text, sample) is called as words come.
+ * Ask, and return the reply. path: reason or match; body: its fields; onText(text, sample) is called as words come.
  * Throws Problem, or AbortError when `signal` was used.
  */
-export async function ask(body, { signal, key, onText }) {
+export async function ask(path, body, { signal, key, onText }) {
   const headers = { 'content-type': 'application/json', accept: 'text/event-stream' }
   if (key) headers.authorization = `Bearer ${key}`
-  const response = await reach('reason', {
+  const response = await reach(path, {
     method: 'POST', headers, signal, body: JSON.stringify({ ...body, stream: true }),
   })
   if (!response.ok) throw await refusal(response)

@@ -3,6 +3,7 @@ import { ask, facts, Problem } from './ask.js'
 import { byId, el, say } from './dom.js'
 import { showExamples } from './examples.js'
 import { ImageList } from './images.js'
+import { matchOf, matchWords } from './match.js'
 import { Options } from './options.js'
 import { resultOf } from './result.js'
 import { FORMS, answerWords } from './words.js'
@@ -19,6 +20,7 @@ const images = new ImageList(byId('thumbs'), byId('drop'), (text) => {
 })
 let example = null
 let running = null
+let matches = false
 let shown = []
 
 function imagesNote(text) {
@@ -35,17 +37,18 @@ function formChanged() {
 /** The request as the form has it; throws Problem when it cannot be sent. */
 async function request() {
   if (!images.items.length) throw new Problem({ what: 'There is no photo yet', what_to_do: 'choose or drop at least one', where: 'images' })
+  const number = (id) => (byId(id).value === '' ? null : Number(byId(id).value))
+  const drawn = { temperature: number('temperature') ?? 0, seed: number('seed') }
+  if (matches) return { images: await images.encoded(), ...drawn }
   const question = byId('question').value.trim()
   if (!question) throw new Problem({ what: 'The question is empty', what_to_do: 'write what you want to know', where: 'question' })
-  const number = (id) => (byId(id).value === '' ? null : Number(byId(id).value))
   return {
     images: await images.encoded(),
     question,
     answer_form: chosenForm(),
     options: chosenForm() === 'letter' ? options.values() : [],
     samples: number('samples') ?? 1,
-    temperature: number('temperature') ?? 0,
-    seed: number('seed'),
+    ...drawn,
     constrained: byId('constrained').checked,
   }
 }
@@ -84,7 +87,7 @@ async function send(event) {
   try {
     const body = await request()
     const asked = { body, example, files: images.items.map(({ file, name }) => ({ file, name })) }
-    const reply = await ask(body, { signal: running.signal, key: byId('key').value, onText: written.onText })
+    const reply = await ask(matches ? 'match' : 'reason', body, { signal: running.signal, key: byId('key').value, onText: written.onText })
     await answered(reply, asked)
   } catch (error) {
     if (error.name === 'AbortError') cancelled()
@@ -109,9 +112,10 @@ async function answered(reply, { body, example, files }) {
   shown.forEach(({ url }) => URL.revokeObjectURL(url))
   // Addresses of their own: the photos of the form may be taken away while the answer is looked at.
   shown = files.map(({ file, name }) => ({ name, url: URL.createObjectURL(file) }))
-  byId('reply').replaceChildren(...await resultOf(reply, { body, example, images: shown }))
+  const parts = matches ? matchOf(reply, shown) : resultOf(reply, { body, example, images: shown })
+  byId('reply').replaceChildren(...await parts)
   show('reply')
-  const { large, below } = answerWords(reply, body.answer_form, body.options)
+  const { large, below } = matches ? matchWords(reply) : answerWords(reply, body.answer_form, body.options)
   say(`Answer: ${large}. ${below}`)
   byId('version').textContent = `Model ${reply.model_version}`
   const result = byId('result')
@@ -160,7 +164,9 @@ function take(picked, files) {
 async function greet() {
   try {
     const health = await facts()
-    images.most = health.max_images
+    matches = health.matches
+    document.body.classList.toggle('matching', matches)
+    images.most = matches ? 2 : health.max_images
     imagesNote('')
     byId('service').textContent = 'Ready'
     byId('service').className = 'service ready'

@@ -1,6 +1,7 @@
 // A reply as something to look at.
 import { el, svg } from './dom.js'
 import { asCurl, asPython, copyable } from './copies.js'
+import { detailsBox } from './details.js'
 import { cameraFigure, dot } from './figure.js'
 import { answerWords, consistency, problemWords } from './words.js'
 
@@ -18,9 +19,13 @@ export async function resultOf(reply, asked) {
     motionBox(reply, images.length, example),
     figure,
     consistencyBox(reply, images.length),
-    detailsBox(reply, body, images),
+    detailsBox(reply,
+      copyable('This request as curl', asCurl(location.origin, names(images), body)),
+      copyable('This request as Python', asPython(location.origin, names(images), body))),
   ].filter(Boolean)
 }
+
+const names = (images) => images.map(({ name }) => name)
 
 function answerBox(reply, asked) {
   const { body, example } = asked
@@ -111,22 +116,4 @@ function consistencyBox({ consistency: figure, actions }, count) {
     el('div', { class: 'scale', role: 'img', 'aria-label': `${said.title}: step ${said.level + 1} of 4 from agreeing to contradicting` },
       scale.map((name, level) => el('span', { class: level === said.level ? `on l${level}` : '' }, name))),
     el('p', { id: 'consistency' }, said.text))
-}
-
-function detailsBox(reply, body, images) {
-  const { tokens, seconds } = reply
-  const phases = Object.entries(seconds).filter(([name, value]) => name !== 'total' && value !== null)
-    .map(([name, value]) => `${name.replaceAll('_', ' ')} ${value.toFixed(2)}`).join(', ')
-  const names = images.map(({ name }) => name)
-  const text = (name, content) => el('pre', { tabindex: '0', role: 'group', 'aria-label': name }, content)
-  const fact = (name, text) => [el('dt', {}, name), el('dd', {}, text)]
-  return el('section', { class: 'box details' },
-    el('dl', { class: 'facts' },
-      fact('Time', `${seconds.total.toFixed(2)} s (${phases})`),
-      fact('Tokens', `${tokens.prompt} read, ${tokens.images} of them images; ${tokens.reply} written`),
-      fact('Model', reply.model_version)),
-    el('details', {}, el('summary', {}, 'The model’s own words'), text('Its words', reply.text)),
-    el('details', {}, el('summary', {}, 'The reply as JSON'), text('The reply', JSON.stringify(reply, null, 1))),
-    copyable('This request as curl', asCurl(location.origin, names, body)),
-    copyable('This request as Python', asPython(location.origin, names, body)))
 }

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hatch_ray.config import make_config
+from hatch_ray.data.build import build_dataset
 from hatch_ray.data.scenes.forms import FORMS, find_scenes, forms_of, read_scene
 from hatch_ray.data.scenes.posed import PosedScene
+from hatch_ray.data.store import read_dataset
 from hatch_ray.geometry.overlap import PosedDepth, reproject
 from tests.support.castle import castle_as_recorded
 from tests.support.scene_forms import (
@@ -222,3 +225,28 @@ def test_castle(castle: Path, tmp_path: Path) -> None:
     meet = np.linalg.solve(across.sum(0), (across @ places[..., None]).sum(0)[:, 0])
     apart = np.linalg.norm(across @ (places - meet)[..., None], axis=1)
     assert apart.max() < 0.2 * np.linalg.norm(places - meet, axis=-1).min()  # all look at one place
+
+
+def test_hatch_asks_about_cameras_where_a_scene_has_landmarks_and_no_depth(tmp_path: Path) -> None:
+    """Overlap is that of landmarks, lengths are metres by data.convention, and only cameras are asked about."""
+    stored = synthetic(6, views=8, square=True)
+    write_colmap(stored, tmp_path / "scene")
+    words = {"kind": "scenes", "root": str(tmp_path / "scene"), "samples": 24, "convention": "translation*2"}
+    summary = build_dataset(make_config({"data": words}).data, 0, "train", tmp_path / "train")
+    samples = read_dataset(tmp_path / "train")
+    assert {one.task for one in samples} <= {"view_change_infer", "camera_motion_infer"} and len(samples) == 10
+    assert summary["refused_views_by_reason"]["scene_has_no_depth"] > 0
+    for one in samples:
+        i, j = (int(name[6:11]) - 1 for name in one.meta["frames"])
+        both = (stored.seen[i] & stored.seen[j]).sum()
+        omega = (both / stored.seen[i].sum() + both / stored.seen[j].sum()) / 2
+        assert one.meta["overlaps"] == [pytest.approx(omega, abs=1e-3)]
+        if one.task == "view_change_infer":
+            far = 2 * np.linalg.norm(stored.poses[i, :3, 3] - stored.poses[j, :3, 3])
+            assert np.linalg.norm([one.meta["gold"][name] for name in ("right", "up", "forward")]) == pytest.approx(far)
+    with pytest.raises(ValueError, match=r"of kind scenes translation\*FACTOR alone is read"):
+        build_dataset(make_config({"data": words | {"convention": "opengl"}}).data, 0, "train", tmp_path / "no")
+    with pytest.raises(ValueError, match="holds no scene in a form that is read"):
+        build_dataset(
+            make_config({"data": words | {"root": str(tmp_path / "train")}}).data, 0, "train", tmp_path / "no"
+        )

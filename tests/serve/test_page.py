@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
@@ -460,3 +461,52 @@ def test_a_long_request_shows_progress_and_can_be_cancelled(watched):
     page.locator("#intro").wait_for()
     assert watched.said() == "Cancelled."
     assert page.evaluate("document.activeElement.id") == "send"
+
+
+@in_browser
+@pytest.mark.rest
+def test_matches_are_drawn_as_lines_between_the_photos(service, browser):
+    """The page of a run of matching. The photos are marked and the reply is read by the service's own code; only what
+    the model says is given here, since no test has one that matches.
+    """
+    from serve.match import mark, read
+    from serve.reply import Written
+    from serve.stream import reason_event
+
+    health = httpx.get(f"{service}/healthz").json() | {"matches": True}
+    sent: list[dict[str, Any]] = []
+
+    def answer(route: Any) -> None:
+        sent.append(route.request.post_data_json)
+        first, second = (mark(text, index, None, 224 * 224).points for index, text in enumerate(sent[-1]["images"]))
+        text = '<answer>{"1":"3","2":"none","3":"1","4":"99"}</answer>'
+        reply = read(Written([text], [20], ["stop"], 90, 32), first, second, False, "v")
+        route.fulfill(body=reason_event(reply), content_type="text/event-stream")
+
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.route("**/healthz", lambda route: route.fulfill(json=health))
+    page.route("**/match", answer)
+    page.goto(service)
+    page.locator("body.matching").wait_for()
+    assert not page.locator("#question").is_visible() and not page.locator("#examples").is_visible()
+    page.locator("#files").set_input_files(sorted((FOLDER / "examples").glob("*.jpg"))[:3])
+    page.get_by_text("1 left out: this service takes at most 2 photos.").wait_for()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator(".matched").wait_for()
+    assert set(sent[0]) == {"images", "temperature", "seed", "stream"} and len(sent[0]["images"]) == 2
+    drawn = page.locator(".matched")
+    assert drawn.locator("line").count() == 2 and drawn.locator("image").count() == 2
+    assert drawn.get_attribute("aria-label") == "Points of image 0 and of image 1: 1 is 3, 3 is 1"
+    reply = json.loads(page.locator(".details pre").nth(1).text_content())
+    marks = len(reply["first"]) + len(reply["second"])
+    assert drawn.locator("circle").count() == drawn.locator("text").count() == marks
+    assert page.locator("#answer").inner_text() == f"2 of {len(reply['first'])} points matched"
+    assert (
+        "no partner: 2" in page.locator(".below").inner_text() and "with care" in page.locator(".faults").inner_text()
+    )
+    line, (x, y) = drawn.locator("line").first, reply["first"][0]
+    assert [float(line.get_attribute(name)) for name in ("x1", "y1")] == pytest.approx([x + 0.5, y + 0.5])
+    page.close()
+    assert complaints == []

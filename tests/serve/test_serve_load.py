@@ -18,9 +18,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import jsonschema
 import numpy as np
 import psutil
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, assume, given, settings
 from prometheus_client.parser import text_string_to_metric_families
 
 import hatch_ray.manifest
@@ -377,3 +380,90 @@ def test_a_service_that_stops_answers_what_runs_first(two_replicas):
     response = httpx.post(f"{two_replicas}/reason", json=body(), timeout=90)
     assert response.status_code in (404, 503)
     assert response.json().keys() == {"code", "what", "where", "what_to_do"}
+
+
+# --- a run of another system on the same engine
+
+
+@pytest.fixture
+def matching(replica: Replica) -> Iterator[Replica]:
+    """The replica with the settings of a run of the system matching: the engine and its model are the same."""
+    from serve.app import asgi_app
+
+    before, client = replica.service.engine.settings, replica.client
+    config = make_config({"system": "matching", "model": MODEL, "serve": {"max_new_tokens": 32}})
+    replica.service.engine.settings = Settings(before.model, before.version, "grpo", before.run, config)
+    transport = httpx.ASGITransport(asgi_app(replica.service))
+    replica.client = httpx.AsyncClient(transport=transport, base_url="http://service", timeout=120)
+    yield replica
+    replica.service.engine.settings, replica.client = before, client
+
+
+def test_marks_of_two_photos_are_matched(matching):
+    def post(**fields: Any) -> httpx.Response:
+        return matching.do(matching.client.post("/match", json={"images": [A, B]} | fields))
+
+    given = {"first": [[20, 30], [90, 80]], "second": [[40, 40.5], [250, 150]]}
+    reply = post(**given, temperature=1.0, seed=3)
+    assert reply.status_code == 200, reply.text
+    said = reply.json()
+    assert said["first"] == given["first"] and said["second"] == given["second"]
+    assert sorted([*said["none"], *said["unread"], *(pair["mark"] for pair in said["pairs"])]) == [1, 2]
+    assert said["tokens"]["images"] > 16 and said["seconds"]["total"] >= said["seconds"]["decode"] > 0
+    assert post(**given, temperature=1.0, seed=3).json()["text"] == said["text"]
+    moved = [post(**given | {"first": [[20, 30], [90, y]]}).json()["text"] for y in (80, 20)]
+    found = post().json()
+    assert (
+        1 <= len(found["first"]) <= 12 and 1 <= len(found["second"]) <= 12 and moved[0] == post(**given).json()["text"]
+    )
+    stream = post(**given, stream=True)
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    assert json.loads(stream.text.rpartition("event: reply\ndata: ")[2].strip())["text"] == moved[0]
+    files = [("images", ("a.png", base64.b64decode(image), "image/png")) for image in (A, B)]
+    form = {"first": ["20,30", "90,80"], "second": ["40,40.5", "250,150"]}
+    sent = matching.do(matching.client.post("/match", files=files, data=form))
+    assert sent.status_code == 200 and sent.json()["text"] == moved[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "where"),
+    [
+        ({"images": [A]}, "too_few_images", "images"),
+        ({"images": [A, B, A]}, "too_many_images", "images"),
+        ({"images": [A, "@@"]}, "bad_base64", "images.1"),
+        ({"first": [[500, 3]]}, "point_outside", "first.0"),
+        ({"first": [[20, 30], [22, 30]]}, "points_too_near", "first.1"),
+        ({"second": [[1, 2, 3]]}, "too_many", "second.0"),
+        ({"second": []}, "wrong_value", "second"),
+        ({"first": [[9 * n, 9] for n in range(13)]}, "too_many", "first"),
+        ({"max_tokens": 99}, "too_many_tokens", "max_tokens"),
+        ({"question": "?"}, "unknown_field", "question"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused_as_in_reason(matching, fields, code, where):
+    answer = matching.do(matching.client.post("/match", json={"images": [A, B]} | fields))
+    assert (answer.status_code, answer.json()["code"], answer.json()["where"]) == (422, code, where), answer.text
+
+
+def test_the_description_of_match_holds_whatever_is_sent(matching):
+    description = matching.do(matching.client.get("/openapi.json")).json()
+    route = description["paths"]["/match"]["post"]
+    assert {"401", "404", "413", "429", "504"} <= set(route["responses"])
+    schemas = description["components"]["schemas"]
+    jsonschema.validate(
+        schemas["MatchRequest"]["examples"][0], {"components": {"schemas": schemas}} | schemas["MatchRequest"]
+    )
+    form = route["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert list(form) == list(schemas["MatchRequest"]["properties"])
+    operation = schemathesis.openapi.from_dict(description)["/match"]["POST"]
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(operation.as_strategy())
+    def ask(case: Any) -> None:
+        assume(case.media_type == "application/json")
+        answer = matching.do(matching.client.post("/match", json=case.body))
+        assert str(answer.status_code) in route["responses"], answer.text
+        if answer.status_code != 200:
+            assert answer.json().keys() == {"code", "what", "where", "what_to_do"}
+
+    ask()

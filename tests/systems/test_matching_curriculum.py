@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from pathlib import Path
@@ -12,9 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hatch_ray.config import ConfigError, make_config
+from actors.stages.grpo_record import Record
+from hatch_ray.config import ConfigError, make_config, save_config
 from hatch_ray.data.store import Shuffled
+from hatch_ray.report.run_report import write_report
+from hatch_ray.report.status import status_text
+from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample, View
+from hatch_ray.systems import system_of
 from hatch_ray.systems.matching.curriculum import Curriculum, make_sampler, ranks
 from hatch_ray.systems.matching.ladder import STAGES, Cell, Ladder, State, advance, climb
 from hatch_ray.systems.matching.questions import LEVELS, SPREADS
@@ -205,3 +213,32 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         ranks([Sample("s", "s", "", "matching", "?", "{}", ())])
     with pytest.raises(ConfigError, match=r"curriculum.demote=0.7 must be below curriculum.promote=0.7"):
         config_of(demote=0.7)
+
+
+def test_where_it_stands_is_in_the_metrics_and_in_the_report(tmp_path: Path) -> None:
+    """A learner that gets better at what it is asked: every step of the ladder is a row of metrics, and drawn."""
+    run, config = RunFolder(tmp_path / "run"), config_of(bins=3, window=5)
+    save_config(config, run.config_path)
+    sampler, skill = Curriculum(config, SAMPLES), dict[Cell, float]()
+    record = Record(config, run, system_of(config), sampler, 0, None)
+    for step in range(200):
+        run.log("grpo", step + 1, {"reward_match": 0.5} | record.standing())
+        asked = sampler.samples(step)
+        for one in asked:
+            skill[sampler.cell[one.id]] = min(1.0, skill.get(sampler.cell[one.id], 0.3) + 0.02)
+        sampler.observe(step, [{"id": o.id, "terms": {"match": skill[sampler.cell[o.id]]}} for o in asked])
+    words = record.asks()
+    assert words["bin"] == "all" and words["level"] == "mix" and words["L1"] in SPREADS
+    assert "asks: bin all, level mix, L1" in status_text(STATUS | {"asks": words, "time": time.time()}, None)
+    rows = read_jsonl(run.metrics_path)
+    assert rows[0]["asks_bin"] == 0 and rows[-1]["asks_bin"] == 3 and 0 < rows[-1]["asks_level_mean"] <= 1
+    page = write_report(run).read_text()
+    picture = re.search(r'<svg[^>]*aria-label="what was asked by step".*?</svg>', page, re.DOTALL)
+    assert picture is not None
+    drawn = ET.fromstring(picture.group())
+    assert len(drawn.findall("{*}polyline")) == 7 and "moderate" in picture.group() and "2 of 3" in picture.group()
+    uniform = system_of(config_of(order="uniform"))
+    assert uniform.ladders() == {} == Record(config, run, uniform, sampler, 0, None).standing()
+
+
+STATUS = {"pid": 1, "host": "h", "stage": "grpo", "step": 1, "steps": 9}

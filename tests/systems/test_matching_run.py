@@ -56,6 +56,8 @@ def test_its_ledger_is_all_that_the_curriculum_needs(run: Path) -> None:
         assert [row["id"] for row in rows] == [one.id for one in sampler.samples(step)]
         sampler.observe(step, rows)
     assert list(way(RunFolder(run), config))[-1][1].window == sampler.state.window
+    told = [row["asks_bin"] for row in rows_of(run / "metrics.jsonl") if row["stage"] == "grpo"]
+    assert len(told) == 2 and told[0] == 0 and set(told) <= {0, 1, 2}
 
 
 def test_it_is_evaluated_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,4 +73,5 @@ def test_it_is_evaluated_and_reported(run: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out
     assert "one_to_one" in printed and "identity" in printed and "after step 1: bin 1 of 2, stage 1 of 3" in printed
     hatch_here("report", str(run))
-    assert "Match SFT" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "Match SFT" in page and "what was asked by step" in page

@@ -131,7 +131,7 @@ def test_it_is_known_by_name_and_its_sampler_is_the_curriculum(samples: list[Sam
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ({"kind": "spar"}, "set data.kind to rooms or rgbd"),
+        ({"kind": "spar"}, "set data.kind to rooms, rgbd or scenes"),
         ({"tasks": ["position_matching"]}, "has the task wide_baseline_matching alone"),
         ({"rooms": {"image_size": 252, "train_scenes": 1}}, r"252 x 252 pixels, more than model.max_pixels=50176"),
         ({"min_overlap": 0.89, "rooms": {"train_scenes": 1}}, r"no question could be made for train \(.*out_of_range"),

@@ -21,7 +21,7 @@ ROTATION: Convention = "camera"
 """SPAR's own convention is not public; this one is at one with the translation, which is in the first camera's axes."""
 
 
-@task("view_change_infer", views=2, form="view_change", formats=("fill",))
+@task("view_change_infer", views=2, form="view_change", formats=("fill",), needs_depth=False)
 def view_change(views: ViewTuple, rng: np.random.Generator) -> Question:
     """The second place in the first camera's axes, and where the second camera looks (`geometry.view_change`)."""
     first, second = views.frames
@@ -39,7 +39,7 @@ def view_change_text(gold: dict[str, float]) -> str:
     return ",".join(said)
 
 
-@task("camera_motion_infer", views=2, form="camera_motion")
+@task("camera_motion_infer", views=2, form="camera_motion", needs_depth=False)
 def camera_motion(views: ViewTuple, rng: np.random.Generator) -> Question:
     """The second camera's optical centre as a pixel (0-1000) of the first image and its z-depth there, `(x,y),d`."""
     first = views.frames[0]

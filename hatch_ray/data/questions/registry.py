@@ -46,6 +46,7 @@ class Task:
     form           what the answer of `make` looks like.
     formats        SPAR's formats of the task. "letter" tasks have select alone; of the others select is made from fill.
     needs_objects  whether it needs objects with boxes and masks; others take surface points where there are none.
+    needs_depth    whether it asks about things or points; of cameras alone poses tell all.
     make           (views, rng) -> Question; raises pairs.Refused when these views cannot give it.
     """
 
@@ -54,6 +55,7 @@ class Task:
     form: AnswerForm
     formats: tuple[Format, ...]
     needs_objects: bool
+    needs_depth: bool
     make: Maker
 
     def formats_among(self, asked: Collection[str]) -> tuple[Format, ...]:
@@ -72,14 +74,20 @@ only, which no reward judges, belong to neither."""
 
 
 def task(
-    name: str, *, views: int, form: AnswerForm, formats: tuple[Format, ...] | None = None, needs_objects: bool = False
+    name: str,
+    *,
+    views: int,
+    form: AnswerForm,
+    formats: tuple[Format, ...] | None = None,
+    needs_objects: bool = False,
+    needs_depth: bool = True,
 ) -> Callable[[Maker], Maker]:
     """Register the decorated function under SPAR's task name; `formats` is fill and select unless said otherwise."""
 
     def register(make: Maker) -> Maker:
         assert name not in TASKS, f"task {name} is registered twice"
         usual: tuple[Format, ...] = ("select",) if form == "letter" else ("fill", "select")
-        TASKS[name] = Task(name, views, form, formats or usual, needs_objects, make)
+        TASKS[name] = Task(name, views, form, formats or usual, needs_objects, needs_depth, make)
         return make
 
     return register

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,6 +130,12 @@ class Landmarks:
         here = slice(*np.searchsorted(self.view, [view, view + 1]))
         return self.point[here], self.pixels[here]
 
+    def shared(self, i: int, j: int) -> tuple[float, float]:
+        """The share of the points that view i sees which view j sees too, and of those of j which i sees."""
+        here, there = (np.unique(self.seen_by(view)[0]) for view in (i, j))
+        both = len(np.intersect1d(here, there, assume_unique=True))
+        return both / max(1, len(here)), both / max(1, len(there))
+
     @property
     def track_length(self) -> np.ndarray:
         """(P,) number of sightings of each point."""
@@ -170,6 +176,31 @@ class PosedScene:
         return self.views[index].load()
 
     @property
+    def has_depth(self) -> bool:
+        """Of any view."""
+        return any(view.depth is not None for view in self.views)
+
+    def scaled(self, factor: float) -> PosedScene:
+        """The same scene with all lengths times this."""
+        views = []
+        for view in self.views:
+            pose = view.pose.copy()
+            pose[:3, 3] *= factor
+            depth = None if view.depth is None else partial(_times, view.depth, factor)
+            views.append(replace(view, pose=pose, depth=depth))
+        landmarks = self.landmarks and replace(self.landmarks, points=self.landmarks.points * factor)
+        return replace(self, views=tuple(views), landmarks=landmarks)
+
+    def part(self, keep: np.ndarray) -> PosedScene:
+        """The same scene with these of its views alone, by ascending index; landmarks as those views see them."""
+        landmarks = self.landmarks
+        if landmarks is not None:
+            there = np.isin(landmarks.view, keep)
+            view = np.searchsorted(keep, landmarks.view[there])
+            landmarks = replace(landmarks, point=landmarks.point[there], view=view, pixels=landmarks.pixels[there])
+        return replace(self, views=tuple(self.views[index] for index in keep), landmarks=landmarks)
+
+    @property
     def poses(self) -> np.ndarray:
         """(V, 4, 4)."""
         return np.stack([view.pose for view in self.views])
@@ -183,6 +214,10 @@ class PosedScene:
             "examples_left_out": [str(refusal) for refusal in self.left_out[:3]],
             "landmarks": 0 if self.landmarks is None else len(self.landmarks.points),
         }
+
+
+def _times(depth: Callable[[], np.ndarray], factor: float) -> np.ndarray:
+    return depth() * np.float32(factor)
 
 
 def gather(

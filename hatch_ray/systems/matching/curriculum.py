@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy as np
 from hatch_ray.config import ConfigError
 from hatch_ray.data.store import Sampler, Shuffled, share_of
 from hatch_ray.sample import Sample
-from hatch_ray.systems.matching.ladder import STAGES, Cell, State, advance
+from hatch_ray.systems.matching.ladder import STAGE_NAMES, STAGES, Cell, State, advance
 from hatch_ray.systems.matching.questions import LEVELS, SPREADS
-from hatch_ray.systems.matching.settings import MatchingConfig
+from hatch_ray.systems.matching.settings import CurriculumConfig, MatchingConfig
 
 QUARTER = 0.25
 
@@ -70,6 +71,28 @@ class Curriculum:
     def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
         earned = [(self.cell[group["id"]], float(group["terms"]["match"])) for group in groups]
         self.state = advance(self.state, earned, self.rules)
+
+    def standing(self) -> dict[str, float]:
+        """What is asked now: bin, level and each level's spread as places on their ladders (`ladders_of`), the means
+        that move them, and for how many steps in a row the level's was above or below its line.
+        """
+        state = self.state
+        means = {"bin_mean": state.window, "level_mean": state.stage.recent}
+        return (
+            {"bin": float(self.rules.bins if state.mastered else state.bin), "level": float(state.stage.rung)}
+            | {level: float(one.rung) for level, one in zip(LEVELS, state.spreads, strict=True)}
+            | {name: mean(values) for name, values in means.items() if values}
+            | {"level_steps_above": float(state.stage.above), "level_steps_below": float(state.stage.below)}
+        )
+
+
+def ladders_of(rules: CurriculumConfig) -> dict[str, tuple[str, ...]]:
+    """The words for what `Curriculum.standing` holds; nothing in another order."""
+    if rules.order != "curriculum":
+        return {}
+    bins = (*(f"{place + 1} of {rules.bins}" for place in range(rules.bins)), "all")
+    spreads = dict.fromkeys(LEVELS, tuple(SPREADS))
+    return {"bin": bins, "level": STAGE_NAMES} | spreads | {"bin_mean": (), "level_mean": ()}
 
 
 def ranks(samples: Sequence[Sample]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from hatch_ray.systems.matching.settings import CurriculumConfig
 
 STAGES: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.3, 0.3, 0.4))
 """Shares of L1, L2 and L3 in each inner stage."""
+STAGE_NAMES = ("L1", "L2", "mix")
 
 
 @dataclass(frozen=True)

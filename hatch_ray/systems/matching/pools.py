@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from hatch_ray.data.numbered import circle_radius
 from hatch_ray.data.scene import Frame
 from hatch_ray.data.scenes.posed import Landmarks
 
@@ -59,7 +60,7 @@ def landmark_pool(landmarks: Landmarks, first: int, second: int) -> Pool:
     """The landmarks that both views see. The paper's overlap is the larger of the two (|both| / min)."""
     (points, pixels), (points_2, pixels_2) = (_once(*landmarks.seen_by(view)) for view in (first, second))
     _, here, there = np.intersect1d(points, points_2, assume_unique=True, return_indices=True)
-    omega = (len(here) / max(1, len(points)), len(here) / max(1, len(points_2)))
+    omega = landmarks.shared(first, second)
     return Pool(np.hstack([pixels[here], pixels_2[there]]), omega, omega)
 
 
@@ -91,6 +92,33 @@ def spread(matches: np.ndarray, width: int, spacing: float = SPACING, cluster: f
             break
         taken.append(farthest)
     return kept[np.sort(taken)] if len(taken) >= LEAST else np.zeros(0, int)
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """What questions are drawn from. matches (N, 4) as in `Pool`, one a cell, a ring about each inside its picture;
+    spread: indices of LEAST to MOST of them, or of none (`spread`). omega as in `Pool`.
+    """
+
+    matches: np.ndarray
+    spread: np.ndarray
+    omega: tuple[float, float]
+    omega_valid: tuple[float, float]
+
+
+def thinned(pool: Pool, first: Frame, second: Frame) -> Thinned:
+    """A pool of two views, thinned."""
+    matches = pool.matches[one_a_cell(pool.matches)]
+    whole = np.rint(matches)
+    matches = matches[ring_inside(whole[:, :2], first) & ring_inside(whole[:, 2:], second)]
+    return Thinned(matches, spread(np.rint(matches), first.rgb.shape[1]), pool.omega, pool.omega_valid)
+
+
+def ring_inside(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+    """(n,) whether a mark's ring about each pixel lies inside the picture."""
+    radius = circle_radius(frame.rgb.shape[1])
+    sides = np.array([frame.rgb.shape[1], frame.rgb.shape[0]])
+    return np.asarray(((pixels >= radius) & (pixels < sides - radius)).all(axis=1))
 
 
 def one_a_cell(matches: np.ndarray) -> np.ndarray:

@@ -25,6 +25,11 @@ COMPACT_THINK = "Think, then answer."
 COMPACT_ANSWER = "Answer."
 
 
+def question_text(first: int, second: int) -> str:
+    """What is asked of photos with so many marks."""
+    return f"Match marks 1-{first} of the first photo to marks 1-{second} of the second."
+
+
 def build_text(question: str, thinking: bool, template: Template) -> str:
     """The text after the two photos. Raises ValueError when the question carries template tokens."""
     check_text(question)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hatch_ray.data.numbered import circle_radius, footprint
+from hatch_ray.data.numbered import footprint
 from hatch_ray.data.pairs import Refused
 from hatch_ray.data.scene import Frame
-from hatch_ray.systems.matching.places import Places, place_of, places
-from hatch_ray.systems.matching.pools import Pool, one_a_cell, spread
+from hatch_ray.systems.matching.ground import DepthGround, Ground
+from hatch_ray.systems.matching.places import Places
+from hatch_ray.systems.matching.pools import Pool, Thinned, ring_inside, thinned
 
 Range = tuple[int, int]
 
@@ -59,21 +60,20 @@ class Asked:
 class Marker:
     """Two views, from which questions are drawn. Raises Refused where they have too few matches."""
 
-    def __init__(self, first: Frame, second: Frame, pool: Pool) -> None:
+    def __init__(self, first: Frame, second: Frame, pool: Pool | Thinned, ground: Ground | None = None) -> None:
+        """ground: what proves its questions; None: the views' depth."""
         self.first, self.second = first, second
+        self.ground = ground or DepthGround(first, second)
         self.width = first.rgb.shape[1]
         self.guard = footprint(self.width, LARGEST)
         self.apart = self.guard + EXACT
-        matches = np.rint(pool.matches[one_a_cell(pool.matches)])
-        matches = matches[self._whole(matches[:, :2], first) & self._whole(matches[:, 2:], second)]
-        self.matches = matches
-        self.pool = matches[spread(matches, self.width)]
+        thin = thinned(pool, first, second) if isinstance(pool, Pool) else pool
+        self.matches = np.rint(thin.matches)
+        self.pool = self.matches[thin.spread]
         if not len(self.pool):
             raise Refused("too_few_matches")
-        self.free = tuple(
-            self._away_from_edges(places(source, target, self.guard), source)
-            for source, target in ((first, second), (second, first))
-        )
+        here, there = self.ground.free(self.guard)
+        self.free = (_away_from_edges(here, first), _away_from_edges(there, second))
 
     def draw(self, level: str, how: str, rng: np.random.Generator) -> Asked:
         """One question whose every mark was proven by depth (`faults`). Raises Refused after TRIES draws."""
@@ -84,7 +84,7 @@ class Marker:
             except Refused as refused:
                 reason = refused.reason
                 continue
-            if not faults(asked, self.first, self.second, self.guard):
+            if not faults(asked, self.first, self.second, self.guard, self.ground):
                 return asked
             reason = "not_proven"
         raise Refused(reason)
@@ -145,15 +145,10 @@ class Marker:
         """What the true places of distractors keep from the other photo's marks."""
         return np.where(free.seen, 2.0, 1.0) * self.guard + EXACT
 
-    def _away_from_edges(self, free: Places, frame: Frame) -> Places:
-        kept = self._whole(free.pixels, frame)
-        return Places(free.pixels[kept], free.there[kept], free.seen[kept])
 
-    def _whole(self, pixels: np.ndarray, frame: Frame) -> np.ndarray:
-        """Whether a ring about each pixel lies inside the picture."""
-        radius = circle_radius(frame.rgb.shape[1])
-        sides = np.array([frame.rgb.shape[1], frame.rgb.shape[0]])
-        return np.asarray(((pixels >= radius) & (pixels < sides - radius)).all(axis=1))
+def _away_from_edges(free: Places, frame: Frame) -> Places:
+    kept = ring_inside(free.pixels, frame)
+    return Places(free.pixels[kept], free.there[kept], free.seen[kept])
 
 
 def _gap(points: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -162,9 +157,10 @@ def _gap(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.asarray(np.hypot(step[..., 0], step[..., 1]).min(axis=1, initial=np.inf))
 
 
-def faults(asked: Asked, first: Frame, second: Frame, guard: float) -> list[str]:
-    """What depth and poses say against a question; [] where each mark lies within EXACT of its partner's true place and
-    beyond the guard distance of that of every other mark, both ways, and no two marks of a photo are nearer than that.
+def faults(asked: Asked, first: Frame, second: Frame, guard: float, ground: Ground | None = None) -> list[str]:
+    """What geometry (None: depth) says against a question; [] where each mark lies within EXACT of its partner's true
+    place and beyond the guard distance of that of every other mark, both ways, and no two marks of a photo are nearer
+    than that.
     """
     found = []
     for name, marks in (("first", asked.first), ("second", asked.second)):
@@ -172,12 +168,10 @@ def faults(asked: Asked, first: Frame, second: Frame, guard: float) -> list[str]
         if (apart < guard).any():
             found.append(f"two marks of the {name} photo are {apart.min():.1f} pixels apart")
     partner = np.array(asked.gold)[:, None] == np.arange(1, len(asked.second) + 1)
-    ways = (
-        (asked.first, first, asked.second, second, partner),
-        (asked.second, second, asked.first, first, partner.T),
-    )
-    for marks, source, others, target, same in ways:
-        place = place_of(marks.astype(float), source, target)
+    ground = ground or DepthGround(first, second)
+    ways = ((asked.first, asked.second, partner), (asked.second, asked.first, partner.T))
+    for way, (marks, others, same) in enumerate(ways):
+        place = ground.place_of(marks.astype(float), way)
         away = np.hypot(*(place[:, None] - others[None]).transpose(2, 0, 1))
         wrong = ~np.where(same, away < EXACT, away > guard)  # NaN, no depth, is neither
         found += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -46,6 +47,9 @@ class MatchingConfig(Config):
     match_sft: SftConfig = SftConfig()
     reward: MatchReward = MatchReward()
     curriculum: CurriculumConfig = CurriculumConfig()
+    pools: Path | None = None
+    """View pairs with their matches that `hatch data pool` wrote, of the same data, seed and model.max_pixels. Left
+    out: pairs are matched while the dataset is built."""
     thinking: bool = False
     """GRPO's model writes a <thinking> block before its answer. match_sft teaches answers alone: nobody knows the
     thoughts behind them."""

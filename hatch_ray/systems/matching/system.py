@@ -55,7 +55,7 @@ class Matching(System):
         from hatch_ray.systems.matching.data import build_matching  # reward actors need none of it
 
         data = getattr(self.config, section)
-        build_matching(data, self.config.seed, split, out, self.config.model.max_pixels, report)
+        build_matching(data, self.config.seed, split, out, self.config.model.max_pixels, report, self.config.pools)
 
     def prompt(self, sample: Sample, stage: str) -> Messages:
         text = build_text(sample.question, self.thinks(stage), self.config.model.template)
@@ -74,6 +74,11 @@ class Matching(System):
         from hatch_ray.systems.matching.curriculum import make_sampler  # reward actors need none of it
 
         return make_sampler(self.config, samples)
+
+    def ladders(self) -> dict[str, tuple[str, ...]]:
+        from hatch_ray.systems.matching.curriculum import ladders_of  # reward actors need none of it
+
+        return ladders_of(self.config.curriculum)
 
     def read(self, text: str, n_views: int, stage: str) -> Response:
         """The answer is the object that was read, without its illegal values."""

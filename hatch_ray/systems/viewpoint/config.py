@@ -32,8 +32,8 @@ class ViewpointData(DataConfig):
     @model_validator(mode="after")
     def _check_types(self) -> Self:
         known_types(self.tasks, self.mode)
-        if self.kind == "spar":
-            raise ValueError("viewpoint has no kind: spar; use rooms, or rgbd with a root")
+        if self.kind in ("spar", "scenes"):
+            raise ValueError(f"viewpoint has no kind: {self.kind}; use rooms, or rgbd with a root")
         return self
 
 
