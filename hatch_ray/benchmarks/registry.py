@@ -16,11 +16,12 @@ from typing import Any
 from PIL import Image
 
 from hatch_ray.benchmarks import letter_scorers, spar_scorers
-from hatch_ray.benchmarks.files import Row, check_image, decode_image, json_lines, parquet_rows, read_member
+from hatch_ray.benchmarks.files import check_image, decode_image, json_lines, read_member
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.paper import PARTS, Part
 from hatch_ray.benchmarks.rooms import read_rooms
 from hatch_ray.benchmarks.spar_scorers import SCORERS as SPAR_SCORERS
+from hatch_ray.data.parquet import Row, parquet_rows
 from hatch_ray.data.refusals import MAX_BAD_SHARE, reasons_to_stop
 from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import AnswerForm

@@ -134,8 +134,9 @@ class _Builder:
         else:
             shown = zip((first, second), frames, strict=True)
             views, plans = [self.writer.add_photo(pairs.id, index, frame.rgb) for index, frame in shown], ()
-        pair = Sample("", pairs.id, "", "", "", "", tuple(views), plans=plans,
-                      meta={"mode": self.data.mode, "frames": [frame.name for frame in frames]})  # fmt: skip
+        up = pairs.up.tolist() if pairs.metric else None
+        meta = {"mode": self.data.mode, "frames": [frame.name for frame in frames], "up": up}
+        pair = Sample("", pairs.id, "", "", "", "", tuple(views), plans=plans, meta=meta)
         for number, name in enumerate(names):
             if number:
                 letter = self._balance.next(f"{kind} {name}")[1]
