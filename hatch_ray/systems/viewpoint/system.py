@@ -77,8 +77,10 @@ class Viewpoint(System):
 
         data: ViewpointData = getattr(self.config, section)
         mixed = section == self.stage("view_sft").data and split == "train"
-        build = build_published if data.kind in PUBLISHED else build_views
-        build(data, self.config.seed, split, out, report, mixed)
+        if data.kind in PUBLISHED:
+            build_published(data, self.config.seed, split, out, report, mixed)
+        else:
+            build_views(data, self.config.seed, split, out, report, mixed, self.config.model.max_pixels)
 
     def prompt(self, sample: Sample, stage: str) -> Messages:
         return sample_prompt(sample, self.mode(sample), self.config.model.template)
