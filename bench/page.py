@@ -138,9 +138,10 @@ def pairs(found: dict[str, Any]) -> str:
     """Viewpoint's rendered pairs."""
     objects, rooms = found["views"], found["data"]
     speeds = [f"{one['pairs_a_second']:.0f}" for one in (objects, rooms)]
+    shown = f"{objects['photos']} photos\nfor {objects['pairs']} pairs"
     return (
-        f"Pairs of photos, 112 x 112, a second of one core's time: {speeds[0]} around rendered objects\n"
-        f"({objects['photos']} photos for {objects['pairs']} pairs), {speeds[1]} in rooms, where pairs must also overlap.\n"
+        f"Pairs of photos, 112 x 112, a second of one core's time: {speeds[0]} around rendered objects ({shown}), "
+        f"{speeds[1]} in rooms, where pairs must also overlap.\n"
     )
 
 

@@ -114,7 +114,7 @@ def evaluate(
     run: RunPath,
     overrides: Overrides = None,
     benchmark: Annotated[
-        str, typer.Option(help="published benchmarks, by commas: spar_mv,spar_si,mindcube_tiny,mmsi,cvbench,rooms")
+        str, typer.Option(help="published benchmarks, by commas (docs/benchmarks.md): spar_mv,mmsi,rooms,...")
     ] = "",
     root: Annotated[
         list[str] | None, typer.Option(help="their files: a folder, a hub name, or BENCHMARK=either (repeatable)")
