@@ -406,6 +406,19 @@ def data_build(
         console.print(f"  all figures, with what was left out and why: {out / place / 'summary.json'}")
 
 
+@data_app.command("think")
+def data_think(
+    config: ConfigFile,
+    dataset: Annotated[Path, typer.Argument(help="train dataset of views", metavar="DATASET")],
+    overrides: Overrides = None,
+    replies: Annotated[int, typer.Option(min=1, help="thoughts to ask for, for each question")] = 4,
+) -> None:
+    """Let a teacher (model.base=TEACHER, in vLLM) that is given the answers write a viewpoint dataset's thoughts."""
+    from actors.commands.think import think
+
+    think(_load(config, overrides), dataset, replies, console)
+
+
 @data_app.command("check")
 def data_check(
     root: Annotated[Path, typer.Argument(help="posed RGB-D frames, SPAR's tree, or a built dataset", metavar="ROOT")],

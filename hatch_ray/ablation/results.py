@@ -115,6 +115,7 @@ def summarise(
 ) -> dict[str, Any]:
     """All figures of the ablation as plain values (OUT/ablation.json). The runs must be trained and evaluated."""
     measure = Measure(runs, bootstrap, seed, term)
+    curves = dict.fromkeys((*CURVES, term))
     found: dict[str, dict[str, Any]] = {}
     for variant in variants.variants:
         other = variants.against(variant)
@@ -135,7 +136,7 @@ def summarise(
         "columns": list(measure.columns),
         "variants": found,
         "tables": _tables(found),
-        "curves": {name: measure.curves(name, variants.curves) for name in CURVES if variants.curves},
+        "curves": {name: measure.curves(name, variants.curves) for name in curves if variants.curves},
         "notes": variants.notes,
     }
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from hatch_ray.config import ConfigError, make_config
+from actors.commands.ablate import Ablation
+from hatch_ray.ablation.variants import read_variants
+from hatch_ray.config import ConfigError, load_config, make_config
 from hatch_ray.data.pairs import gold_plans
 from hatch_ray.data.rooms import camera_pose
 from hatch_ray.data.store import read_dataset
@@ -153,3 +155,14 @@ def test_what_does_not_go_together_is_one_line(tree: dict[str, object], told: st
         make_config({"system": "viewpoint"} | tree)
     if "views" in tree and "reward" in tree:
         make_config({"system": "viewpoint", "stages": ["grpo"]} | tree)
+
+
+def test_variants_share_what_is_the_same(repository: Path, tmp_path: Path) -> None:
+    """configs/ablations/viewpoint.yaml: SFT alone is the first one's; actions have a SFT of their own."""
+    base = load_config(repository / "configs" / "viewpoint_tiny.yaml")
+    plan = Ablation(base, read_variants(repository / "configs" / "ablations" / "viewpoint.yaml"), tmp_path, 1)
+    owner = {
+        (Path(str(run)).name, stage): Path(str(config.run_dir)).name for (run, stage), config in plan.owners.items()
+    }
+    assert owner["sft", "view_sft"] == "letter" and owner["actions", "view_sft"] == "actions"
+    assert owner["rl", "grpo"] == "rl" and ("rl", "view_sft") not in owner and owner["no_thoughts", "grpo"] != "letter"
