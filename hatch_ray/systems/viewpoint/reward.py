@@ -71,7 +71,7 @@ def score_reply(text: str, target: Target) -> Score:
     off: float | None = None
     if target.degrees:
         exact, reason, off = angle_reward(answer, target.answer)
-    elif target.strict:
+    elif target.strict and target.form == "letter":
         exact, reason = (1.0, "") if answer == target.answer else (0.0, "not_equal")
     else:
         exact, reason = score_answer(answer, target.answer, target.form)
