@@ -65,5 +65,5 @@ def _cell(mean: dict[str, Any] | None, change: dict[str, Any] | None) -> str:
     if change is None:
         return f"[bold]{mean['value']:.3f}[/bold]"
     mark = "*" if change["low"] > 0 or change["high"] < 0 else ""
-    interval = f"{change['value']:+.3f}{mark} ({change['low']:+.3f} to {change['high']:+.3f})"
-    return f"[bold]{mean['value']:.3f}[/bold]\n[dim]{interval}[/dim]"
+    interval = f"{change['low']:+.2f} to {change['high']:+.2f}"
+    return f"[bold]{mean['value']:.3f}[/bold]\n{change['value']:+.3f}{mark}\n[dim]{interval}[/dim]"
