@@ -84,7 +84,8 @@ def score_reply(text: str, target: Target) -> Score:
 def score_actions(response: Response, target: Target) -> Score:
     """terms: "format"; "action", R_act-acc of HATCH; "exact", whether the actions go or turn to the right side (graded
     where degrees are asked; the written answer, where the question is none of viewpoint's types); "letter", the written
-    answer. measures: "off_deg", and "d_t" and "d_r", metres and degrees off. detail: "plans", as they were read.
+    answer. measures: "d_t" and "d_r", metres and degrees off; "off_deg", where degrees are asked. detail: "plans", as
+    they were read.
     """
     letter, reason = score_answer(response.answer, target.answer, target.form)
     reasons = [f"format:{name}" for name in response.problems] + ([f"letter:{reason}"] if reason else [])
@@ -108,7 +109,8 @@ def score_actions(response: Response, target: Target) -> Score:
             "exact": exact,
             "letter": letter,
         },
-        {"off_deg": off, "d_t": first.d_t if first else None, "d_r": first.d_r if first else None},
+        ({"off_deg": off} if target.degrees else {})
+        | {"d_t": first.d_t if first else None, "d_r": first.d_r if first else None},
         (*reasons, *([f"exact:{reason}"] if reason else [])),
         response.answer,
         {

@@ -46,7 +46,8 @@ class Viewpoint(System):
             "d_t": Shown("d_t (m)", "error, m", "error of place, metres", "off by {:.2f} m", 2),
             "d_r": Shown("d_r (deg)", "error, °", "error of direction, degrees", "{:.0f}°", 1),
         },
-        medians=("errors", "angles that were read"),
+        tabled=("format", "exact"),
+        medians=("errors", "replies that have them"),
         labels={"view_sft": "after view SFT", "one_side": "always left", "final_turned_round": "final, turned"},
     )
 
