@@ -19,7 +19,7 @@ test-rest: $(STAMP)  ## every other test: more deaths, lost nodes, `ray up`, HAP
 	$(BIN)/python -m pytest -m rest
 
 bench: $(STAMP)  ## speed against naive, TRL and bare vLLM; writes bench/results and docs/performance.md
-	for name in imports sft verifiers rollouts learner step growth page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
+	for name in imports sft verifiers pairs rollouts learner step growth page; do $(BIN)/python -W ignore -m bench.$$name || exit 1; done
 
 bench-serve: $(STAMP)  ## the service against its bare engine, and MINUTES (10) of mixed load
 	$(BIN)/python -W ignore -m bench.serve && $(BIN)/python -W ignore -m bench.serve_load --minutes $(or $(MINUTES),10) && \

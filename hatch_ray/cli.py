@@ -118,7 +118,7 @@ def evaluate(
     benchmark: Annotated[
         str,
         typer.Option(
-            help="by commas: spar_mv,spar_si,mindcube_tiny,mmsi,cvbench,rooms,reasonmatch,matching_rooms,matching_rgbd"
+            help="published benchmarks, by commas (docs/benchmarks.md): spar_mv,rooms,reasonmatch,matching_rooms,..."
         ),
     ] = "",
     root: Annotated[
@@ -126,10 +126,12 @@ def evaluate(
     ] = None,
     scorer: Annotated[str, typer.Option(help="SPAR-Bench's scorer for the tables: spld, official or fixed")] = "spld",
     rescore: Annotated[bool, typer.Option("--rescore", help="score kept predictions again, without a model")] = False,
+    on: Annotated[str, typer.Option(help="another held-out set: rooms, a section such as views, or a folder")] = "",
 ) -> None:
     """Answer held-out questions with every finished stage's model, with true and with swapped images.
 
-    With --benchmark: the last model answers published benchmarks, for the paper's tables (docs/benchmarks.md).
+    With --benchmark: the last model answers published benchmarks, for the paper's tables (docs/benchmarks.md). With
+    --on: every stage's model answers another set, to see what each stage brings or costs there (docs/evaluation.md).
     """
     config, folder = _load_run(run, "evaluation", overrides)
     if benchmark:
@@ -140,6 +142,12 @@ def evaluate(
         return
     if root or rescore:
         raise ValueError("--root and --rescore need --benchmark")
+    if on:
+        from actors.commands.transfer import evaluate_on
+
+        evaluate_on(config, on, console)
+        _push_back(run, folder, "eval/")
+        return
     from actors.commands.evaluate import evaluate_run
 
     evaluate_run(config, console)
@@ -381,19 +389,39 @@ def data_build(
     out: Annotated[Path, typer.Option("--out", help="folder to write; it must not exist")],
     overrides: Overrides = None,
 ) -> None:
-    """Write the train and held-out datasets of a config to disk: images, depth, one index each."""
+    """Write the train and held-out datasets of a config to disk: images, depth, one index each.
+
+    Where stages learn from several sections (viewpoint: views, data), each has a folder of its name.
+    """
     from actors.runtime.progress import progress_bar
     from hatch_ray.data.build import write_splits
     from hatch_ray.systems import system_of
 
     system = system_of(_load(config, overrides))
+    sections = system.sections()
     with progress_bar(console, "building data") as bar:
-        summaries = write_splits(lambda split, folder: system.build("data", split, folder, bar), out)
-    for split, summary in summaries.items():
+        summaries = write_splits(
+            lambda section, split, folder: system.build(section, split, folder, bar),
+            {section: section if len(sections) > 1 else "" for section in sections}, out,
+        )  # fmt: skip
+    for place, summary in summaries.items():
         tasks = ", ".join(f"{count} {task}" for task, count in summary.get("by_task", {}).items())
-        scenes = f" of {summary['scenes']} scenes ({tasks})" if tasks else ""
-        console.print(f"{out / split}: {summary['samples']} samples{scenes}")
-        console.print(f"  all figures, with what was left out and why: {out / split / 'summary.json'}")
+        scenes = f" of {summary['scenes']} scenes" if "scenes" in summary else ""
+        console.print(f"{out / place}: {summary['samples']} samples{scenes}{f' ({tasks})' if tasks else ''}")
+        console.print(f"  all figures, with what was left out and why: {out / place / 'summary.json'}")
+
+
+@data_app.command("think")
+def data_think(
+    config: ConfigFile,
+    dataset: Annotated[Path, typer.Argument(help="train dataset of views", metavar="DATASET")],
+    overrides: Overrides = None,
+    replies: Annotated[int, typer.Option(min=1, help="thoughts to ask for, for each question")] = 4,
+) -> None:
+    """Let a teacher (model.base=TEACHER, in vLLM) that is given the answers write a viewpoint dataset's thoughts."""
+    from actors.commands.think import think
+
+    think(_load(config, overrides), dataset, replies, console)
 
 
 @data_app.command("pool")
@@ -441,15 +469,21 @@ def data_check(
 
 @data_app.command("show")
 def data_show(
-    dataset: Annotated[Path, typer.Argument(help="folder with index.jsonl", metavar="DATASET")],
+    dataset: Annotated[
+        Path, typer.Argument(help="folder with index.jsonl, or one with several datasets", metavar="DATASET")
+    ],
     out: Annotated[Path, typer.Option("--out", help="HTML page to write")] = Path("samples.html"),
     count: Annotated[int, typer.Option(min=1, help="samples to show")] = 12,
     seed: Annotated[int, typer.Option(help="seed of the choice")] = 0,
 ) -> None:
-    """Show samples with views, marks, question, gold actions and a plan of the cameras in one HTML page."""
-    from hatch_ray.report.data_page import show_dataset
+    """Show samples with views, marks, question, gold actions and a plan of the cameras in one HTML page.
 
-    console.print(f"page: {show_dataset(dataset, out, count, seed)}")
+    Of a folder with several datasets: a page for each one that is trained on.
+    """
+    from hatch_ray.report.data_page import pages_of, show_dataset
+
+    for path, page in pages_of(dataset, out):
+        console.print(f"page: {show_dataset(path, page, count, seed)}")
 
 
 @match_app.command("baseline")

@@ -92,7 +92,8 @@ class Ablation:
             variant.name: [RunFolder(self.configs[seed, variant.name].run_dir) for seed in seeds]
             for variant in self.variants.variants
         }
-        found = summarise(self.variants, runs, seeds, self.base.eval.bootstrap, self.base.seed)
+        term = system_of(self.base).measure
+        found = summarise(self.variants, runs, seeds, self.base.eval.bootstrap, self.base.seed, term)
         write_atomic(self.out / "ablation.json", json.dumps(found, indent=2, allow_nan=False))
         page = write_page(found, self.out)
         print_ablation(found, console)

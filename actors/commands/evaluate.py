@@ -111,7 +111,7 @@ def evaluate_run(config: Config, console: Console, processes: RunProcesses | Non
     run = RunFolder(config.run_dir)
     models = models_of(config, run)
     system = system_of(config)
-    samples = load_datasets(config, run, console, system.sections()[-1]).heldout[: config.eval.samples]
+    samples = load_datasets(config, run, console, system.evaluated()).heldout[: config.eval.samples]
     swapped = swap_images(samples, config.seed)
     with started_engines(models["base"].folder, config, console, processes) as engines:
         for name, model in models.items():

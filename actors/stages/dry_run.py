@@ -37,7 +37,7 @@ def describe(config: Config, console: Console) -> None:
         root = data.spar.hub or data.root or f"{name}.root (not given yet)"
         known = {"rooms": "rendered rooms", "rgbd": f"posed RGB-D at {root}", "spar": f"SPAR-7M at {root}",
                  "scenes": f"posed scenes at {root}"}  # fmt: skip
-        place = known.get(data.kind, data.kind)
+        place = known.get(data.kind, f"{data.kind} at {data.root}" if data.root else data.kind)
         console.print(f"{name}: {place}, {data.samples} training and {data.heldout_samples} held-out samples")
     console.print(f"run folder: {config.run_dir}")
 

@@ -31,7 +31,6 @@ from hatch_ray.cluster_address import LOCAL, cluster_address
 from hatch_ray.config import Config, ConfigError, save_config
 from hatch_ray.config_sections import DataConfig
 from hatch_ray.control import not_live, read_status
-from hatch_ray.data.questions import choose_tasks
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import SPLITS, is_dataset, read_dataset
@@ -104,7 +103,7 @@ def _check_data(section: str, config: Config) -> None:
         if root is None or not is_dataset(root / "train"):
             check_spar(data, config.stages)
         return
-    choose_tasks(data.tasks, has_objects=data.kind == "rooms")
+    system_of(config).check(section)
     if data.kind == "rgbd" and root is None:
         raise ConfigError(f"{section}.kind=rgbd needs {section}.root=PATH, the folder of the posed RGB-D frames")
     if root is not None and not root.is_dir():
@@ -129,11 +128,12 @@ def load_datasets(config: Config, run: RunFolder, console: Console, section: str
                 system.build(section, split, path, report)
         splits[split] = read_dataset(path)
         for sample in splits[split]:
-            _check_sample(sample, config, system.answer_forms)
+            check_sample(sample, config, system.answer_forms)
     return Datasets(splits["train"], splits["heldout"])
 
 
-def _check_sample(sample: Sample, config: Config, forms: Sequence[str]) -> None:
+def check_sample(sample: Sample, config: Config, forms: Sequence[str]) -> None:
+    """Raise ConfigError for a sample that the run's model cannot be asked, or whose reply nothing rewards."""
     if len(sample.views) > config.model.max_images:
         raise ConfigError(
             f"sample {sample.id} has {len(sample.views)} images, more than model.max_images="

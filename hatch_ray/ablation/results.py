@@ -41,10 +41,12 @@ def column_masks(tasks: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 class Measure:
-    """Means and paired differences over one set of (seed, sample) rows."""
+    """Means and paired differences over one set of (seed, sample) rows. term: what tells right answers
+    (`System.measure`).
+    """
 
-    def __init__(self, runs: Runs, bootstrap: int, seed: int) -> None:
-        self.runs = runs
+    def __init__(self, runs: Runs, bootstrap: int, seed: int, term: str = "answer") -> None:
+        self.runs, self.term = runs, term
         first = next(iter(runs))
         self.order = sorted(row["id"] for row in read_rows(runs[first][0], FINAL))
         rows = self.rows(first)
@@ -68,7 +70,7 @@ class Measure:
 
     def answers(self, variant: str, evaluation: str = FINAL) -> np.ndarray:
         """(rows,) answer reward, percent."""
-        return 100 * term(self.rows(variant, evaluation), "answer")
+        return 100 * term(self.rows(variant, evaluation), self.term)
 
     def by_column(self, values: np.ndarray) -> dict[str, Interval]:
         """The mean of every column."""
@@ -84,7 +86,7 @@ class Measure:
             "by_seed": [round(float(value), 4) for value in by_seed],
             "format": self.draws.mean(term(rows, "format")),
             "action": self.draws.mean(term(rows, "action")),
-            "answer_fall": self.by_column(answers - 100 * term(swapped, "answer"))["Avg"],
+            "answer_fall": self.by_column(answers - 100 * term(swapped, self.term))["Avg"],
             "action_fall": self.draws.mean(term(rows, "action") - term(swapped, "action")),
             "against": against,
             "difference": self.by_column(answers - self.answers(against)) if name != against else {},
@@ -108,9 +110,12 @@ class Measure:
         return {"steps": steps, "change": change}
 
 
-def summarise(variants: Variants, runs: Runs, seeds: Sequence[int], bootstrap: int, seed: int) -> dict[str, Any]:
+def summarise(
+    variants: Variants, runs: Runs, seeds: Sequence[int], bootstrap: int, seed: int, term: str = "answer"
+) -> dict[str, Any]:
     """All figures of the ablation as plain values (OUT/ablation.json). The runs must be trained and evaluated."""
-    measure = Measure(runs, bootstrap, seed)
+    measure = Measure(runs, bootstrap, seed, term)
+    curves = dict.fromkeys((*CURVES, term))
     found: dict[str, dict[str, Any]] = {}
     for variant in variants.variants:
         other = variants.against(variant)
@@ -131,7 +136,7 @@ def summarise(variants: Variants, runs: Runs, seeds: Sequence[int], bootstrap: i
         "columns": list(measure.columns),
         "variants": found,
         "tables": _tables(found),
-        "curves": {name: measure.curves(name, variants.curves) for name in CURVES if variants.curves},
+        "curves": {name: measure.curves(name, variants.curves) for name in curves if variants.curves},
         "notes": variants.notes,
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hatch_ray.config import PRECISION, Config
 from hatch_ray.run_folder import RunFolder, read_jsonl, write_jsonl
+from hatch_ray.systems import system_of
 
 MEASURED = ("patch_retrieval", "patch_matches", "kept")
 """What PaStA measures while it trains."""
@@ -19,12 +20,14 @@ def stage_key(config: Config, stage: str) -> str:
     """All that the result of a stage depends on: equal keys, equal results. Where the run lies is no part of it."""
     tree = config.model_dump(mode="json")
     before = tree["stages"][: tree["stages"].index(stage) + 1]
-    depends = {name: tree[name] for name in ("model", "data", "seed", *before)}
+    system = system_of(config)
+    sections = [system.stage(name).data for name in before]
+    depends = {name: tree[name] for name in ("model", "data", "seed", *sections, *before)}
     depends |= {key: getattr(getattr(config, key.split(".")[0]), key.split(".")[1]) for key in PRECISION}
     if stage in ("pasta", "qa_sft"):
         depends["model"].pop("reasoning")  # they learn no reasoning
-    if stage == "grpo":
-        depends["reward"] = tree["reward"]
+    if stage == "grpo" or config.system != "hatch":  # another system's replies may follow from its reward
+        depends["reward"] = tree.get("reward")
     return json.dumps(depends, sort_keys=True)
 
 

@@ -7,19 +7,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pyarrow
-import pyarrow.parquet as pq
 from PIL import Image
 
 from hatch_ray.benchmarks.item import BadRowError
 from hatch_ray.data.images import ImageRefused, check_header, load_upright, shrink
+from hatch_ray.data.parquet import Row
 
-Row = dict[str, Any]
-BATCH_ROWS = 16
-"""Rows of a parquet file in memory at once: images are inside."""
 MOST_NAMED = 8
 
 
@@ -60,21 +55,6 @@ def _found(root: Path) -> str:
     names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return (", ".join(names[:MOST_NAMED]) + more) or "an empty folder"
-
-
-def parquet_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Row]:
-    """Every row of the files, in order, a few in memory at once. Raises ValueError: unreadable, or columns missing."""
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                if missing := [name for name in columns if name not in names]:
-                    raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
-                for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                    yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"{path} is no readable parquet file ({reason}); download it again") from None
 
 
 def read_member(file: Path | zipfile.Path, name: str) -> bytes:

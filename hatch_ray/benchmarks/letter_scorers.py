@@ -1,9 +1,10 @@
-"""Multiple choice as MindCube, MMSI-Bench and CV-Bench read it, each by the rules of its own repository:
+"""Multiple choice as the benchmarks read it, each by the rules of its own repository:
 
 mindcube   mll-lab-nu/MindCube 6d8fd9ac, src/evaluation/core/extractors.py (lmms-eval carries the same)
 mmsi       OpenRobotLab/MMSI-Bench 4e28bfff, MMSIBenchDataset.extract_single_choice_with_word_boundary (lmms-eval's copy
            also looks into braces)
-cvbench    nyu-visionx/CV-Bench compares letters; how a letter is found is this project's
+cvbench    nyu-visionx/CV-Bench compares letters; how a letter is found is this project's. So do BLINK, 3DSRBench, SAT
+omni       qizekun/OmniSpatial, its mode "re": the last "Answer: X", else A (lmms-eval carries the same)
 
 Each looks at the text inside the answer block if there is one: MindCube's first rule would otherwise take a letter
 from the reasons before it.
@@ -15,6 +16,7 @@ import re
 
 from hatch_ray.benchmarks.item import tagged_answer
 from hatch_ray.benchmarks.spar_scorers import fixed_choice
+from hatch_ray.protocol.values import LETTER
 
 MINDCUBE_SETTINGS = ("around", "rotation", "translation", "among")
 """In the order in which an id is searched for them. Translation is no part of the overall accuracy."""
@@ -90,3 +92,16 @@ def mmsi(completion: str, gold: str, _: str = "") -> float:
 def cvbench(completion: str, gold: str, _: str = "") -> float:
     """1 when the letters agree: "(A)", "A", "A." and "(a) text" are one answer."""
     return fixed_choice(tagged_answer(completion), gold)
+
+
+def omnispatial_letter(completion: str) -> str:
+    """The letter in the answer block; else OmniSpatial's own rule: the last "Answer: X" in all, and A where none is."""
+    if found := LETTER.match(tagged_answer(completion)):
+        return found.group(1).upper()
+    said = re.findall(r"Answer\s*:\s*([A-D])\b", completion, re.IGNORECASE)
+    return str(said[-1]).upper() if said else "A"
+
+
+def omnispatial(completion: str, gold: str, _: str = "") -> float:
+    """1 when the letter that was read is the gold one."""
+    return float(omnispatial_letter(completion) == gold)

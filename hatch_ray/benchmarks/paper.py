@@ -1,11 +1,11 @@
-"""The paper's tables: what their columns are means of (parts.yaml), and the published rows (published.yaml)."""
+"""The papers' tables: what their columns are means of (parts.yaml), and the published rows (published.yaml)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -31,8 +31,11 @@ class Part:
 
     hub       its dataset on the Hugging Face hub; also the folder's name below a common --root.
     patterns  the files to read, relative to the root; the first pattern that matches is used.
+    table     the number of its table in published.yaml; 0: none, no published row is known.
     beside    groups that are reported by task and are part of no column.
     official  columns under the scorer `official`, where they differ.
+    by        what the columns' groups are: Item.group, or Item.task.
+    together  a question counts as right only when all rows of its cluster are (3DSRBench's circular and flipped forms).
     """
 
     name: str
@@ -43,6 +46,8 @@ class Part:
     columns: tuple[Column, ...]
     beside: tuple[str, ...] = ()
     official: tuple[Column, ...] | None = None
+    by: Literal["group", "task"] = "group"
+    together: bool = False
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -71,14 +76,20 @@ def _part(name: str, entry: dict[str, Any]) -> Part:
     without = entry.get("official_without")
     means = None if without is None else tuple(_task_means(each, without.get(each.name, ())) for each in columns)
     titles = (entry["title"], entry["table"], entry["hub"], tuple(entry["patterns"]))
-    return Part(name, *titles, columns, tuple(entry.get("beside", ())), means)
+    beside, by = tuple(entry.get("beside", ())), entry.get("by", "group")
+    return Part(name, *titles, columns, beside, means, by, entry.get("together", False))
 
 
 _PARTS = yaml.safe_load((Path(__file__).parent / "parts.yaml").read_text(encoding="utf-8"))
 PARTS = {name: _part(name, entry) for name, entry in _PARTS.items()}
 
 _PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
-SOURCE: str = _PUBLISHED["source"]
+SOURCES: dict[int, str] = {
+    number: table.get("source", _PUBLISHED["source"]) for number, table in _PUBLISHED["tables"].items()
+}
+TITLES: dict[int, str] = {
+    number: table.get("title", f"Table {number}") for number, table in _PUBLISHED["tables"].items()
+}
 LAYOUT: dict[int, tuple[tuple[str, str], ...]] = {
     number: tuple((part, column) for part, columns in table["columns"].items() for column in columns)
     for number, table in _PUBLISHED["tables"].items()
@@ -98,6 +109,6 @@ class PublishedRow:
 
 
 def published_rows(table: int) -> list[PublishedRow]:
-    """The rows of Table 1 or 4, in the paper's order."""
+    """The rows of a table, in the paper's order."""
     groups = _PUBLISHED["tables"][table]["rows"]
     return [PublishedRow(model, group, tuple(row)) for group, rows in groups.items() for model, row in rows.items()]

@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from hatch_ray.benchmarks import letter_scorers, spar_scorers
-from hatch_ray.benchmarks.files import Row, check_image, decode_image, json_lines, parquet_rows, read_member
+from hatch_ray.benchmarks.choice_readers import read_3dsrbench, read_blink, read_omnispatial, read_sat_real
+from hatch_ray.benchmarks.files import decode_image, json_lines, read_member
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.matching_scenes import read_scenes
 from hatch_ray.benchmarks.paper import PARTS, Part
+from hatch_ray.benchmarks.reading import item_of, items_of, letter_of, text_of
 from hatch_ray.benchmarks.reasonmatch import ARCHIVE, INDEX, case_of_gold, read_reasonmatch
 from hatch_ray.benchmarks.rooms import read_rooms
 from hatch_ray.benchmarks.spar_scorers import SCORERS as SPAR_SCORERS
+from hatch_ray.data.parquet import Row, parquet_rows
 from hatch_ray.data.refusals import MAX_BAD_SHARE, reasons_to_stop
-from hatch_ray.protocol.prompt import check_text
 from hatch_ray.sample import AnswerForm
 from hatch_ray.systems.matching.data import FORM
 from hatch_ray.systems.matching.measures import score
@@ -37,16 +38,18 @@ Score = Callable[[str, str, str], float]
 class Benchmark:
     """A benchmark.
 
-    parts     the blocks of the paper's tables that it fills; a published one has one.
+    parts     the blocks of the papers' tables that it fills; the first names its files.
     read      files -> items, or what is wrong with a row.
     scorers   name -> (completion, gold, task) -> score in [0, 1]; the first is the default.
     form      what every answer looks like, where only systems with that answer form can be asked.
+    titled    its name in print, where that is not its first part's.
     """
 
     parts: tuple[Part, ...]
     read: Read
     scorers: dict[str, Score]
     form: str = ""
+    titled: str = ""
 
     @property
     def part(self) -> Part:
@@ -56,7 +59,7 @@ class Benchmark:
     @property
     def title(self) -> str:
         """Its name in print."""
-        return self.part.title if len(self.parts) == 1 else ROOMS
+        return self.titled or self.part.title
 
 
 def choose_root(benchmark: Benchmark, roots: Sequence[str]) -> str:
@@ -105,62 +108,6 @@ def with_first(words: str, example: str | None) -> str:
     return f"{words} (first: {example})" if example else words
 
 
-def _text(row: Row, *names: str) -> str:
-    """The first of the fields that holds text. Raises BadRowError."""
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, str) and value.strip():
-            try:
-                check_text(value)
-            except ValueError:
-                raise BadRowError("reserved_token") from None
-            return value
-    raise BadRowError(f"no_{names[-1]}")
-
-
-def _letter(row: Row, name: str, letters: str) -> str:
-    """The gold letter of a field. Raises BadRowError."""
-    gold = _text(row, name).strip()
-    if len(gold) != 1 or gold.upper() not in letters:
-        raise BadRowError("gold_is_no_letter")
-    return gold
-
-
-def _item(
-    name: str,
-    task: str,
-    group: str,
-    question: str,
-    gold: str,
-    images: Sequence[Any] | None,
-    form: AnswerForm = "letter",
-) -> Item:
-    """A question whose images are the bytes of files. Raises BadRowError."""
-    if not images:
-        raise BadRowError("no_images")
-    checked = [check_image(image) for image in images]
-
-    def load(max_pixels: int) -> list[Image.Image]:
-        return [decode_image(image, max_pixels) for image in checked]
-
-    return Item(name, task, group, form, question, gold, name, len(checked), load)
-
-
-def _each(rows: Iterator[Row], parse: Callable[[Row, str], Item | None]) -> Iterator[Item | BadRowError]:
-    """Items and faults; rows for which `parse` gives None belong to another part. Ids carry the row's number, since
-    those of the files need not be unique.
-    """
-    for number, row in enumerate(rows):
-        name = row.get("id", row.get("idx"))
-        try:
-            item = parse(row, f"{number:05d}" + ("" if name is None else f":{name}"))
-        except BadRowError as fault:
-            yield fault
-            continue
-        if item is not None:
-            yield item
-
-
 FORMS: dict[spar_scorers.Kind, AnswerForm] = {"choice": "letter", "number": "number", "view_change": "view_change"}
 
 
@@ -176,13 +123,13 @@ def _spar_row(row: Row, name: str, img_type: str) -> Item | None:
         raise BadRowError("no_answer")
     if (fault := spar_scorers.check_gold(gold, task)) is not None:
         raise BadRowError(fault)
-    return _item(name, task, task, _text(row, "question"), gold, row.get("image"), FORMS[spar_scorers.KINDS[task]])
+    return item_of(name, task, task, text_of(row, "question"), gold, row.get("image"), FORMS[spar_scorers.KINDS[task]])
 
 
 def read_spar(paths: tuple[Path, ...], img_type: str) -> Iterator[Item | BadRowError]:
     """SPAR-Bench's parquet files (also -Tiny and -RGBD), one kind. The images carry their marks already."""
     rows = parquet_rows(paths, ("id", "image", "question", "answer", "task", "img_type"))
-    return _each(rows, partial(_spar_row, img_type=img_type))
+    return items_of(rows, partial(_spar_row, img_type=img_type))
 
 
 MINDCUBE_FILE = "raw/MindCube_tinybench.jsonl"
@@ -219,12 +166,12 @@ def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
         names = [str(image) for image in images]
         if not all((place / image).is_file() for image in names):
             raise BadRowError("image_file_missing")
-        gold = _letter(row, "gt_answer", "ABCDE").upper()
-        question = _text(row, "question")
+        gold = letter_of(row, "gt_answer", "ABCDE").upper()
+        question = text_of(row, "question")
         return Item(name, setting, setting, "letter", question, gold, name, len(names), partial(load, names))
 
     lines = read_member(place / MINDCUBE_FILE, f"{MINDCUBE_FILE} of {paths[0]}")
-    return _each((row or {} for row in json_lines(lines)), parse)
+    return items_of((row or {} for row in json_lines(lines)), parse)
 
 
 def _mmsi_row(row: Row, name: str) -> Item:
@@ -232,13 +179,13 @@ def _mmsi_row(row: Row, name: str) -> Item:
     group = letter_scorers.mmsi_group(kind)
     if group is None:
         raise BadRowError("unknown_question_type")
-    gold = _letter(row, "answer", "ABCD")
-    return _item(name, kind, group, _text(row, "question"), gold, row.get("images"))
+    gold = letter_of(row, "answer", "ABCD")
+    return item_of(name, kind, group, text_of(row, "question"), gold, row.get("images"))
 
 
 def read_mmsi(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
     """MMSI-Bench's parquet file; `images` is a list of encoded images."""
-    return _each(parquet_rows(paths, ("id", "images", "question_type", "question", "answer")), _mmsi_row)
+    return items_of(parquet_rows(paths, ("id", "images", "question_type", "question", "answer")), _mmsi_row)
 
 
 CVBENCH_FILES = ("test_2d.parquet", "test_3d.parquet")
@@ -247,11 +194,11 @@ CVBENCH_FILES = ("test_2d.parquet", "test_3d.parquet")
 def _cvbench_row(row: Row, name: str) -> Item:
     if row.get("source") not in PARTS["cvbench"].groups:
         raise BadRowError("unknown_source")
-    gold = _text(row, "answer")
+    gold = text_of(row, "answer")
     if spar_scorers.check_gold(gold, "position_matching"):
         raise BadRowError("gold_is_no_letter")
     images = [row["image"]] if row.get("image") else None
-    return _item(name, _text(row, "task"), row["source"], _text(row, "prompt"), gold, images)
+    return item_of(name, text_of(row, "task"), row["source"], text_of(row, "prompt"), gold, images)
 
 
 def read_cvbench(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
@@ -259,15 +206,19 @@ def read_cvbench(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
     if len(paths) < len(CVBENCH_FILES):
         found = ", ".join(path.name for path in paths)
         raise ValueError(f"{paths[0].parent} is not CV-Bench: expected {' and '.join(CVBENCH_FILES)}, found {found}")
-    return _each(parquet_rows(paths, ("idx", "task", "image", "answer", "prompt", "source")), _cvbench_row)
+    return items_of(parquet_rows(paths, ("idx", "task", "image", "answer", "prompt", "source")), _cvbench_row)
 
 
 BENCHMARKS = {
     "spar_mv": Benchmark((PARTS["spar_mv"],), partial(read_spar, img_type="multi_view"), SPAR_SCORERS),
     "spar_si": Benchmark((PARTS["spar_si"],), partial(read_spar, img_type="single_view"), SPAR_SCORERS),
     "mindcube_tiny": Benchmark((PARTS["mindcube_tiny"],), read_mindcube, {"mindcube": letter_scorers.mindcube}),
-    "mmsi": Benchmark((PARTS["mmsi"],), read_mmsi, {"mmsi": letter_scorers.mmsi}),
-    "cvbench": Benchmark((PARTS["cvbench"],), read_cvbench, {"cvbench": letter_scorers.cvbench}),
+    "mmsi": Benchmark((PARTS["mmsi"], PARTS["mmsi_types"]), read_mmsi, {"mmsi": letter_scorers.mmsi}),
+    "cvbench": Benchmark((PARTS["cvbench"], PARTS["cvbench_tasks"]), read_cvbench, {"cvbench": letter_scorers.cvbench}),
+    "blink": Benchmark((PARTS["blink"],), read_blink, {"letter": letter_scorers.cvbench}),
+    "3dsrbench": Benchmark((PARTS["3dsrbench"],), read_3dsrbench, {"letter": letter_scorers.cvbench}),
+    "sat_real": Benchmark((PARTS["sat_real"],), read_sat_real, {"letter": letter_scorers.cvbench}),
+    "omnispatial": Benchmark((PARTS["omnispatial"],), read_omnispatial, {"omnispatial": letter_scorers.omnispatial}),
 }
 """The published ones."""
 ROOMS = "rooms"
@@ -294,5 +245,5 @@ MATCHING = {
     "matching_rgbd": _matching("matching_rgbd", "matching in RGB-D", read_scenes),
 }  # fmt: skip
 """Wide-baseline matching, with tables of its own (`matching_report`)."""
-ROOMS_BENCHMARK = Benchmark((PARTS["spar_mv"], PARTS["spar_si"]), read_rooms, SPAR_SCORERS)
+ROOMS_BENCHMARK = Benchmark((PARTS["spar_mv"], PARTS["spar_si"]), read_rooms, SPAR_SCORERS, titled=ROOMS)
 KNOWN = BENCHMARKS | {ROOMS: ROOMS_BENCHMARK} | MATCHING

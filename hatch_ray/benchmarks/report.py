@@ -1,6 +1,6 @@
 """The tables of one command, summed up from kept predictions, printed, and written as Markdown beside them.
 
-They are the paper's Tables 1 and 4 with our row under the published ones, and the scores by task.
+They are the papers' tables (published.yaml) with our row under the published ones, and the scores by task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from hatch_ray.benchmarks.kept import Kept
-from hatch_ray.benchmarks.paper import LAYOUT, PARTS, SOURCE, published_rows
+from hatch_ray.benchmarks.paper import LAYOUT, PARTS, SOURCES, TITLES, published_rows
 from hatch_ray.benchmarks.registry import KNOWN, ROOMS, with_first
 from hatch_ray.benchmarks.results import WHOLE_SHARE, compare_published, is_whole, overall, summarise
 from hatch_ray.run_folder import RunFolder, write_atomic
@@ -21,9 +21,10 @@ from hatch_ray.run_folder import RunFolder, write_atomic
 NAME_WIDTH = 19
 MARKS = {1: "▲", 0: "", -1: "▼"}
 SHORT = {"spar_mv": "SPAR-MV", "spar_si": "SPAR-SI", "mindcube_tiny": "MindCube", "mmsi": "MMSI", "cvbench": "CV-Bench",
-         "overall": "All"}  # fmt: skip
+         "overall": "All", "3dsrbench": "3DSRBench", "cvbench_tasks": "CV-Bench", "blink": "BLINK",
+         "mmsi_types": "MMSI"}  # fmt: skip
 CAPTION = (
-    f"Percent. Published rows: {SOURCE}. ± is half of our 95 % bootstrap interval. "
+    "Percent. Published rows: {}. ± is half of our 95 % bootstrap interval. "
     "▲: ours is above that figure, ▼: below it, beyond the noise of both (95 %); no mark: within it, or not compared."
 )
 ROOMS_NOTE = (
@@ -80,8 +81,9 @@ def report_benchmarks(
             for part, by_scorer in found[name].items()
             if by_scorer
         }
-        whole = {KNOWN[name].part.name for name in section if name != ROOMS and is_whole(counts[name])}
-        for table in sorted({PARTS[part].table for part in chosen}):
+        asked = [name for name in section if name != ROOMS and is_whole(counts[name])]
+        whole = {part.name for name in asked for part in KNOWN[name].parts}
+        for table in sorted({PARTS[part].table for part in chosen} - {0}):
             compared = compare_published(table, {part: chosen[part] for part in whole & chosen.keys()})
             comparisons += compared
             cells = (run.path.name, _our_cells(table, chosen), _published_cells(table, compared))
@@ -91,7 +93,7 @@ def report_benchmarks(
             (ROOMS if name == ROOMS else PARTS[part].title, by_scorer)
             for name in section
             for part, by_scorer in found[name].items()
-            if by_scorer
+            if by_scorer and PARTS[part].by == "group"
         ]
         if tasks:
             lines = [said[name] for name in section] + [ROOMS_NOTE] * (section == [ROOMS])
@@ -139,7 +141,7 @@ def _published_cells(table: int, compared: Sequence[dict[str, Any]]) -> Rows:
 
 
 def text_table(table: int, name: str, own: Cells, published: Rows) -> str:
-    """Table 1 or 4 in plain text, at most 92 columns wide. A mark takes the place of the space after its figure."""
+    """A table in plain text, at most 92 columns wide. A mark takes the place of the space after its figure."""
     parts = [part for part, _ in LAYOUT[table]]
     starts = [index > 0 and part != parts[index - 1] for index, part in enumerate(parts)]
 
@@ -149,22 +151,22 @@ def text_table(table: int, name: str, own: Cells, published: Rows) -> str:
 
     heads = "".join(SHORT[part].ljust(5 * parts.count(part) + 1) for part in dict.fromkeys(parts))
     return "\n".join([
-        f"Table {table}", " " * NAME_WIDTH + heads.rstrip(), line("", [column for _, column in LAYOUT[table]]),
+        TITLES[table], " " * NAME_WIDTH + heads.rstrip(), line("", [column for _, column in LAYOUT[table]]),
         *(line(model, cells) if cells else f"-- {model}" for model, cells in published),
         "-- this run", line(name[: NAME_WIDTH - 1], [figure for figure, _ in own]),
-        line("", [half for _, half in own]), CAPTION, "",
+        line("", [half for _, half in own]), CAPTION.format(SOURCES[table]), "",
     ])  # fmt: skip
 
 
 def markdown_table(table: int, name: str, own: Cells, published: Rows) -> str:
-    """Table 1 or 4 as Markdown."""
+    """A table as Markdown."""
     heads = [f"{SHORT[part]} {name}" for part, name in LAYOUT[table]]
     ours = [f"**{figure}** {half}" if half else figure for figure, half in own]
     empty = " |" * len(heads)
     return "\n".join([
-        f"## Table {table}", "", "| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads),
+        f"## {TITLES[table]}", "", "| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads),
         *(f"| {model} | {' | '.join(cells)} |" if cells else f"| *{model}* |{empty}" for model, cells in published),
-        f"| **{name}** | " + " | ".join(ours) + " |", "", CAPTION, "",
+        f"| **{name}** | " + " | ".join(ours) + " |", "", CAPTION.format(SOURCES[table]), "",
     ])  # fmt: skip
 
 

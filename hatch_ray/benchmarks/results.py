@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.benchmarks.item import Item, tagged_answer
-from hatch_ray.benchmarks.paper import LAYOUT, SOURCE, TINY_GROUP, TINY_ROWS, Column, Part, published_rows
+from hatch_ray.benchmarks.paper import LAYOUT, SOURCES, TINY_GROUP, TINY_ROWS, Column, Part, published_rows
 from hatch_ray.benchmarks.registry import Score
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
 
@@ -48,6 +48,16 @@ def _column(column: Column, values: np.ndarray, groups: np.ndarray, draws: Boots
     return draws.weighted_mean(values, [mask for mask, _ in present], [share for _, share in present])
 
 
+def _together(rows: Sequence[Prediction], scorer: str) -> list[Prediction]:
+    """One row a cluster: its first, with the least score of all."""
+    least: dict[str, Prediction] = {}
+    for row in rows:
+        known = least.setdefault(row["cluster"], row)
+        if row["scores"][scorer] < known["scores"][scorer]:
+            least[row["cluster"]] = known | {"scores": row["scores"]}
+    return list(least.values())
+
+
 def effective_rows(column: Column, groups: np.ndarray) -> float:
     """Number of equally weighted rows whose mean would be as uncertain: 1 / sum(share^2 / rows) over the groups."""
     counts = [int((groups == group).sum()) for group in column.groups]
@@ -60,11 +70,13 @@ def effective_rows(column: Column, groups: np.ndarray) -> float:
 
 def summarise(part: Part, rows: Sequence[Prediction], scorer: str, bootstrap: int, seed: int) -> dict[str, Any] | None:
     """Columns and tasks of a part under one scorer, percent, with 95 % intervals; None when no row belongs to it."""
-    rows = [row for row in rows if row["group"] in part.groups]
+    rows = [row for row in rows if row[part.by] in part.groups]
     if not rows:
         return None
+    if part.together:
+        rows = _together(rows, scorer)
     values = 100 * np.array([row["scores"][scorer] for row in rows], dtype=np.float64)
-    groups = np.array([row["group"] for row in rows])
+    groups = np.array([row[part.by] for row in rows])
     tasks = np.array([row["task"] for row in rows])
     draws = Bootstrap([row["cluster"] for row in rows], bootstrap, seed)
     columns = part.under(scorer)
@@ -115,7 +127,7 @@ def compare_published(table: int, summaries: Mapping[str, dict[str, Any]]) -> li
             found.append({
                 "model": row.model, "part": part, "column": name, "published": figure, "ours": ours["value"],
                 "difference": round(ours["value"] - figure, 4), "beyond_noise": beyond_noise(ours, figure, count),
-                "source": SOURCE,
+                "source": SOURCES[table],
             })  # fmt: skip
     return found
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,19 +67,23 @@ def build_dataset(
         return writer.summary
 
 
-def write_splits(build: Callable[[Split, Path], Any], out: str | Path) -> dict[Split, dict[str, Any]]:
-    """Both datasets, `out`/train and `out`/heldout, or nothing; their summaries. build(split, folder) writes one.
+def write_splits(
+    build: Callable[[str, Split, Path], Any], sections: Mapping[str, str], out: str | Path
+) -> dict[str, dict[str, Any]]:
+    """Both datasets of every section, or nothing; their summaries by folder, "train" or "views/train".
 
-    Raises ValueError where `out` exists, and what `build` raises.
+    build(section, split, folder) writes one; sections: name -> folder below `out`, "" for `out` itself. Raises
+    ValueError where `out` exists, and what `build` raises.
     """
     out = Path(out).expanduser().absolute()
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder or remove it")
     folder = out.with_name(f".{out.name}.building-{os.getpid()}")
+    places = {(section, split): str(Path(below) / split) for section, below in sections.items() for split in SPLITS}
     try:
-        for split in SPLITS:
-            build(split, folder / split)
-        summaries = {split: json.loads((folder / split / "summary.json").read_text()) for split in SPLITS}
+        for (section, split), place in places.items():
+            build(section, split, folder / place)
+        summaries = {place: json.loads((folder / place / "summary.json").read_text()) for place in places.values()}
         os.replace(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,12 +98,12 @@ def furnish(rng: np.random.Generator, size: np.ndarray, n: int) -> list[Furnitur
     return placed
 
 
-def alone(rng: np.random.Generator, color: str, kind: str) -> Furniture:
+def alone(rng: np.random.Generator, color: str, kind: str, kinds: Mapping[str, Any] = KINDS) -> Furniture:
     """One piece in the middle of the floor, at any angle."""
-    box = np.array(KINDS[kind]["size"]) * rng.uniform(0.85, 1.15, 3)
+    box = np.array(kinds[kind]["size"]) * rng.uniform(0.85, 1.15, 3)
     center = np.array([0.0, 0.0, box[2] / 2])
     thing = SceneObject(0, f"{color} {kind}", center, box, float(rng.uniform(-np.pi, np.pi)))
-    return Furniture(thing, _parts(thing, COLORS[color], KINDS[kind]["shapes"]))
+    return Furniture(thing, _parts(thing, COLORS[color], kinds[kind]["shapes"]))
 
 
 def _spot(rng: np.random.Generator, size: np.ndarray, box: np.ndarray, at_wall: bool) -> tuple[np.ndarray, float]:

@@ -80,6 +80,13 @@ class DatasetWriter:
         save_image(self.folder / path, rgb)
         return View(path)
 
+    def add_photo_file(self, scene: str, index: int, data: bytes, ending: str) -> View:
+        """Keep a photo's file as it is; ending: "jpg"."""
+        path = Path("images") / scene / f"{index:06d}.{ending}"
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_bytes(data)
+        return View(path)
+
     def add_scene(self, scene: str, up: np.ndarray | None, objects: Iterable[SceneObject]) -> None:
         """Remember what plans from above need."""
         self.scenes[scene] = {

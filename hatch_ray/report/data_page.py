@@ -52,6 +52,15 @@ def _card(sample: Sample, objects: tuple[SceneObject, ...]) -> dict[str, Any]:
     }
 
 
+def pages_of(path: Path, out_html: Path) -> list[tuple[Path, Path]]:
+    """(dataset, its page) of a folder: itself, or the train dataset of each section in it, samples-views.html, ..."""
+    path = path.expanduser()
+    inside = [found.parent for found in sorted(path.glob("*/train/index.jsonl"))]
+    if (path / "index.jsonl").is_file() or not inside:
+        return [(path, out_html)]
+    return [(each, out_html.with_stem(f"{out_html.stem}-{each.parent.name}")) for each in inside]
+
+
 def show_dataset(path: str | Path, out_html: str | Path, count: int = 12, seed: int = 0) -> Path:
     """Write the page and return its path.
 

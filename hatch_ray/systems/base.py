@@ -58,12 +58,14 @@ class System(ABC):
 
     Config        the config's class: a `Config` with a section for each stage, and for settings of its own.
     answer_forms  what `Sample.answer_form` may be.
+    measure       the term by which runs are compared on one scale: how much is right.
     words         how tables and report show its terms, measures and evaluations.
     """
 
     Config: ClassVar[type[Config]]
     stages: ClassVar[tuple[Stage, ...]]
     answer_forms: ClassVar[tuple[str, ...]]
+    measure: ClassVar[str] = TOTAL
     words: ClassVar[Words] = Words()
 
     def __init__(self, config: Any) -> None:
@@ -76,6 +78,13 @@ class System(ABC):
     @abstractmethod
     def build(self, section: str, split: Split, out: Path, report: Progress | None = None) -> None:
         """Make one split of a stage's data: write a dataset (`data.writer`) at `out`. Raises ValueError."""
+
+    def check(self, section: str) -> None:  # noqa: B027 - by default nothing is looked at
+        """Refuse a section of data that cannot be built, before anything is made. Raises ValueError."""
+
+    def evaluated(self) -> str:
+        """The section whose held-out samples are asked: the last stage's."""
+        return self.sections()[-1]
 
     @abstractmethod
     def prompt(self, sample: Sample, stage: str) -> Messages:

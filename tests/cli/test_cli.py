@@ -84,12 +84,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(hatch, tmp_path, words, said):
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora", "hatch_7b"])
+@pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora", "hatch_7b", "viewpoint_7b"])
 def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
     done = hatch("train", f"configs/{config}.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for word in ("PaStA", "QA SFT", "Cold start", "GRPO", "learner", "rollout", "reward", "GB", "activations"):
+    stages = ("View SFT",) if config == "viewpoint_7b" else ("PaStA", "QA SFT", "Cold start")
+    for word in (*stages, "GRPO", "learner", "rollout", "reward", "GB", "activations"):
         assert word in done.stdout
+    if config == "viewpoint_7b":
+        assert "64 GPUs" in done.stdout and "1024 prompts x 16" in done.stdout and "8.29 B" in done.stdout
     if config == "hatch_3b":
         assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
 
@@ -127,6 +130,14 @@ def test_datasets_are_built_and_shown(hatch, tmp_path):
     done = hatch("data", "show", str(tmp_path / "data" / "train"), "--out", str(page))
     assert done.returncode == 0, done.stderr
     assert page.read_text(encoding="utf-8").count("data:image/") >= 4
+    both = [word.replace("data.", "views.") for word in small]
+    done = hatch("data", "build", "configs/viewpoint_tiny.yaml", "--out", str(tmp_path / "two"), *small, *both)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / "two" / name / "index.jsonl").is_file() for name in ("views/train", "data/heldout"))
+    done = hatch("data", "show", str(tmp_path / "two"), "--out", str(page))
+    assert done.returncode == 0, done.stderr
+    for section in ("views", "data"):
+        assert "ego_rotation" in page.with_stem(f"samples-{section}").read_text(encoding="utf-8")
 
 
 def test_doctor_says_that_this_machine_can_run_the_demo(hatch):

@@ -168,13 +168,13 @@ def test_nothing_half_written(tmp_path: Path) -> None:
         dies()
     assert list(tmp_path.iterdir()) == []
 
-    def fails(split: Split, folder: Path) -> None:
+    def fails(section: str, split: Split, folder: Path) -> None:
         if split == "heldout":
             raise ValueError("no held-out sample")
         build_dataset(DATA, 1, split, folder)
 
     with pytest.raises(ValueError, match="no held-out sample"):
-        write_splits(fails, tmp_path / "d")
+        write_splits(fails, {"data": ""}, tmp_path / "d")
     assert list(tmp_path.iterdir()) == []
 
 

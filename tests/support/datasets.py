@@ -32,4 +32,4 @@ def write_dataset(path: str | Path, samples: Iterable[Sample]) -> None:
 
 def build_splits(data: DataConfig, seed: int, out: Path) -> None:
     """Both datasets of a config, as `hatch data build` makes them."""
-    write_splits(lambda split, folder: build_dataset(data, seed, split, folder), out)
+    write_splits(lambda _, split, folder: build_dataset(data, seed, split, folder), {"data": ""}, out)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hatch_ray.config import Config
+from hatch_ray.config_sections import DataConfig
 from hatch_ray.protocol.grammar import reply_grammar
 from hatch_ray.protocol.prompt import Mode, gold_reply, sample_prompt
 from hatch_ray.protocol.response import Response, parse_response
@@ -25,6 +26,7 @@ class Hatch(System):
     Config: ClassVar[type[Config]] = HatchConfig
     config: HatchConfig
     answer_forms = ANSWER_FORMS
+    measure = "answer"
     stages = (
         Stage("pasta", "pasta", "PaStA: the image encoder learns which patches match"),
         Stage("qa_sft", "sft", "QA SFT: the answers"),
@@ -48,6 +50,13 @@ class Hatch(System):
 
     def weights(self) -> dict[str, float]:
         return reward_weights(self.config.reward)
+
+    def check(self, section: str) -> None:
+        from hatch_ray.data.questions import choose_tasks  # reward actors need none of it
+
+        data: DataConfig = getattr(self.config, section)
+        if data.kind != "spar":
+            choose_tasks(data.tasks, has_objects=data.kind == "rooms")
 
     def build(self, section: str, split: Split, out: Path, report: Progress | None = None) -> None:
         from hatch_ray.data.build import build_dataset  # reward actors need none of it

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from hatch_ray.config import Config
-from hatch_ray.config_sections import DataConfig, Positive, Section, SftConfig
+from hatch_ray.config_sections import DataConfig, Positive, Rate, Section, SftConfig
 from hatch_ray.systems.viewpoint.motion import Mode
 from hatch_ray.systems.viewpoint.questions import known_types
+
+PUBLISHED = ("sat", "viewpoint_100k")
+"""Kinds of data that are questions already: nothing is known of their poses."""
 
 
 class ViewpointData(DataConfig):
@@ -17,6 +20,9 @@ class ViewpointData(DataConfig):
     sequence below `root` as one object. free: pairs of a room, or of posed RGB-D.
     """
 
+    kind: Literal["rooms", "rgbd", "spar", "sat", "viewpoint_100k"] = "rooms"  # type: ignore[assignment]
+    """rooms: rendered. rgbd: posed sequences below `root`. sat, viewpoint_100k: the published questions, whose files
+    lie in `root` (docs/viewpoint.md)."""
     mode: Mode = "orbit"
     """orbit: the camera goes around an object and keeps it in view, as in the paper; the answers are one bit. free: any
     two overlapping views of a place; going and turning are independent."""
@@ -31,16 +37,34 @@ class ViewpointData(DataConfig):
 
     @model_validator(mode="after")
     def _check_types(self) -> Self:
-        known_types(self.tasks, self.mode)
+        if self.kind not in PUBLISHED:
+            known_types(self.tasks, self.mode)
         if self.kind in ("spar", "scenes"):
-            raise ValueError(f"viewpoint has no kind: {self.kind}; use rooms, or rgbd with a root")
+            raise ValueError(
+                f"viewpoint has no kind: {self.kind}; use rooms, rgbd, sat or viewpoint_100k, all but rooms with a root"
+            )
         return self
 
 
 class ViewpointReward(Section):
+    kind: Literal["letter", "actions"] = "letter"
+    """letter, the paper's: a thought, then the option's letter, which is rewarded. actions: HATCH's camera actions in
+    place of the thought; rewarded is the pose that they compose to, and `exact` is the side to which they go."""
     strict: bool = False
     """The published reward to the letter: one regular expression for the form, and the answer equal as a string. Else
     "(B)" and "B." are B, and a form with two answers or an empty thought is none."""
+    tau_t: Rate = 1.0
+    """actions: metres of error that leave 1/e (eq. 10 of HATCH)."""
+    tau_r: Rate = 30.0
+    """actions: degrees of error that leave 1/e."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.strict and self.kind == "actions":
+            raise ValueError(
+                "reward.strict is the published reward, of letters: set reward.kind=letter, or strict=false"
+            )
+        return self
 
 
 class ViewpointConfig(Config):
@@ -52,3 +76,15 @@ class ViewpointConfig(Config):
         epochs=2, batch_size=128, lr=5e-6, warmup_steps=50, schedule="cosine", trainable="language"
     )
     reward: ViewpointReward = ViewpointReward()
+
+    @model_validator(mode="after")
+    def _check_actions(self) -> Self:
+        if self.reward.kind == "actions":
+            for name in ("views", "data") if "view_sft" in self.stages else ("data",):
+                data: ViewpointData = getattr(self, name)
+                if data.kind in PUBLISHED or (data.kind == "rgbd" and data.mode == "orbit"):
+                    raise ValueError(
+                        f"reward.kind=actions needs poses in metres, which {name} (kind {data.kind}, mode {data.mode}) "
+                        f"does not have; use {name}.kind=rooms, or rgbd with {name}.mode=free"
+                    )
+        return self

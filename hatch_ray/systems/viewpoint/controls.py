@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hatch_ray.data.pairs import gold_plans
 from hatch_ray.evaluation.findings import FINAL, Claim, claim, interval_text
 from hatch_ray.evaluation.heldout import Row, in_order_of, term
 from hatch_ray.evaluation.intervals import Bootstrap, Interval, verdict
+from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import Sample
 from hatch_ray.systems.viewpoint.questions import LETTERS, MOVED, SIDES, TYPES
 
@@ -26,16 +28,17 @@ BY_CHANCE = 0.25
 
 
 def turned_round(sample: Sample) -> Sample:
-    """The same question with the two photos in the other order: the right answer is the opposite one.
-
-    Its gold plans, which are of the first order, are left out.
-    """
+    """The same question with the two photos in the other order: the right answer is the opposite one."""
     side = SIDES[1 - SIDES.index(sample.meta["side"])]
     if TYPES[sample.task].options:
         answer = LETTERS[list(sample.meta["options"]).index(MOVED[SIDES.index(side)])]
     else:
         answer = f"{-float(sample.answer):+.0f}"
-    return replace(sample, views=sample.views[::-1], answer=answer, plans=(), meta=sample.meta | {"side": side})
+    views, up, plans = sample.views[::-1], sample.meta.get("up"), sample.plans
+    if plans:
+        poses = [as_transform(view.pose) for view in views if view.pose is not None]
+        plans = gold_plans(poses, None if up is None else np.array(up))
+    return replace(sample, views=views, answer=answer, plans=plans, meta=sample.meta | {"side": side})
 
 
 def by_type_and_angle(rows: Sequence[Row], bootstrap: int, seed: int) -> dict[str, dict[str, Interval]]:

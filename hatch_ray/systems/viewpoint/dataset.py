@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from hatch_ray.data.images import shrink
 from hatch_ray.data.pairs import Refused, gold_plans
 from hatch_ray.data.store import SPLITS, Split
 from hatch_ray.data.writer import DatasetWriter
@@ -35,9 +37,11 @@ def build_views(
     out: Path,
     report: Callable[[int, int], None] | None = None,
     mixed: bool = False,
+    max_pixels: int = 0,
 ) -> None:
     """Write a split's dataset at `out`. Every sample asks for a thought first, and has one that leads to its answer;
-    mixed: all but `think_share` of the samples ask for the bare answer, and those with a thought repeat.
+    mixed: all but `think_share` of the samples ask for the bare answer, and those with a thought repeat. max_pixels: no
+    photo of a posed sequence is kept larger, as the model sees no more (0: as it is).
 
     Raises ValueError where no pair can be used, and as `sources`.
     """
@@ -45,7 +49,7 @@ def build_views(
     wanted = data.samples if split == "train" else data.heldout_samples
     thinking = round(data.think_share * wanted) if mixed else 0
     with DatasetWriter(out) as writer:
-        builder = _Builder(data, [seed, SPLITS.index(split)], wanted - thinking, writer, mixed, report)
+        builder = _Builder(data, [seed, SPLITS.index(split)], wanted - thinking, writer, mixed, report, max_pixels)
         for turn in range(ROUNDS):
             for position, make in enumerate(makers):
                 if builder.done:
@@ -77,10 +81,10 @@ class _Builder:
 
     def __init__(
         self, data: ViewpointData, seeds: list[int], wanted: int, writer: DatasetWriter, direct: bool,
-        report: Callable[[int, int], None] | None,
+        report: Callable[[int, int], None] | None, max_pixels: int,
     ) -> None:  # fmt: skip
         self.data, self.seeds, self.wanted, self.writer, self.report = data, seeds, wanted, writer, report
-        self.direct = direct
+        self.direct, self.max_pixels = direct, max_pixels
         self.types = known_types(data.tasks, data.mode)
         self.refused: Counter[str] = Counter()
         self.made: list[Sample] = []
@@ -133,15 +137,20 @@ class _Builder:
             plans = gold_plans([as_transform(frame.pose) for frame in frames], pairs.up)
         else:
             shown = zip((first, second), frames, strict=True)
-            views, plans = [self.writer.add_photo(pairs.id, index, frame.rgb) for index, frame in shown], ()
-        pair = Sample("", pairs.id, "", "", "", "", tuple(views), plans=plans,
-                      meta={"mode": self.data.mode, "frames": [frame.name for frame in frames]})  # fmt: skip
+            views = [self.writer.add_photo(pairs.id, index, self._kept(frame.rgb)) for index, frame in shown]
+            plans = ()
+        up = pairs.up.tolist() if pairs.metric else None
+        meta = {"mode": self.data.mode, "frames": [frame.name for frame in frames], "up": up}
+        pair = Sample("", pairs.id, "", "", "", "", tuple(views), plans=plans, meta=meta)
         for number, name in enumerate(names):
             if number:
                 letter = self._balance.next(f"{kind} {name}")[1]
             if self.done:
                 break
             self._write(pair, name, motion, letter, rng)
+
+    def _kept(self, rgb: np.ndarray) -> np.ndarray:
+        return np.asarray(shrink(Image.fromarray(rgb), self.max_pixels)) if self.max_pixels else rgb
 
     def _write(self, pair: Sample, name: str, motion: Motion, letter: str, rng: np.random.Generator) -> None:
         """Add the question of a type to a pair."""

@@ -1,16 +1,24 @@
-"""One piece of furniture alone in an open room, and cameras on an arc around it: a posed, object-centric sequence.
+"""One thing alone in an open room, and cameras on an arc around it: a posed, object-centric sequence.
 
 Colour and kind are the object: those of one split occur in no other.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import yaml
 
 from hatch_ray.data.room_furniture import COLORS, KINDS, Furniture, alone
 from hatch_ray.data.rooms import Room, RoomOptions, camera_pose
 from hatch_ray.data.store import Split
 
+SHAPES: dict[str, dict[str, Any]] = KINDS | yaml.safe_load(
+    (Path(__file__).parent / "shapes.yaml").read_text(encoding="utf-8")
+)
+"""The rooms' furniture, and more."""
 ARC_DEG = 200.0
 """Cameras stand on an arc of this length, in order."""
 RADIUS = (1.3, 3.0)
@@ -29,7 +37,7 @@ def object_names(split: Split) -> list[tuple[str, str]]:
     """(colour, kind) of the split's objects; every kind is in both splits."""
     rng = np.random.default_rng(205)
     found = []
-    for kind in KINDS:
+    for kind in SHAPES:
         colors = rng.permutation(list(COLORS)).tolist()
         chosen = colors[:HELDOUT_COLORS] if split == "heldout" else colors[HELDOUT_COLORS:]
         found += [(color, kind) for color in chosen]
@@ -51,7 +59,7 @@ class ObjectOrbit(Room):
 
     def _furnish(self, rng: np.random.Generator) -> list[Furniture]:
         color, kind = self._names[int(rng.integers(len(self._names)))]
-        return [alone(rng, color, kind)]
+        return [alone(rng, color, kind, SHAPES)]
 
     def _place_cameras(self, rng: np.random.Generator) -> np.ndarray:
         """(V, 4, 4) camera-to-world; the floor becomes as large as the arc needs."""

@@ -117,5 +117,7 @@ def _room(number: int, options: RoomOptions, data: ViewpointData) -> FreePairs:
 
 def _sequence(folder: Path, name: str) -> OrbitPairs:
     scene = read_scene(folder)
+    if len(scene) < 2:
+        raise Refused("one_photo")
     around = surroundings(scene.poses, scene.landmarks, up=scene.up)
     return OrbitPairs(name.replace("/", "-"), scene, around, metric=False)
