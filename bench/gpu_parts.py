@@ -128,10 +128,10 @@ class Bench:
         learner.optimizer = None
         old = torch.tensor(-math.log(len(learner.scorer.bias)), device=self.device)
         shared, learner.batches = learner.batches, learner.packed(shared=False)
-        learner.scorer.half = False  # in float32 the ways are equal to rounding
+        learner.scorer.compute = "float32"  # in float32 the ways are equal to rounding
         with torch.no_grad():
             one, each = (sum(float(learner.loss(b, old)) for b in some) for some in (shared, learner.batches))
-        learner.scorer.half = True
+        learner.scorer.compute = "bfloat16"
         learner.optimize(RATES[0])
         figures = self.speed(learner, {"step": learner.step, "encoder": learner.encode}, 3, rounds=2)
         learner.batches = shared

@@ -39,9 +39,9 @@ actors/stages/grpo.py:drive -> actors/experience/queues.py:hand_over
 actors/experience/queues.py:hand_over -> actors/experience/queues.py:put
 actors/learner/worker.py:learner_loop -> actors/experience/queues.py:take
 actors/learner/worker.py:learner_loop -> actors/learner/learner.py:update
-actors/learner/learner.py:update -> actors/learner/learner.py:split_rows
+actors/learner/learner.py:update -> actors/learner/micro_batches.py:split_rows
 actors/learner/learner.py:packed -> hatch_ray/model/packing.py:pack
-actors/learner/learner.py:token_terms -> hatch_ray/model/logprobs.py:forward
+actors/learner/micro_batches.py:scored -> hatch_ray/model/logprobs.py:forward
 actors/learner/learner.py:token_terms -> hatch_ray/learning/grpo.py:grpo_loss
 actors/learner/worker.py:learner_loop -> actors/weights/publish.py:publish
 actors/stages/grpo.py:_catch_up -> actors/rollout/engines.py:sync

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
+from actors.learner.micro_batches import Unit, scored
 from actors.runtime.messages import Probe, ProbeScores, Request, StoredImage
 from actors.weights.probe_scores import score_probe
 from actors.weights.publish import learned_parts, only_learned
@@ -44,6 +45,8 @@ from hatch_ray.model.packing import PackedBatch
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
 from hatch_ray.run_folder import RunFolder
 
+SCORING = ("distributions", "prompts", "replies")
+"""The scorer's methods that compute with the model, beside its forward pass."""
 BAD_IN_A_ROW = "bad_in_a_row"
 """In a checkpoint's numbers: how many of the last steps were skipped."""
 
@@ -80,28 +83,28 @@ class Policy:
         if grpo.beta and not config.model.lora_rank:
             frozen = self.workers.load(model, learner.compute).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
-            self.workers.shard(self.reference, offload=learner.offload_reference)
+            self.workers.shard(self.reference, SCORING, offload=learner.offload_reference)
             if self._moves_reference:
                 self.reference.to("cpu")
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
-        self.wrapped = self.workers.wrap(self.scorer, ["distributions"])
+        self.workers.shard(self.scorer, SCORING)
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.learned_parts = learned_parts(self.model)
         self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
 
     @torch.no_grad()
-    def reference_logprobs(self, packed: list[PackedBatch]) -> list[torch.Tensor | None]:
-        """The reference's log-probabilities of each micro-batch, (N,) each; None where grpo.beta is 0."""
+    def reference_logprobs(self, units: Sequence[Unit], packed: Sequence[PackedBatch]) -> dict[int, torch.Tensor]:
+        """The reference's log-probabilities of each micro-batch by number, (N,) each; nothing where grpo.beta is 0."""
         if not self.config.grpo.beta:
-            return [None] * len(packed)
+            return {}
         if self.reference is None:
             from hatch_ray.model.lora import without_lora
 
             with without_lora(self.model):
-                return [self.scorer(batch)[0] for batch in packed]
+                return _logprobs(self.scorer, units, packed)
         if self._moves_reference:
             self.reference.to(self.device)
-        found: list[torch.Tensor | None] = [self.reference(batch)[0] for batch in packed]
+        found = _logprobs(self.reference, units, packed)
         if self._moves_reference:
             self.reference.to("cpu")
         return found
@@ -183,3 +186,7 @@ class Policy:
     def learning_by_name(self) -> dict[str, torch.Tensor]:
         """What learns."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+def _logprobs(scorer: ReplyScorer, units: Sequence[Unit], packed: Sequence[PackedBatch]) -> dict[int, torch.Tensor]:
+    return {number: found for number, found, _ in scored(scorer, units, packed) if number is not None}

@@ -11,7 +11,7 @@ one of these on a single worker waits until its deadline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +41,8 @@ from hatch_ray.model.fast_vision import speed_up_vision
 Found = TypeVar("Found")
 CPU = torch.device("cpu")
 LOOK_SECONDS = 0.1
+BUCKET = 2**24
+"""Numbers of gradients that travel at once; a larger one goes alone."""
 
 
 class Workers:
@@ -138,13 +140,28 @@ class Workers:
             distributed.all_reduce(tensor)
         return tensor
 
-    def passes(self, count: int) -> int:
-        """How many passes each worker of a sharded model makes: as many as the one that needs most."""
+    def most(self, counts: Sequence[int]) -> list[int]:
+        """Place by place the largest of all workers' counts, 0 where one has fewer; of whole copies its own."""
         if not self.sharded:
-            return count
-        most = torch.tensor(count, device=self.device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        return int(most)
+            return list(counts)
+        length = torch.tensor(len(counts), device=self.device)
+        distributed.all_reduce(length, distributed.ReduceOp.MAX)
+        found = torch.tensor([*counts, *[0] * (int(length) - len(counts))], device=self.device)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return [int(count) for count in found.tolist()]
+
+    def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Let whole copies have the mean of all workers' gradients; shards have it from their backward passes. A worker
+        without a gradient counts as one of zeros."""
+        if self.world == 1 or self.sharded:
+            return
+        for bucket in _buckets(parameters):
+            parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket]
+            flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+            distributed.all_reduce(flat)
+            flat /= self.world
+            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def wait(self) -> None:
         """Until all workers have come here."""
@@ -261,6 +278,18 @@ def write_weights(
         save_model(merged, processor, out)
     else:
         save_model(model, processor, out, weights)
+
+
+def _buckets(parameters: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Neighbours, of at most BUCKET numbers in all or one alone."""
+    bucket: list[torch.Tensor] = []
+    for parameter in parameters:
+        if bucket and sum(p.numel() for p in bucket) + parameter.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
 
 
 def _encoders(module: nn.Module) -> list[nn.Module]:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from transformers.initialization import no_init_weights
 from hatch_ray.disk import replace_folder, when_there_is_room
 from hatch_ray.model.folder_check import check_tensors
 from hatch_ray.model.source import check_kind, model_source
+
+if TYPE_CHECKING:  # a GPU without the rest of the environment can compute with this (`bench/gpu.sh`)
+    from hatch_ray.config_sections import Precision
 
 BAN_BIAS = -100.0
 """Added to a banned token's logit, by vLLM when it samples and by the learner when it scores: exp(-100) is nothing in
@@ -70,6 +73,13 @@ def recompute_activations(model: Any, wanted: bool | None, device: torch.device)
     """Let each layer and vision block compute its activations again in the backward pass (learner.recompute)."""
     if device.type != "cpu" if wanted is None else wanted:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def computing(model: Any, compute: Precision, device: torch.device) -> torch.autocast:
+    """A pass within it has its matrix products in `compute`, whatever the weights are. Copies of weights are kept for
+    the whole pass, but of layers that are computed again only while one is at work."""
+    again = bool(model.is_gradient_checkpointing)
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute == "bfloat16", cache_enabled=not again)
 
 
 def load_processor(base: str | Path, max_pixels: int | None = None) -> Any:

@@ -6,6 +6,7 @@ Values of all scored tokens come flat, (N,), in the order group, reply, token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,12 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
-from hatch_ray.model.base import BAN_BIAS
-from hatch_ray.model.group_attention import use_group_attention
+from hatch_ray.model.base import BAN_BIAS, computing
+from hatch_ray.model.group_attention import GroupLayout, PromptLayout, ReplyLayout, use_group_attention
 from hatch_ray.model.image_features import ImageEncoder, blank_image
+from hatch_ray.model.kept_prompts import KeptPrompts, PromptRow, ReplyRow
 from hatch_ray.model.packing import PackedBatch
+from hatch_ray.model.prompt_tokens import ImagePatches
 
 if TYPE_CHECKING:  # a GPU without the rest of the environment can compute with this (`bench/gpu.sh`)
     from hatch_ray.config_sections import Precision
@@ -30,6 +33,7 @@ class ReplyScorer(nn.Module):
 
     A module, so that DistributedDataParallel and FSDP can wrap it. Both results are float32; the entropy (nats, of the
     same tempered and masked distribution) has no gradient. compute: of the matrix products, whatever the weights are.
+    `prompts` and then `replies`, as often as wanted, do the same in steps.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class ReplyScorer(nn.Module):
         self.encoder = ImageEncoder(model.model.visual)
         self.temperature = temperature
         self.residual = next(model.parameters()).dtype
-        self.half = compute == "bfloat16"
+        self.compute = compute
         vocabulary = model.lm_head.out_features
         bias = torch.zeros(vocabulary)
         bias[list(banned)] = BAN_BIAS
@@ -51,15 +55,7 @@ class ReplyScorer(nn.Module):
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with self._computing():
-            hidden = self._hidden(batch)
-            step = max(1, HEAD_CHUNK // len(self.bias))
-            if len(hidden) <= step:
-                return self._score(hidden, batch.target)
-            pieces = [
-                checkpoint(self._score, h, t, use_reentrant=False)
-                for h, t in zip(hidden.split(step), batch.target.split(step), strict=True)
-            ]
-            return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+            return self._scored(self._hidden(batch), batch.target)
 
     @torch.no_grad()
     def distributions(self, batch: PackedBatch) -> torch.Tensor:
@@ -68,31 +64,66 @@ class ReplyScorer(nn.Module):
             return self._logprobs(self._hidden(batch))
 
     def _computing(self) -> torch.autocast:
-        """Matrix products in bfloat16, where they are. Copies of weights that layers make again are not kept."""
-        again = bool(self.model.is_gradient_checkpointing)
-        return torch.autocast(self.bias.device.type, torch.bfloat16, enabled=self.half, cache_enabled=not again)
+        return computing(self.model, self.compute, self.bias.device)
+
+    def prompts(self, row: PromptRow) -> tuple[torch.Tensor, ...]:
+        """For `KeptPrompts`: (NG, d) at the prompts' last tokens, then each layer's keys and values."""
+        with self._computing():
+            embedded = self._embedded(row.input_ids, row.images, row.feature)
+            hidden = self._language(embedded, row.position_ids, row.layout)[row.last]
+        kept = row.layout.kept.by_layer
+        return hidden, *(tensor for layer in sorted(kept) for tensor in kept[layer])
+
+    def replies(self, row: ReplyRow, kept: KeptPrompts) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the forward pass gives for a whole batch."""
+        with self._computing():
+            embedded = self.model.model.language_model.embed_tokens(row.input_ids).to(self.residual)
+            layout = replace(row.layout, kept=kept.keys_and_values)
+            hidden = self._language(embedded, row.position_ids, layout)
+            return self._scored(torch.cat([kept.last, hidden])[row.predictor], row.target)
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         """(N, d): what the head turns into the logits of each scored token."""
+        embedded = self._embedded(batch.input_ids, batch.images, batch.feature)
+        return self._language(embedded, batch.position_ids, batch.layout)[batch.predictor]
+
+    def _embedded(self, ids: torch.Tensor, images: tuple[ImagePatches, ...], feature: torch.Tensor) -> torch.Tensor:
+        """(1, T, d): tokens and images as the language model takes them."""
         core = self.model.model
         # Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the masters.
-        embedded = core.language_model.embed_tokens(batch.input_ids).to(self.residual)
-        if batch.images:
-            features = self.encoder(batch.images).to(embedded.dtype)[batch.feature]
-            where = (batch.input_ids == core.config.image_token_id)[..., None]
-            embedded = embedded.masked_scatter(where, features)
-        elif isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
-            embedded = embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
-        hidden = core.language_model(
+        embedded: torch.Tensor = core.language_model.embed_tokens(ids).to(self.residual)
+        if images:
+            features = self.encoder(images).to(embedded.dtype)[feature]
+            return embedded.masked_scatter((ids == core.config.image_token_id)[..., None], features)
+        if isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
+            return embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
+        return embedded
+
+    def _language(
+        self, embedded: torch.Tensor, positions: torch.Tensor, layout: GroupLayout | PromptLayout | ReplyLayout
+    ) -> torch.Tensor:
+        """(T, d): what the language layers and the last norm make of a row."""
+        found = self.model.model.language_model(
             inputs_embeds=embedded,
-            position_ids=batch.position_ids,
-            attention_mask={"full_attention": batch.layout},
+            position_ids=positions,
+            attention_mask={"full_attention": layout},
             use_cache=False,
-        ).last_hidden_state
-        return hidden[0, batch.predictor]
+        )
+        hidden: torch.Tensor = found.last_hidden_state[0]
+        return hidden
 
     def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:
         return ((self.model.lm_head(hidden).float() + self.bias) / self.temperature).log_softmax(-1)
+
+    def _scored(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        step = max(1, HEAD_CHUNK // len(self.bias))
+        if len(hidden) <= step:
+            return self._score(hidden, target)
+        pieces = [
+            checkpoint(self._score, h, t, use_reentrant=False)
+            for h, t in zip(hidden.split(step), target.split(step), strict=True)
+        ]
+        return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
 
     def _score(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs = self._logprobs(hidden)

@@ -132,7 +132,8 @@ def _grpo_row(config: Config, prompt: int, reply: int, images: int, grid: tuple[
     if whole:
         return Row(whole, prompt, whole * size, reply, whole * images, grid, unequal=whole > 1)
     room = max(grpo.token_budget - prompt, reply)
-    return Row(1, prompt, size if room >= size else 1, max(1, room // size) if room >= size else reply, images, grid)
+    replies, each = (size, max(1, room // size)) if room >= size else (1, reply)
+    return Row(1, prompt, replies, each, images, grid, part=True)
 
 
 def divided_by(config: Config, stage: str) -> int:
@@ -187,7 +188,10 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
         always.append(Share("CUDA and libraries (assumed)", LIBRARIES_GB * GB))
     numbers = Numbers(c, weight, gpu, lora, trainable)
     again = recomputes(config)
-    passed = vision_pass(shapes, row, numbers, again) if kind == "pasta" else whole_pass(shapes, row, numbers, again)
+    if kind == "pasta":
+        passed = vision_pass(shapes, row, numbers, again, alone=True)
+    else:
+        passed = whole_pass(shapes, row, numbers, again)
     key = "grpo.token_budget" if kind == "grpo" else f"{stage}.batch_size"
     lower = f"lower {key} or model.max_pixels" + ("" if again else ", or set learner.recompute=true")
     moments = pass_moments(shapes, passed, numbers, again, shards, kind == "pasta", lower)
@@ -214,9 +218,9 @@ def pass_moments(
     # Sharded weights are gathered in the compute dtype and need none.
     casts = numbers.weight > c and shards == 1
     head = 0 if alone else shapes.embedding
-    language = 0 if alone else (0 if recompute else shapes.layers * layer) + head
+    language = 0 if alone else (0 if recompute else held.graphs * shapes.layers * layer) + head
     seen = (shapes.merger if recompute else vision) if numbers.vision_learns else 0
-    adapters = 0 if recompute or c == FLOAT else shapes.adapters(numbers.lora)
+    adapters = 0 if recompute or c == FLOAT else held.graphs * shapes.adapters(numbers.lora)
     everything = c * (language + seen if casts else adapters)
     merger = c * (shapes.merger if seen else 0) if casts else 0
     on_the_way = (numbers.weight if shards == 1 else c) * embedding
@@ -245,20 +249,17 @@ def pass_moments(
     if not alone:
         moments["head"] = shares(held.kept, 0, everything, held.logits, on_the_way if shards > 1 else 0)
         own, behind = (c * layer, everything - c * head) if casts else (0, everything)
-        moments["layer forward"] = shares(
-            held.vision + held.language, held.language_forward, behind + (own if recompute else 0)
-        )
+        inside = held.vision + held.language + held.apart
+        moments["layer forward"] = shares(inside, held.language_forward, behind + (own if recompute else 0))
         copies = merger + own if recompute else behind
         # What the head's gradient takes is there while the logits are gone: the larger of them decides.
-        moments["layer backward"] = shares(
-            held.vision + held.language, held.language_layer, copies, 0, waiting + reduced
-        )
-        moments["embedding backward"] = shares(0, 0, 0, 0, ended)
+        moments["layer backward"] = shares(inside, held.language_layer, copies, 0, waiting + reduced)
+        moments["embedding backward"] = shares(held.apart, 0, 0, 0, ended)
     if seen:
         own = c * shapes.block if casts else 0
         copies = own if recompute else (c * vision if casts else 0)
         working = held.vision_layer + ((c + FLOAT) * shapes.block if shards > 1 else 0)
-        moments["vision backward"] = shares(held.vision, working, copies, 0, waiting)
+        moments["vision backward"] = shares(held.vision - held.merger + held.apart, working, copies, 0, waiting)
     return moments
 
 

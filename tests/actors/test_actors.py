@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import actors.stages.fit
 from actors.experience.queues import make_shards
-from actors.learner.learner import Learner, padded_keys, split_rows
+from actors.learner.learner import Learner
+from actors.learner.micro_batches import make_units, padded_keys, split_rows
 from actors.reward.verifier import RewardActors, Verifier
 from actors.rollout.prompts import PromptMaker
 from actors.runtime.messages import Group, Reply, Request, Rollout
@@ -308,6 +309,14 @@ def test_batches_hold_every_reply_once_and_keep_to_the_budget(sizes, budget, sha
             for row in batch
         )
         assert tokens <= budget or (len(batch) == 1 and len(batch[0].replies) == 1)
+    units = make_units(batches, shared)
+    assert sorted(number for unit in units for number in unit.batches) == list(range(len(batches)))
+    for prompt in prompts:  # each is computed once
+        own = [unit for unit in units if any(row.prompt is prompt for n in unit.batches for row in batches[n])]
+        assert len(own) == 1 or not shared
+        assert len(own[0].batches) == 1 or {id(row.prompt) for n in own[0].batches for row in batches[n]} == {
+            id(prompt)
+        }
 
 
 def test_a_long_prompt_takes_few_short_ones_along():
