@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class Policy:
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
         self.workers.shard(self.scorer, SCORING)
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.workers.start_alike(self.learning)
         self.learned_parts = learned_parts(self.model)
         self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
 
@@ -132,8 +133,15 @@ class Policy:
 
     def learned_weights(self) -> dict[str, torch.Tensor]:
         """What an engine needs to become this version: the parts in which something learns, in the engine's dtype."""
-        learned = only_learned(final_weights(self.model), self.learned_parts)
-        return self.workers.gathered(learned, self.config.rollout.dtype)
+        return dict(self.each_learned_weight())
+
+    def each_learned_weight(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """The same pair by pair, each made when it is asked for; of a sharded model all at once, in the CPU's memory
+        of rank 0."""
+        learned, dtype = only_learned(final_weights(self.model), self.learned_parts), self.config.rollout.dtype
+        if self.workers.sharded:
+            return self.workers.gathered(learned, dtype).items()
+        return ((name, tensor.detach().to(getattr(torch, dtype))) for name, tensor in learned)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The full state dict: adapters merged, the head included. Of a sharded model on rank 0 alone."""

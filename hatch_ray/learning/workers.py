@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,10 +66,12 @@ class Workers:
             return init_device_mesh(self.device.type, (self.world,))
         found: list[int] = [0] * self.world
         distributed.all_gather_object(found, per_node)
-        if len(set(found)) > 1 or self.world % per_node:
+        wanted = min(self.world, self.learner.workers_per_node)
+        if set(found) != {wanted}:
             raise ValueError(
-                "learner.sharding=hybrid needs the same number of workers on every node, and the nodes of these "
-                f"{self.world} have {', '.join(map(str, found))}; set learner.sharding=full, or place them evenly"
+                f"learner.sharding=hybrid, learner.workers_per_node={self.learner.workers_per_node}: {wanted} of these "
+                f"{self.world} workers are needed on every node, and the nodes of each have "
+                f"{', '.join(map(str, found))}; set learner.sharding=full, or place them evenly"
             )
         nodes = (self.world // per_node, per_node)
         return init_device_mesh(self.device.type, nodes, mesh_dim_names=("copies", "shards"))
@@ -144,11 +147,16 @@ class Workers:
         """Place by place the largest of all workers' counts, 0 where one has fewer; of whole copies its own."""
         if not self.sharded:
             return list(counts)
-        length = torch.tensor(len(counts), device=self.device)
-        distributed.all_reduce(length, distributed.ReduceOp.MAX)
-        found = torch.tensor([*counts, *[0] * (int(length) - len(counts))], device=self.device)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return [int(count) for count in found.tolist()]
+        found: list[Sequence[int]] = [()] * self.world
+        distributed.all_gather_object(found, tuple(counts))
+        return [max(places) for places in zip_longest(*found, fillvalue=0)]
+
+    @torch.no_grad()
+    def start_alike(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Let whole copies start from rank 0's values (adapters are random); shards do."""
+        if self.world > 1 and not self.sharded:
+            for parameter in parameters:
+                distributed.broadcast(parameter, 0)
 
     def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
         """Let whole copies have the mean of all workers' gradients; shards have it from their backward passes. A worker
@@ -288,8 +296,7 @@ def _buckets(parameters: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]
             yield bucket
             bucket = []
         bucket.append(parameter)
-    if bucket:
-        yield bucket
+    yield bucket
 
 
 def _encoders(module: nn.Module) -> list[nn.Module]:

@@ -30,8 +30,8 @@ FLOAT = 4
 class Row:
     """What one pass computes: prompts of `prompt` tokens with `images` of (height, width) `grid` patches each, and
     `replies` of `reply` tokens in all. Lengths are those after padding. shared: a prompt stands there once for all its
-    replies. unequal: prompts differ in length, so that each reply has a mask of its own. part: the replies are some of a
-    group, whose prompt passed before them (`model/kept_prompts.py`)."""
+    replies. unequal: prompts differ in length, so that each reply has a mask of its own. part: the replies are some of
+    a group, whose prompt passed before them (`model/kept_prompts.py`)."""
 
     prompts: int
     prompt: int
@@ -89,6 +89,7 @@ class Pass:
     vision, language  kept by the encoder and the language layers until the backward pass has gone through them.
     merger            of `vision`, gone when the encoder's blocks are passed backward.
     apart             of a prompt that passed before its replies: keys and values of all layers, and their gradients.
+    waiting           of `vision` and `language`, what such a prompt holds while its replies pass.
     graphs            how many hold casts of the layers' weights: 2 where prompt and replies pass apart.
     ends              kept behind the last layer, gone when the first layer is passed backward.
     vision_layer, language_layer  needed beside those while one of their layers is passed backward, its recomputation
@@ -100,6 +101,7 @@ class Pass:
     language: int = 0
     merger: int = 0
     apart: int = 0
+    waiting: int = 0
     graphs: int = 1
     ends: int = 0
     vision_layer: int = 0
@@ -193,13 +195,14 @@ def whole_pass(shapes: Shapes, row: Row, numbers: Numbers, recompute: bool) -> P
     again = [layer - (_into(shapes, one, numbers) if numbers.weight == FLOAT else 0)
              for one, (layer, _) in zip(rows, layers, strict=True)]  # fmt: skip
     passing = [beside + (more if recompute else 0) for (_, beside), more in zip(layers, again, strict=True)]
-    kept = _into(shapes, row, numbers) if recompute else sum(layer for layer, _ in layers)
+    kept = [_into(shapes, one, numbers) if recompute else layer for one, (layer, _) in zip(rows, layers, strict=True)]
     ends = _norm(row.tokens, shapes.wide, numbers.language_learns, numbers.weight)
     chunk = min(row.scored, max(1, HEAD_CHUNK // shapes.vocabulary))
     return replace(
         seen,
-        language=shapes.layers * kept + 2 * FLOAT * row.tokens * shapes.head,
+        language=shapes.layers * sum(kept) + 2 * FLOAT * row.tokens * shapes.head,
         apart=kept_prompts(shapes, row, numbers) if row.part else 0,
+        waiting=seen.vision + shapes.layers * kept[0] if row.part else 0,
         graphs=len(rows),
         ends=ends + numbers.compute * row.scored * shapes.wide,
         language_forward=max(language_forward(shapes, one, numbers, recompute) for one in rows),

@@ -202,11 +202,12 @@ def test_a_long_groups_prompt_and_images_are_computed_once_for_all_its_parts(tin
     assert passes == [[4, 3, 1, 1], [1]]
 
 
+NODES_OF_TWO = {"sharding": "hybrid", "workers": 4, "workers_per_node": 2}
 CASES = {
     "copies": (2, 0, {"learner": {"sharding": "none"}}),
     "two": (2, 0, {}),
     "four": (4, 0, {}),
-    "two nodes of two": (4, 2, {"learner": {"sharding": "hybrid"}}),
+    "two nodes of two": (4, 2, {"learner": NODES_OF_TWO}),
     "activations computed again": (2, 0, {"learner": {"recompute": True}}),
     "a frozen encoder": (2, 0, {"grpo": {"trainable": "language"}}),
     "the encoder alone": (2, 0, {"grpo": {"trainable": "vision"}}),
@@ -401,5 +402,15 @@ def test_what_cannot_be_trained_so_is_refused(tiny_model: Path, tmp_path: Path) 
 def test_nodes_with_unequal_numbers_of_workers_are_refused(
     together: Processes, tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="the same number of workers on every node"):
-        together(3, one_step, config_of(tiny_model, tmp_path, learner={"sharding": "hybrid"}), 2)
+    """Ranks of two nodes, one of which has a worker more; and a node with more workers than were counted with."""
+    config = config_of(tiny_model, tmp_path, learner=NODES_OF_TWO)
+    with pytest.raises(
+        ValueError, match=r"workers_per_node=2: 2 of these 3 workers are needed on every node, .* 2, 2, 1;"
+    ):
+        together(3, uneven, config)
+    with pytest.raises(ValueError, match=r"2 of these 4 workers .* 4, 4, 4, 4; set learner.sharding=full"):
+        together(4, one_step, config, 4)
+
+
+def uneven(rank: int, world: int, config: Config) -> None:
+    Workers(config.learner, rank=rank, world=world, per_node=1 if rank == 2 else 2)
