@@ -75,6 +75,9 @@ class ReplyLayout:
     kept: KeysAndValues
 
 
+Layout = GroupLayout | PromptLayout | ReplyLayout
+
+
 def make_layout(prompt_lengths: Sequence[int], reply_lengths: Sequence[Sequence[int]]) -> GroupLayout:
     """The layout of groups that stand in the row one after the other, each its prompt and then its replies."""
     replies = [length for lengths in reply_lengths for length in lengths]
@@ -105,7 +108,7 @@ def group_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    layout: GroupLayout | PromptLayout | ReplyLayout,
+    layout: Layout,
     scaling: float,
     layer: int = 0,
 ) -> torch.Tensor:
@@ -147,12 +150,12 @@ def attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | GroupLayout | PromptLayout | ReplyLayout | None,
+    attention_mask: torch.Tensor | Layout | None,
     scaling: float,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: a layout in the mask's place is packed groups, all else is plain SDPA."""
-    if isinstance(attention_mask, GroupLayout | PromptLayout | ReplyLayout):
+    if isinstance(attention_mask, Layout):
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         return group_attention(query, key, value, attention_mask, scaling, layer), None
     plain: tuple[torch.Tensor, None] = sdpa_attention_forward(

@@ -15,11 +15,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from hatch_ray.model.base import BAN_BIAS, computing
-from hatch_ray.model.group_attention import GroupLayout, PromptLayout, ReplyLayout, use_group_attention
+from hatch_ray.model.group_attention import Layout, use_group_attention
 from hatch_ray.model.image_features import ImageEncoder, blank_image
 from hatch_ray.model.kept_prompts import KeptPrompts, PromptRow, ReplyRow
 from hatch_ray.model.packing import PackedBatch
-from hatch_ray.model.prompt_tokens import ImagePatches
 
 if TYPE_CHECKING:  # a GPU without the rest of the environment can compute with this (`bench/gpu.sh`)
     from hatch_ray.config_sections import Precision
@@ -69,39 +68,39 @@ class ReplyScorer(nn.Module):
     def prompts(self, row: PromptRow) -> tuple[torch.Tensor, ...]:
         """For `KeptPrompts`: (NG, d) at the prompts' last tokens, then each layer's keys and values."""
         with self._computing():
-            embedded = self._embedded(row.input_ids, row.images, row.feature)
-            hidden = self._language(embedded, row.position_ids, row.layout)[row.last]
+            hidden = self._all_hidden(row)[row.last]
         kept = row.layout.kept.by_layer
         return hidden, *(tensor for layer in sorted(kept) for tensor in kept[layer])
 
     def replies(self, row: ReplyRow, kept: KeptPrompts) -> tuple[torch.Tensor, torch.Tensor]:
         """What the forward pass gives for a whole batch."""
+        layout = replace(row.layout, kept=kept.keys_and_values)
         with self._computing():
-            embedded = self.model.model.language_model.embed_tokens(row.input_ids).to(self.residual)
-            layout = replace(row.layout, kept=kept.keys_and_values)
-            hidden = self._language(embedded, row.position_ids, layout)
+            hidden = self._language(self._embedded(row.input_ids), row.position_ids, layout)
             return self._scored(torch.cat([kept.last, hidden])[row.predictor], row.target)
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         """(N, d): what the head turns into the logits of each scored token."""
-        embedded = self._embedded(batch.input_ids, batch.images, batch.feature)
-        return self._language(embedded, batch.position_ids, batch.layout)[batch.predictor]
+        return self._all_hidden(batch)[batch.predictor]
 
-    def _embedded(self, ids: torch.Tensor, images: tuple[ImagePatches, ...], feature: torch.Tensor) -> torch.Tensor:
-        """(1, T, d): tokens and images as the language model takes them."""
-        core = self.model.model
-        # Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the masters.
-        embedded: torch.Tensor = core.language_model.embed_tokens(ids).to(self.residual)
-        if images:
-            features = self.encoder(images).to(embedded.dtype)[feature]
-            return embedded.masked_scatter((ids == core.config.image_token_id)[..., None], features)
-        if isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
-            return embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
+    def _all_hidden(self, row: PackedBatch | PromptRow) -> torch.Tensor:
+        """(T, d): the last hidden state of each token of a row that may hold images."""
+        core, embedded = self.model.model, self._embedded(row.input_ids)
+        if row.images:
+            features = self.encoder(row.images).to(embedded.dtype)[row.feature]
+            where = (row.input_ids == core.config.image_token_id)[..., None]
+            embedded = embedded.masked_scatter(where, features)
+        elif isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
+            embedded = embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
+        return self._language(embedded, row.position_ids, row.layout)
+
+    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """(1, T, d). Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the
+        masters."""
+        embedded: torch.Tensor = self.model.model.language_model.embed_tokens(ids).to(self.residual)
         return embedded
 
-    def _language(
-        self, embedded: torch.Tensor, positions: torch.Tensor, layout: GroupLayout | PromptLayout | ReplyLayout
-    ) -> torch.Tensor:
+    def _language(self, embedded: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
         """(T, d): what the language layers and the last norm make of a row."""
         found = self.model.model.language_model(
             inputs_embeds=embedded,
