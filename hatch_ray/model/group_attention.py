@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from hatch_ray.model.families import family_of
+
 NAME = "hatch_groups"
 
 
@@ -98,13 +100,14 @@ def attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | GroupLayout | None,
+    attention_mask: torch.Tensor | None,
     scaling: float,
+    layout: GroupLayout | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: a GroupLayout in the mask's place is packed groups, all else is plain SDPA."""
-    if isinstance(attention_mask, GroupLayout):
-        return group_attention(query, key, value, attention_mask, scaling), None
+    """transformers' attention interface: with a layout, which the model hands down, packed groups; else plain SDPA."""
+    if layout is not None:
+        return group_attention(query, key, value, layout, scaling), None
     plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **settings
     )
@@ -112,12 +115,12 @@ def attention_forward(
 
 
 def use_group_attention(model: nn.Module) -> None:
-    """Let the language model of a Qwen2.5-VL attend by `attention_forward`.
+    """Let the language model attend by `attention_forward`.
 
-    Raises ValueError for a model with sliding-window layers, which packed groups do not support.
+    Raises ValueError for a model with layers of another kind, which packed groups do not support.
     """
     config = model.model.language_model.config
-    if set(config.layer_types) != {"full_attention"}:
+    if not family_of(model.config).shares_prefixes(vars(config)):
         raise ValueError("the model has sliding-window attention layers; set use_sliding_window to false in its config")
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)

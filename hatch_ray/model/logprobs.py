@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from hatch_ray.model.base import BAN_BIAS
+from hatch_ray.model.families import family_of
 from hatch_ray.model.group_attention import use_group_attention
 from hatch_ray.model.image_features import ImageEncoder, blank_image
 from hatch_ray.model.packing import PackedBatch
@@ -40,6 +41,7 @@ class ReplyScorer(nn.Module):
             raise ValueError(f"temperature must be positive, got {temperature}")
         use_group_attention(model)
         self.model = model
+        self.family = family_of(model.config)
         self.encoder = ImageEncoder(model.model.visual)
         self.temperature = temperature
         self.residual = next(model.parameters()).dtype
@@ -77,18 +79,13 @@ class ReplyScorer(nn.Module):
         core = self.model.model
         # Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the masters.
         embedded = core.language_model.embed_tokens(batch.input_ids).to(self.residual)
+        features = None
         if batch.images:
             features = self.encoder(batch.images).to(embedded.dtype)[batch.feature]
-            where = (batch.input_ids == core.config.image_token_id)[..., None]
-            embedded = embedded.masked_scatter(where, features)
         elif isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
             embedded = embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
-        hidden = core.language_model(
-            inputs_embeds=embedded,
-            position_ids=batch.position_ids,
-            attention_mask={"full_attention": batch.layout},
-            use_cache=False,
-        ).last_hidden_state
+        where = batch.input_ids == core.config.image_token_id
+        hidden = self.family.language(core, embedded, batch.position_ids, batch.layout, where, features)
         return hidden[0, batch.predictor]
 
     def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -115,7 +115,7 @@ def test_a_token_counts_for_the_cells_that_it_covers(size: int, n: int) -> None:
 
 
 def test_too_small_an_image_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives 2 patch features a side, too few for .* n=4.*more than 56 x 56"):
+    with pytest.raises(ValueError, match=r"gives 2 patch features a side, too few for .* n=4.*more than 2 x 2 merged patches"):
         pool_patches(torch.randn(10, 3), [(2, 5)], N)
     cells = pool_patches(torch.randn(15, 3), [(3, 5)], 5)[0]
     assert torch.unique(cells, dim=0).shape == cells.shape  # finer than the tokens, yet all different

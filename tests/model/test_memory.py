@@ -22,7 +22,8 @@ from hatch_ray.model.lora import add_lora
 from hatch_ray.model.memory import Share, host_memory, largest_rows, learner_memory, pass_moments
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
-from hatch_ray.model.shapes import Shapes, read_shapes, shapes_of
+from hatch_ray.model.shapes import Shapes
+from hatch_ray.model.size import read_shapes, shapes_of
 from tests.support.memory_used import MemoryUsed, bytes_of
 
 pytestmark = pytest.mark.rest
