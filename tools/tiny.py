@@ -60,6 +60,7 @@ CHAT_TEMPLATE = (
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+TIED_SCALE = 0.05
 PATCH = 14
 MERGE = 2
 
@@ -90,10 +91,16 @@ class TinyConfig:
     vision_heads: int = 4
     vision_inner: int = 384
     max_positions: int = 2048
+    kv_heads: int | None = None
+    """Heads of keys and values; None: as many as `text_heads`."""
+    full_blocks: tuple[int, ...] | None = None
+    """Blocks of the encoder that see whole images, the others windows of `window` patches a side; None: all."""
+    window: int = 8
+    tied: bool = False
     form: ClassVar[ProcessorForm] = ProcessorForm()
 
     def qwen(self, tokenizer: PreTrainedTokenizerFast) -> Any:
-        """The Hugging Face config; head tied to nothing (a tied head is not reloaded right by vLLM on CPU)."""
+        """The Hugging Face config."""
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
         return Qwen2_5_VLConfig(
             text_config={
@@ -102,7 +109,7 @@ class TinyConfig:
                 "intermediate_size": self.text_inner,
                 "num_hidden_layers": self.text_layers,
                 "num_attention_heads": self.text_heads,
-                "num_key_value_heads": self.text_heads,
+                "num_key_value_heads": self.kv_heads or self.text_heads,
                 "max_position_embeddings": self.max_positions,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
                 "bos_token_id": ids["<|endoftext|>"],
@@ -117,14 +124,16 @@ class TinyConfig:
                 "out_hidden_size": self.text_width,
                 "patch_size": PATCH,
                 "spatial_merge_size": MERGE,
-                "window_size": 8 * PATCH,
-                "fullatt_block_indexes": list(range(self.vision_layers)),
+                "window_size": self.window * PATCH,
+                "fullatt_block_indexes": list(
+                    range(self.vision_layers) if self.full_blocks is None else self.full_blocks
+                ),
             },
             image_token_id=ids["<|image_pad|>"],
             video_token_id=ids["<|video_pad|>"],
             vision_start_token_id=ids["<|vision_start|>"],
             vision_end_token_id=ids["<|vision_end|>"],
-            tie_word_embeddings=False,
+            tie_word_embeddings=self.tied,
         )
 
 
@@ -203,6 +212,9 @@ def new_tiny(seed: int, config: TinyConfig) -> tuple[Any, PreTrainedTokenizerFas
     model = AutoModelForImageTextToText.from_config(config.qwen(tokenizer)).float()
     initialise(model.model.language_model, config.text_layers)
     initialise(model.model.visual.blocks, config.vision_layers)
+    if config.tied:  # else the token just read is certain to come again
+        with torch.no_grad():
+            model.lm_head.weight.mul_(TIED_SCALE)
     torch.set_rng_state(state)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")

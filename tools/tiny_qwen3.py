@@ -20,14 +20,13 @@ assert SYSTEM in CHAT_TEMPLATE
 
 @dataclass(frozen=True)
 class TinyQwen3(TinyConfig):
-    """Sizes. kv_heads: of keys and values, for `text_heads` of queries; side: of the square of learned positions."""
+    """Sizes. head: the width of one; side: of the square of learned positions; deepstack: blocks that give a level."""
 
     text_heads: int = 4
-    kv_heads: int = 2
+    kv_heads: int | None = 2
     head: int = 64
     side: int = 8
     deepstack: tuple[int, ...] = (0, 2)
-    tied: bool = False
     form: ClassVar[ProcessorForm] = ProcessorForm(
         processor="Qwen3VLProcessor",
         video="Qwen3VLVideoProcessor",

@@ -1,6 +1,6 @@
-"""A faster image encoder on CPU with the same result (to float rounding).
+"""A faster image encoder on CPU with the same result (to float rounding); the families are alike in what is replaced.
 
-The families' encoders are alike in what is replaced here. transformers calls the attention once an image and layer, and embeds patches by a convolution whose kernel is the whole
+transformers calls the attention once an image and layer, and embeds patches by a convolution whose kernel is the whole
 patch; at 64 patches an image the calls and the convolution cost more than the products.
 """
 

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from hatch_ray.model.families import family_of
+from hatch_ray.model.families import NOT_SHARED, family_of
 
 NAME = "hatch_groups"
 
@@ -69,6 +69,18 @@ def make_layout(prompt_lengths: Sequence[int], reply_lengths: Sequence[Sequence[
     return GroupLayout(prompt_index, reply_index, group_N, torch.cat(place), torch.cat([seen, own], dim=-1))
 
 
+def separate_rows(layout: GroupLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """For groups of one reply each: the places of each one's tokens, (NG, longest), and which of these it has, padded
+    at the end. The tokens that are there come in the packed row's order. Raises ValueError for a group of several.
+    """
+    if len(layout.group) != len(layout.prompt_index):
+        raise ValueError(f"the model has {NOT_SHARED}")
+    starts = layout.prompt_index[:, 0]
+    lengths = torch.diff(starts, append=starts.new_tensor([len(layout.place)]))
+    steps = torch.arange(int(lengths.max()), device=starts.device)
+    return (starts[:, None] + steps).clamp(max=len(layout.place) - 1), steps < lengths[:, None]
+
+
 def group_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: GroupLayout, scaling: float
 ) -> torch.Tensor:
@@ -115,13 +127,10 @@ def attention_forward(
 
 
 def use_group_attention(model: nn.Module) -> None:
-    """Let the language model attend by `attention_forward`.
-
-    Raises ValueError for a model with layers of another kind, which packed groups do not support.
-    """
+    """Let the language model attend by `attention_forward`; one that cannot share prefixes stays as it is."""
     config = model.model.language_model.config
     if not family_of(model.config).shares_prefixes(vars(config)):
-        raise ValueError("the model has sliding-window attention layers; set use_sliding_window to false in its config")
+        return
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME

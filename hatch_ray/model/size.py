@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hatch_ray.model.families import PUBLISHED, family_of_kind
+from hatch_ray.model.families import NOT_SHARED, PUBLISHED, family_of_kind
+from hatch_ray.model.families.family import sections
 from hatch_ray.model.folder_check import check_model_folder
 from hatch_ray.model.shapes import Shapes
 from hatch_ray.model.source import model_source
@@ -39,6 +40,13 @@ def shapes_of(base: str) -> Shapes:
 def read_shapes(config: Mapping[str, Any], base: str = "") -> Shapes:
     """The sizes in a config.json. Raises KeyError for one that is absent, ValueError for an unknown family."""
     return family_of_kind(base, config.get("model_type")).shapes(config)
+
+
+def check_prefixes(base: str, shared: bool) -> None:
+    """Raise ValueError when prompts shall be shared (grpo.shared_prefix) by a model that cannot."""
+    config = read_config(base)
+    if shared and not family_of_kind(base, config.get("model_type")).shares_prefixes(sections(config)[0]):
+        raise ValueError(f"model.base={base} has {NOT_SHARED}")
 
 
 def read_config(base: str) -> Mapping[str, Any]:

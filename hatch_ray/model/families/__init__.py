@@ -19,6 +19,11 @@ PUBLISHED: dict[str, Mapping[str, Any]] = {
 }
 """config.json of the published models, as far as sizes follow from it: known without a download."""
 
+NOT_SHARED = (
+    "layers that do not see all that came before (sliding windows): replies cannot share its prompt; set "
+    "grpo.shared_prefix=false, and each is computed in a row of its own"
+)
+
 
 def family_of_kind(base: str | Path, kind: str | None) -> Family:
     """The family of a model of this transformers `model_type`. Raises ValueError where none is known."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from hatch_ray.model.families.family import Family, Json, Tensors, attention, gated_mlp, kv_heads, linear
 
@@ -26,12 +27,17 @@ class Qwen25VL(Family):
     kind = "qwen2_5_vl"
     name = "Qwen2.5-VL"
     patch = 14
-    published = {
+    published: ClassVar[Mapping[str, Json]] = {
         "Qwen/Qwen2.5-VL-3B-Instruct": _published(2048, 36, 16, 2, 11008, 151936, 3420),
         "Qwen/Qwen2.5-VL-7B-Instruct": _published(3584, 28, 28, 4, 18944, 152064, 3420),
         "Qwen/Qwen2.5-VL-32B-Instruct": _published(5120, 64, 40, 8, 27648, 152064, 3456),
         "Qwen/Qwen2.5-VL-72B-Instruct": _published(8192, 80, 64, 8, 29568, 152064, 3456),
     }
+
+    def shares_prefixes(self, text: Json) -> bool:
+        if text.get("layer_types") is None and text.get("use_sliding_window"):
+            return int(text["max_window_layers"]) >= int(text["num_hidden_layers"])
+        return super().shares_prefixes(text)
 
     def layer(self, text: Json) -> Tensors:
         wide, head = int(text["hidden_size"]), self._head(text)

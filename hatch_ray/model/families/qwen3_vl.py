@@ -1,10 +1,11 @@
-"""Qwen3-VL: whole images in every block of the encoder, positions learned on a square grid, queries and keys normed, and
-DeepStack (arXiv 2406.04334): the outputs of some blocks, each through a merger of its own, are added to the image
+"""Qwen3-VL: whole images in every block of the encoder, positions learned on a square grid, queries and keys normed,
+and DeepStack (arXiv 2406.04334): the outputs of some blocks, each through a merger of its own, are added to the image
 tokens' hidden states after the first language layers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hatch_ray.model.families.family import Family, Json, Tensors, attention, gated_mlp, kv_heads, linear
 
@@ -29,7 +30,7 @@ class Qwen3VL(Family):
     kind = "qwen3_vl"
     name = "Qwen3-VL"
     patch = 16
-    published = {
+    published: ClassVar[Mapping[str, Json]] = {
         "Qwen/Qwen3-VL-2B-Instruct": _published(2048, 28, 16, 6144, True, 24, 1024, 4096, [5, 11, 17]),
         "Qwen/Qwen3-VL-4B-Instruct": _published(2560, 36, 32, 9728, True, 24, 1024, 4096, [5, 11, 17]),
         "Qwen/Qwen3-VL-8B-Instruct": _published(4096, 36, 32, 12288, False, 27, 1152, 4304, [8, 16, 24]),
