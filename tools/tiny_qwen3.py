@@ -1,14 +1,19 @@
 """A random Qwen3-VL as small as hatch-tiny, with its tokenizer: for tests. It has grouped keys and values, heads that
-are together wider than the model, and two levels of DeepStack."""
+are together wider than the model, and two levels of DeepStack.
+
+    python -m tools.tiny_qwen3 FOLDER
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
 
-from tools.tiny import CHAT_TEMPLATE, MERGE, SPECIAL_TOKENS, ProcessorForm, TinyConfig
+from tools.tiny import CHAT_TEMPLATE, MERGE, SPECIAL_TOKENS, ProcessorForm, TinyConfig, make_tiny
 
 SYSTEM = (
     "{% if loop.first and message['role'] != 'system' %}"
@@ -74,3 +79,7 @@ class TinyQwen3(TinyConfig):
             vision_end_token_id=ids["<|vision_end|>"],
             tie_word_embeddings=self.tied,
         )
+
+
+if __name__ == "__main__":
+    make_tiny(Path(sys.argv[1]), 0, TinyQwen3())
