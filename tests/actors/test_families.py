@@ -20,39 +20,33 @@ from hatch_ray.run_folder import RunFolder
 from tests.support.pictures import photo
 from tests.support.runs import ALONE, ROOMS, SHORT, hatch_here, metrics, rows_of
 from tests.support.taught import TASKS
-from tools.tiny import make_tiny
-from tools.tiny_qwen3 import TinyQwen3
 
 pytestmark = pytest.mark.rest
 STEPS = 2
 
 
 @pytest.fixture(scope="module")
-def run(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(ray_cluster: Any, tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PaStA, QA SFT and two steps of GRPO of a Qwen3-VL with a tied head, grouped keys and two levels of DeepStack.
 
     Each start of GRPO asks engine and learner the same (the parity gate), and each new version again.
     """
-    folder = tmp_path_factory.mktemp("qwen3")
-    model = make_tiny(folder / "model", 0, TinyQwen3(text_layers=3, vision_layers=3, tied=True))
+    run = tmp_path_factory.mktemp("qwen3") / "run"
     hatch_here(
-        "train", "configs/tiny.yaml", f"run_dir={folder / 'run'}", f"model.base={model}", *SHORT, *ROOMS, *ALONE,
+        "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={tiny_qwen3}", *SHORT, *ROOMS, *ALONE,
         "stages=[pasta,qa_sft,grpo]", f"data.tasks=[{','.join(TASKS)}]", "pasta.max_steps=2", "pasta.lr=1e-3",
         "qa_sft.max_steps=30", "qa_sft.lr=3e-3", "qa_sft.batch_size=8", "qa_sft.save_every=100",
         f"grpo.max_steps={STEPS}", "grpo.lr=1e-3", "grpo.group_size=8", "grpo.save_every=100",
     )  # fmt: skip
-    return folder / "run"
+    return run
 
 
-def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_file((run / stage / "model" if stage else run.parent / "model") / "model.safetensors")
-
-
-def test_every_stage_trains_it_and_vllm_computes_the_same(run: Path) -> None:
+def test_every_stage_trains_it_and_vllm_computes_the_same(run: Path, tiny_qwen3: Path) -> None:
     rows = metrics(run, "grpo")
     assert len(rows) == STEPS and all(row["sampler_gap"] < 1e-4 for row in rows)
     assert any(row["grad_norm"] > 0 for row in rows)
-    stages = [weights(run, stage) for stage in ("", "pasta", "qa_sft", "grpo")]
+    models = [tiny_qwen3, *(run / stage / "model" for stage in ("pasta", "qa_sft", "grpo"))]
+    stages = [load_file(model / "model.safetensors") for model in models]
     changed = [
         {name for name in before if not torch.equal(before[name], after[name])} for before, after in pairwise(stages)
     ]

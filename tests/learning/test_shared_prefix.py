@@ -16,6 +16,7 @@ from actors.stages.dry_run import describe
 from hatch_ray.config import make_config
 from hatch_ray.learning.grpo import grpo_loss
 from hatch_ray.model.base import load_model, load_processor
+from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.group_attention import group_attention, make_layout
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.lora import add_lora
@@ -137,6 +138,7 @@ def test_loss_and_every_gradient_equal_the_naive_ones(models, name, image_counts
         if way == "naive":
             logprobs, ref = (naive_logprobs(m, processor, *groups) for m in (model, reference))
         else:
+            speed_up_vision(model)
             batch = packed(model, processor, *groups, shared=way == "shared")
             logprobs, ref = (ReplyScorer(m)(batch)[0] for m in (model, reference))
         loss = loss_of(logprobs, ref)
