@@ -195,7 +195,7 @@ def counted_gb(
     """weight: bytes of a weight; moments: AdamW's, for each weight that learns."""
     from hatch_ray.model.activations import Numbers, Row, whole_pass
     from hatch_ray.model.memory import Footprint, Share, pass_moments
-    from hatch_ray.model.shapes import read_shapes
+    from hatch_ray.model.size import read_shapes
 
     shapes = read_shapes(config)
     learning, each = (shapes.adapters(lora), 4) if lora else (shapes.parameters, weight)

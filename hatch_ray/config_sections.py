@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     base: str = "hatch-tiny"
-    """A Hugging Face Qwen2.5-VL folder or name; "hatch-tiny" is the one in this package."""
+    """A Hugging Face folder or name of a Qwen2.5-VL or Qwen3-VL; "hatch-tiny" is the one in this package."""
     template: Literal["full-v1", "compact-v1"] = "full-v1"
     """Prompt template (`protocol/prompt.py`). A trained model must be asked with the one it was trained with."""
     reasoning: Literal["actions", "language"] = "actions"

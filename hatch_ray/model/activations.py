@@ -124,15 +124,17 @@ def language_layer(shapes: Shapes, row: Row, numbers: Numbers) -> tuple[int, int
     learns, adapted = numbers.language_learns, numbers.lora > 0
     norms = 2 * _norm(tokens, wide, learns, w)
     apart = c < FLOAT and (w > c or adapted)  # each linear map keeps a cast of its own, not one with the others
-    inputs = (6 if apart else 3) * c * tokens * wide if learns or adapted else 0
+    inputs = c * tokens * ((5 if apart else 2) * wide + shapes.attended) if learns or adapted else 0
     mlp = c * tokens * shapes.inner * (4 if learns or adapted else 3)
     adapters = 7 * c * tokens * numbers.lora
     padded = row.prompts * row.prompt + row.scored
     masks = row.replies if row.unequal else 1
-    attention = 4 * c * padded * wide + 2 * c * row.keys * wide
+    attention = (4 * c * padded + 2 * c * row.keys) * shapes.attended
     attention += FLOAT * shapes.heads * padded + c * masks * row.reply * (row.prompt + row.reply)
+    if shapes.qk_norm:
+        norms += _norm(tokens * (shapes.heads + shapes.kv_heads), shapes.head, learns, w)
     kept = norms + inputs + mlp + adapters + attention
-    attending = 2 * c * row.keys * wide - mlp  # the MLP is through by then
+    attending = 2 * c * row.keys * shapes.attended - mlp  # the MLP is through by then
     passing = _passing(tokens, wide, shapes.inner, numbers)
     if adapted and c < FLOAT:  # adapters take float32
         passing += FLOAT * tokens * shapes.inner
@@ -144,8 +146,8 @@ def language_forward(shapes: Shapes, row: Row, numbers: Numbers, recompute: bool
     c, turned = numbers.compute, max(numbers.compute, numbers.weight)  # rotated keys are in the residual's dtype
     narrow = (turned + c) * row.keys * shapes.kv_heads * shapes.head
     if not recompute:
-        return narrow + (turned if turned > c else 0) * row.keys * shapes.wide
-    wide = (turned + (c if turned > c else 0) + c) * row.keys * shapes.wide
+        return narrow + (turned if turned > c else 0) * row.keys * shapes.attended
+    wide = (turned + (c if turned > c else 0) + c) * row.keys * shapes.attended
     return max(narrow + wide, 3 * c * row.tokens * shapes.inner)
 
 
@@ -155,12 +157,18 @@ def _passing(count: int, wide: int, inner: int, numbers: Numbers) -> int:
     return max(2 * numbers.compute * count * inner, numbers.compute * count * inner + gradient)
 
 
+def _eye_norm(shapes: Shapes, patches: int, residual: int) -> int:
+    """Where MLPs have no gate, norms are LayerNorm: they keep their input alone, in float32."""
+    return _norm(patches, shapes.eye, shapes.gated_eye, residual)
+
+
 def vision_block(shapes: Shapes, row: Row, numbers: Numbers, full: bool) -> tuple[int, int]:
     """The same of a block of the image encoder; full: it looks at whole images, not at windows."""
     c, w, eye, patches = numbers.compute, numbers.weight, shapes.eye, row.patches
     image = row.grid[0] * row.grid[1]
-    inputs = 1 + 1 + (2 if w > c else 1)
-    kept = 2 * _norm(patches, eye, True, c) + inputs * c * patches * eye + 4 * c * patches * shapes.eye_inner
+    inputs = 1 + 1 + (2 if w > c and shapes.gated_eye else 1)
+    inner = (4 if shapes.gated_eye else 2) * c * patches * shapes.eye_inner
+    kept = 2 * _eye_norm(shapes, patches, c) + inputs * c * patches * eye + inner
     together = full or not (row.grid[0] % shapes.window or row.grid[1] % shapes.window)
     if together and not numbers.gpu:  # fast_vision: all windows at once, their weights kept
         kept += 3 * c * patches * eye
@@ -175,7 +183,7 @@ def vision_pass(shapes: Shapes, row: Row, numbers: Numbers, recompute: bool, alo
     batch of float32 patches is on the device."""
     c, patches, eye = numbers.compute, row.patches, shapes.eye
     full, windowed = (vision_block(shapes, row, numbers, whole) for whole in (True, False))
-    merger = _norm(patches, eye, True, c) + 3 * c * patches * eye
+    merger = shapes.mergers * (_eye_norm(shapes, patches, c) + 3 * c * patches * eye)
     pixels = (c if c < FLOAT or not alone else 0) + (FLOAT if alone else 0)
     kept = merger + pixels * patches * shapes.patch_values + 2 * FLOAT * patches * (eye // shapes.eye_heads)
     there = [block for block, count in ((full, shapes.full), (windowed, shapes.depth - shapes.full)) if count]

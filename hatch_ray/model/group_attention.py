@@ -22,6 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from hatch_ray.model.families import NOT_SHARED, family_of
+
 NAME = "hatch_groups"
 
 
@@ -104,6 +106,18 @@ def make_layout(prompt_lengths: Sequence[int], reply_lengths: Sequence[Sequence[
     return GroupLayout(prompt_index, reply_index, group_N, torch.cat(place), torch.cat([seen, own], dim=-1))
 
 
+def separate_rows(layout: GroupLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """For groups of one reply each: the places of each one's tokens, (NG, longest), and which of these it has, padded
+    at the end. The tokens that are there come in the packed row's order. Raises ValueError for a group of several.
+    """
+    if len(layout.group) != len(layout.prompt_index):
+        raise ValueError(f"the model has {NOT_SHARED}")
+    starts = layout.prompt_index[:, 0]
+    lengths = torch.diff(starts, append=starts.new_tensor([len(layout.place)]))
+    steps = torch.arange(int(lengths.max()), device=starts.device)
+    return (starts[:, None] + steps).clamp(max=len(layout.place) - 1), steps < lengths[:, None]
+
+
 def group_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -150,14 +164,14 @@ def attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | Layout | None,
+    attention_mask: torch.Tensor | None,
     scaling: float,
+    layout: Layout | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: a layout in the mask's place is packed groups, all else is plain SDPA."""
-    if isinstance(attention_mask, Layout):
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        return group_attention(query, key, value, attention_mask, scaling, layer), None
+    """transformers' attention interface: with a layout, which the model hands down, packed groups; else plain SDPA."""
+    if layout is not None:
+        return group_attention(query, key, value, layout, scaling, int(module.layer_idx)), None  # type: ignore[arg-type]
     plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **settings
     )
@@ -165,13 +179,10 @@ def attention_forward(
 
 
 def use_group_attention(model: nn.Module) -> None:
-    """Let the language model of a Qwen2.5-VL attend by `attention_forward`.
-
-    Raises ValueError for a model with sliding-window layers, which packed groups do not support.
-    """
+    """Let the language model attend by `attention_forward`; one that cannot share prefixes stays as it is."""
     config = model.model.language_model.config
-    if set(config.layer_types) != {"full_attention"}:
-        raise ValueError("the model has sliding-window attention layers; set use_sliding_window to false in its config")
+    if not family_of(model.config).shares_prefixes(vars(config)):
+        return
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME

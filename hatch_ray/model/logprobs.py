@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from hatch_ray.model.base import BAN_BIAS, computing
+from hatch_ray.model.families import family_of
 from hatch_ray.model.group_attention import Layout, use_group_attention
 from hatch_ray.model.image_features import ImageEncoder, blank_image
 from hatch_ray.model.kept_prompts import KeptPrompts, PromptRow, ReplyRow
@@ -43,6 +44,7 @@ class ReplyScorer(nn.Module):
             raise ValueError(f"temperature must be positive, got {temperature}")
         use_group_attention(model)
         self.model = model
+        self.family = family_of(model.config)
         self.encoder = ImageEncoder(model.model.visual)
         self.temperature = temperature
         self.residual = next(model.parameters()).dtype
@@ -76,7 +78,7 @@ class ReplyScorer(nn.Module):
         """What the forward pass gives for a whole batch."""
         layout = replace(row.layout, kept=kept.keys_and_values)
         with self._computing():
-            hidden = self._language(self._embedded(row.input_ids), row.position_ids, layout)
+            hidden = self._language(self._embedded(row.input_ids), row, layout)
             return self._scored(torch.cat([kept.last, hidden])[row.predictor], row.target)
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
@@ -85,14 +87,12 @@ class ReplyScorer(nn.Module):
 
     def _all_hidden(self, row: PackedBatch | PromptRow) -> torch.Tensor:
         """(T, d): the last hidden state of each token of a row that may hold images."""
-        core, embedded = self.model.model, self._embedded(row.input_ids)
+        core, embedded, features = self.model.model, self._embedded(row.input_ids), None
         if row.images:
             features = self.encoder(row.images).to(embedded.dtype)[row.feature]
-            where = (row.input_ids == core.config.image_token_id)[..., None]
-            embedded = embedded.masked_scatter(where, features)
         elif isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
             embedded = embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
-        return self._language(embedded, row.position_ids, row.layout)
+        return self._language(embedded, row, row.layout, features)
 
     def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """(1, T, d). Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the
@@ -100,16 +100,17 @@ class ReplyScorer(nn.Module):
         embedded: torch.Tensor = self.model.model.language_model.embed_tokens(ids).to(self.residual)
         return embedded
 
-    def _language(self, embedded: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """(T, d): what the language layers and the last norm make of a row."""
-        found = self.model.model.language_model(
-            inputs_embeds=embedded,
-            position_ids=positions,
-            attention_mask={"full_attention": layout},
-            use_cache=False,
-        )
-        hidden: torch.Tensor = found.last_hidden_state[0]
-        return hidden
+    def _language(
+        self,
+        embedded: torch.Tensor,
+        row: PackedBatch | PromptRow | ReplyRow,
+        layout: Layout,
+        features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(T, d): what the language layers and the last norm make of a row. features: of its image tokens."""
+        core = self.model.model
+        where = row.input_ids == core.config.image_token_id
+        return self.family.language(core, embedded, row.position_ids, layout, where, features)[0]
 
     def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:
         return ((self.model.lm_head(hidden).float() + self.bias) / self.temperature).log_softmax(-1)

@@ -23,7 +23,8 @@ from hatch_ray.model.activations import (
     vision_pass,
     whole_pass,
 )
-from hatch_ray.model.shapes import Shapes, shapes_of
+from hatch_ray.model.shapes import Shapes
+from hatch_ray.model.size import shapes_of
 from hatch_ray.systems import load_system
 
 if TYPE_CHECKING:

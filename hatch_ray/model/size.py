@@ -1,12 +1,17 @@
-"""How many parameters a model has, before anything is loaded (`model/memory.py`: what training it takes)."""
+"""How large a model is, before anything is loaded (`model/memory.py`: what training it takes). Imports no torch."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from hatch_ray.model.families import NOT_SHARED, PUBLISHED, family_of_kind
+from hatch_ray.model.families.family import sections
 from hatch_ray.model.folder_check import check_model_folder
-from hatch_ray.model.shapes import PUBLISHED, shapes_of
+from hatch_ray.model.shapes import Shapes
 from hatch_ray.model.source import model_source
 from hatch_ray.model.tensors import tensor_shapes
 
@@ -22,3 +27,37 @@ def count_parameters(base: str) -> int:
         return shapes_of(base).parameters
     check_model_folder(source)
     return sum(math.prod(shape) for shape in tensor_shapes(source).values())
+
+
+def shapes_of(base: str) -> Shapes:
+    """The sizes of a model folder, "hatch-tiny" or a published name.
+
+    Raises ValueError for a name that is neither, and for a folder without the config.json of a known family.
+    """
+    return read_shapes(read_config(base), base)
+
+
+def read_shapes(config: Mapping[str, Any], base: str = "") -> Shapes:
+    """The sizes in a config.json. Raises KeyError for one that is absent, ValueError for an unknown family."""
+    return family_of_kind(base, config.get("model_type")).shapes(config)
+
+
+def check_prefixes(base: str, shared: bool) -> None:
+    """Raise ValueError when prompts shall be shared (grpo.shared_prefix) by a model that cannot."""
+    config = read_config(base)
+    if shared and not family_of_kind(base, config.get("model_type")).shares_prefixes(sections(config)[0]):
+        raise ValueError(f"model.base={base} has {NOT_SHARED}")
+
+
+def read_config(base: str) -> Mapping[str, Any]:
+    """The config.json of a model folder, "hatch-tiny" or a published name. Raises ValueError where it is neither."""
+    if base in PUBLISHED:
+        return PUBLISHED[base]
+    source = Path(model_source(base))
+    if not source.is_dir():
+        raise ValueError(
+            f"model.base={base} is not a folder and its size is not known before it is downloaded; "
+            f"known names: {', '.join(PUBLISHED)}"
+        )
+    found: Mapping[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    return found

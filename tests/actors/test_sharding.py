@@ -208,7 +208,7 @@ CASES = {
     "two": (2, 0, {}),
     "four": (4, 0, {}),
     "two nodes of two": (4, 2, {"learner": NODES_OF_TWO}),
-    "activations computed again": (2, 0, {"learner": {"recompute": True}}),
+    "Qwen3-VL, activations computed again": (2, 0, {"learner": {"recompute": True}}),
     "a frozen encoder": (2, 0, {"grpo": {"trainable": "language"}}),
     "the encoder alone": (2, 0, {"grpo": {"trainable": "vision"}}),
     "adapters": (2, 0, {"model": {"lora_rank": 4}}),
@@ -221,11 +221,11 @@ CASES = {
     "case", [case if case == "two" else pytest.param(case, marks=pytest.mark.rest) for case in CASES]
 )
 def test_shards_compute_what_one_process_computes(
-    together: Processes, tiny_model: Path, tmp_path: Path, case: str
+    together: Processes, tiny_model: Path, tiny_qwen3: Path, tmp_path: Path, case: str
 ) -> None:
     """One process computes whole groups; shards, and copies, compute the long ones in parts."""
     world, per_node, sections = CASES[case]
-    config = config_of(tiny_model, tmp_path, **sections)
+    config = config_of(tiny_qwen3 if "Qwen3" in case else tiny_model, tmp_path, **sections)
     expected, gradients, _ = step(in_one_pass(config), 0, 1)
     for metrics, found, held in together(world, one_step, config, per_node):
         for name in ("loss", "kl", "entropy", "grad_norm", "sampler_gap"):

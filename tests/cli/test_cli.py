@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(hatch, tmp_path, words, said):
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora", "hatch_7b"])
+@pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora", "hatch_7b", "hatch_qwen3_4b"])
 def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
     done = hatch("train", f"configs/{config}.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -92,6 +92,8 @@ def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
         assert word in done.stdout
     if config == "hatch_3b":
         assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
+    if config == "hatch_qwen3_4b":
+        assert "4 GPUs" in done.stdout and "4.44 B" in done.stdout
 
 
 @pytest.mark.parametrize(

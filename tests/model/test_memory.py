@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig
+from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 
 from hatch_ray.config import Config, make_config
 from hatch_ray.learning.pasta import PastaBatch, PastaObjective
@@ -24,7 +25,8 @@ from hatch_ray.model.lora import add_lora
 from hatch_ray.model.memory import Share, host_memory, largest_rows, learner_memory, pass_moments
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
-from hatch_ray.model.shapes import Shapes, read_shapes, shapes_of
+from hatch_ray.model.shapes import Shapes
+from hatch_ray.model.size import read_shapes, shapes_of
 from tests.support.memory_used import MemoryUsed, bytes_of
 
 pytestmark = pytest.mark.rest
@@ -54,20 +56,46 @@ def random_model(tied: bool = True) -> Any:
     )  # fmt: skip
 
 
+def random_qwen3() -> Any:
+    """20 million parameters: heads wider than the model, norms of queries and keys, three levels of features."""
+    torch.manual_seed(0)
+    return Qwen3VL(
+        Qwen3VLConfig(
+            text_config={
+                "vocab_size": 6000, "hidden_size": 384, "intermediate_size": 1056, "num_hidden_layers": 8,
+                "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 4096,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [12, 10, 10]},
+                "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": True,
+            },
+            vision_config={
+                "depth": 8, "hidden_size": 256, "intermediate_size": 768, "num_heads": 4, "out_hidden_size": 384,
+                "patch_size": 16, "spatial_merge_size": 2, "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [1, 4],
+            },
+            image_token_id=5, video_token_id=6, vision_start_token_id=7, vision_end_token_id=8,
+            tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
 def make_batch(model: Any, row: Row) -> PackedBatch:
     """A batch of exactly these sizes, of random pixels."""
     patches, image = row.grid[0] * row.grid[1], model.config.image_token_id
-    each = row.images // row.prompts
+    each, values = row.images // row.prompts, patch_values(model)
     tokens = each * [20, *[image] * (patches // 4)]  # images that touch would be one
     ids = tuple(tokens + [20] * (row.prompt - len(tokens)))
     assert len(ids) == row.prompt
     prompts = [
-        Prompt(ids, tuple(ImagePatches(torch.randn(patches, 1176), (1, *row.grid), f"{p}-{i}") for i in range(each)))
+        Prompt(ids, tuple(ImagePatches(torch.randn(patches, values), (1, *row.grid), f"{p}-{i}") for i in range(each)))
         for p in range(row.prompts)
     ]
     batch = pack(model, prompts, [[[30] * row.reply] * (row.replies // row.prompts)] * row.prompts)
     assert batch.input_ids.shape[1] == row.tokens and len(batch.target) == row.scored
     return batch
+
+
+def patch_values(model: Any) -> int:
+    return int(read_shapes(model.config.to_dict()).patch_values)
 
 
 def bytes_at_most(moments: dict[str, tuple[Share, ...]]) -> float:
@@ -136,6 +164,14 @@ def test_a_pass_of_a_model_with_groups_and_windows_takes_what_is_counted(
     compute: str, recompute: bool, row: Row
 ) -> None:
     assert compare(random_model(), row, compute, recompute) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "compute", "recompute", "lora"),
+    [(GROUP, "float32", False, 0), (TWO_GROUPS, "bfloat16", True, 0), (GROUP, "bfloat16", False, 8)],
+)
+def test_a_pass_of_qwen3_takes_what_is_counted(row: Row, compute: str, recompute: bool, lora: int) -> None:
+    assert compare(random_qwen3(), row, compute, recompute, lora) == []
 
 
 @pytest.mark.parametrize(
@@ -255,9 +291,13 @@ def test_all_that_a_grpo_worker_holds_is_counted(tiny_model: Path) -> None:
 
 def test_published_sizes_are_those_of_the_files() -> None:
     """Parameters by the config's shapes equal half of the bytes of the published bfloat16 files."""
-    files = {"3B": 3_754_622_976, "7B": 8_292_166_656, "32B": 33_452_718_336, "72B": 73_410_777_344}
-    for name, parameters in files.items():
-        assert shapes_of(f"Qwen/Qwen2.5-VL-{name}-Instruct").parameters == parameters
+    files = {
+        "Qwen2.5-VL": {"3B": 3_754_622_976, "7B": 8_292_166_656, "32B": 33_452_718_336, "72B": 73_410_777_344},
+        "Qwen3-VL": {"2B": 2_127_532_032, "4B": 4_437_815_808, "8B": 8_767_123_696, "32B": 33_357_390_064},
+    }
+    for family, sizes in files.items():
+        for name, parameters in sizes.items():
+            assert shapes_of(f"Qwen/{family}-{name}-Instruct").parameters == parameters
 
 
 def test_constants_of_modules_that_bring_torch_are_the_same_here() -> None:

@@ -1,0 +1,211 @@
+"""What a family of vision-language models must say of itself, and what both of ours have in common.
+
+The first half is known from config.json alone and imports no torch; the second computes with a loaded model.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hatch_ray.model.shapes import Shapes
+
+if TYPE_CHECKING:
+    import torch
+
+    from hatch_ray.model.group_attention import Layout
+
+Json = Mapping[str, Any]
+"""A config.json, or a section of one."""
+Tensors = dict[str, tuple[int, ...]]
+"""Name -> shape."""
+
+
+class Family(ABC):
+    """One architecture.
+
+    kind       transformers' `model_type`; the image encoder's is `kind`_vision.
+    name       what people call it.
+    published  config.json of its published models, as far as sizes follow from it.
+    patch      pixels a side of a patch, where config.json does not say.
+    """
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+    published: ClassVar[Mapping[str, Json]]
+    patch: ClassVar[int]
+
+    @abstractmethod
+    def layer(self, text: Json) -> Tensors:
+        """The tensors of a language layer. Raises KeyError for an absent size, as all of this half."""
+
+    @abstractmethod
+    def block(self, vision: Json) -> Tensors:
+        """The tensors of a block of the image encoder."""
+
+    @abstractmethod
+    def around(self, vision: Json) -> Tensors:
+        """The encoder's other tensors, without the patches' projection: mergers and positions."""
+
+    @abstractmethod
+    def particulars(self, text: Json, vision: Json) -> dict[str, Any]:
+        """The `Shapes` that are this family's own: head, full, window, qk_norm, gated_eye, mergers, patch_bias."""
+
+    def tensors(self, config: Json) -> Tensors:
+        """Every tensor of a model with this config.json, under the name that `plain_name` gives it."""
+        text, vision = sections(config)
+        wide, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
+        layers, blocks = (range(int(count)) for count in (text["num_hidden_layers"], vision["depth"]))
+        layer, block = self.layer(text), self.block(vision)
+        eye, (time, patch, channels) = int(vision["hidden_size"]), self._patches(vision)
+        biased = self.particulars(text, vision)["patch_bias"]
+        return (
+            {"model.embed_tokens.weight": (vocabulary, wide), "model.norm.weight": (wide,)}
+            | {f"model.layers.{number}.{name}": shape for number in layers for name, shape in layer.items()}
+            | {"visual.patch_embed.proj.weight": (eye, channels, time, patch, patch)}
+            | ({"visual.patch_embed.proj.bias": (eye,)} if biased else {})
+            | {f"visual.blocks.{number}.{name}": shape for number in blocks for name, shape in block.items()}
+            | {f"visual.{name}": shape for name, shape in self.around(vision).items()}
+            | {"lm_head.weight": (vocabulary, wide)}
+        )
+
+    def shapes(self, config: Json) -> Shapes:
+        """The sizes in a config.json."""
+        text, vision = sections(config)
+        time, patch, channels = self._patches(vision)
+        own = self.particulars(text, vision)
+        return Shapes(
+            wide=int(text["hidden_size"]),
+            heads=int(text["num_attention_heads"]),
+            kv_heads=kv_heads(text),
+            head=own["head"],
+            qk_norm=own["qk_norm"],
+            inner=int(text["intermediate_size"]),
+            layers=int(text["num_hidden_layers"]),
+            vocabulary=int(text["vocab_size"]),
+            tied=is_tied(config),
+            eye=int(vision["hidden_size"]),
+            eye_heads=int(vision["num_heads"]),
+            eye_inner=int(vision["intermediate_size"]),
+            gated_eye=own["gated_eye"],
+            depth=int(vision["depth"]),
+            full=own["full"],
+            window=own["window"],
+            patch=patch,
+            merge=int(vision.get("spatial_merge_size", 2)),
+            mergers=own["mergers"],
+            patch_values=channels * time * patch**2,
+            layer=parameters(self.layer(text)),
+            block=parameters(self.block(vision)),
+            merger=parameters({name: s for name, s in self.around(vision).items() if "merger" in name}),
+            patch_embedding=parameters({name: s for name, s in self.around(vision).items() if "merger" not in name})
+            + int(vision["hidden_size"]) * (channels * time * patch**2 + own["patch_bias"]),
+        )
+
+    def _patches(self, vision: Json) -> tuple[int, int, int]:
+        """Frames, pixels a side, and channels of a patch."""
+        channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
+        return int(vision.get("temporal_patch_size", 2)), int(vision.get("patch_size", self.patch)), channels
+
+    def shares_prefixes(self, text: Json) -> bool:
+        """Whether a prompt can be computed once for all of its replies: every layer attends to all that came before."""
+        return set(text.get("layer_types") or ("full_attention",)) == {"full_attention"}
+
+    # --- with a loaded model --------------------------------------------------------------------------------------
+
+    def positions(self, core: Any, token_ids: torch.Tensor, grids: torch.Tensor | None) -> torch.Tensor:
+        """(3, P) rotary positions (time, height, width) of one prompt (P,), by the model's own rule. core: its `model`;
+        grids (images, 3)."""
+        types = (token_ids == core.config.image_token_id).int()
+        positions, _ = core.get_rope_index(token_ids[None], types[None], image_grid_thw=grids)
+        found: torch.Tensor = positions[:, 0]
+        return found
+
+    def encode(self, visual: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """What the language model is given of images, (merged patches of all, levels * d): the levels side by side, the
+        one that takes the image tokens' places first. pixels (patches, values); grids (images, 3)."""
+        features: torch.Tensor = visual(pixels, grid_thw=grids).pooler_output
+        return features
+
+    def deeper(self, where: torch.Tensor, levels: list[torch.Tensor]) -> dict[str, Any]:
+        """How the language model takes the further levels, (image tokens, d) each, of `encode`."""
+        assert not levels, f"{self.name} gives its language model one level"
+        return {}
+
+    def language(
+        self,
+        core: Any,
+        embedded: torch.Tensor,
+        position_ids: torch.Tensor,
+        layout: Layout,
+        where: torch.Tensor,
+        features: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(1, T, d): the last hidden state of a packed row. A model that cannot share prefixes computes a row a reply:
+        ValueError where the layout has several replies to a prompt.
+
+        embedded (1, T, d), position_ids (3, 1, T); where (1, T): the image tokens, features (image tokens, levels * d):
+        what they stand for, None where there are none.
+        """
+        from hatch_ray.model.group_attention import GroupLayout, separate_rows
+
+        further: list[torch.Tensor] = []
+        if features is not None:
+            first, *further = features.split(embedded.shape[-1], dim=-1)
+            embedded = embedded.masked_scatter(where[..., None], first)
+        if self.shares_prefixes(vars(core.language_model.config)):
+            more: dict[str, Any] = {"layout": layout}
+        else:
+            assert isinstance(layout, GroupLayout), "only prefixes that are shared pass apart from their replies"
+            index, there = separate_rows(layout)
+            embedded, position_ids, where = embedded[0, index], position_ids[:, 0, index], where[0, index] & there
+            more = {"attention_mask": there.long()}
+        if features is not None:
+            more |= self.deeper(where, further)
+        hidden: torch.Tensor = core.language_model(
+            inputs_embeds=embedded, position_ids=position_ids, use_cache=False, **more
+        ).last_hidden_state
+        return hidden if "layout" in more else hidden[there][None]
+
+
+def sections(config: Json) -> tuple[Json, Json]:
+    """The language model's sizes and the image encoder's; the former stand at the top of older files."""
+    return config.get("text_config") or config, config["vision_config"]
+
+
+def kv_heads(text: Json) -> int:
+    return int(text.get("num_key_value_heads") or text["num_attention_heads"])
+
+
+def is_tied(config: Json) -> bool:
+    """Whether head and embedding are one tensor."""
+    text, _ = sections(config)
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+
+
+def parameters(tensors: Tensors) -> int:
+    return sum(math.prod(shape) for shape in tensors.values())
+
+
+def linear(name: str, out: int, into: int, bias: bool = True) -> Tensors:
+    """The tensors of a linear map."""
+    return {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def attention(wide: int, queries: int, keys: int, bias: bool) -> Tensors:
+    """The linear maps of a language layer's attention; its output's map has no bias in any of our families."""
+    maps = linear("self_attn.o_proj", wide, queries, bias=False)
+    for letter, size in (("q", queries), ("k", keys), ("v", keys)):
+        maps |= linear(f"self_attn.{letter}_proj", size, wide, bias)
+    return maps
+
+
+def gated_mlp(wide: int, inner: int, bias: bool) -> Tensors:
+    """gate, up and down."""
+    return (
+        linear("mlp.gate_proj", inner, wide, bias)
+        | linear("mlp.up_proj", inner, wide, bias)
+        | linear("mlp.down_proj", wide, inner, bias)
+    )
