@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from actors.learner.micro_batches import Unit, scored
 from bench.measure import in_turn, write_results
 from bench.shapes import SHAPES, Load, ceiling, make_model, parameters, replies
 from hatch_ray.learning.grpo import grpo_loss
+from hatch_ray.model.kept_prompts import Unit
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
@@ -84,8 +84,8 @@ class Update:
 
     def __call__(self) -> None:
         with torch.no_grad():
-            reference = {number: found for number, found, _ in scored(self.reference, self.units, self.batches)}
-        for number, logprobs, _ in scored(self.policy, self.units, self.batches):
+            reference = {number: found for number, found, _ in self.reference.each(self.units, self.batches)}
+        for number, logprobs, _ in self.policy.each(self.units, self.batches):
             assert number is not None
             old = logprobs.detach()
             advantages = torch.cos(self.batches[number].reply.float())
