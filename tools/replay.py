@@ -17,8 +17,7 @@ import torch
 import typer
 
 from actors.learner.bad_batches import BadBatch
-from actors.learner.learner import Learner, TokenTerms
-from actors.learner.micro_batches import Row, make_units, scored, split_rows
+from actors.learner.learner import Learner, Row, TokenTerms, split_rows
 from hatch_ray.cli import run_command
 from hatch_ray.learning.workers import Workers
 from hatch_ray.storage import local_run
@@ -127,11 +126,11 @@ def _terms(
     learner: Learner, batches: list[list[Row]], old: dict[int, torch.Tensor], batch: BadBatch
 ) -> dict[int, TokenTerms]:
     """Forward and backward of these micro-batches; what GRPO makes of each, by number."""
-    units = make_units(batches, learner.config.grpo.shared_prefix)
+    units = learner.units(batches)
     packed = [learner.packed(rows) for rows in batches]
     reference = learner.reference_logprobs(units, packed)
     terms = {}
-    for number, logprobs, entropy in scored(learner.scorer, units, packed):
+    for number, logprobs, entropy in learner.scorer.each(units, packed):
         assert number is not None, "one worker alone makes no pass for others"
         terms[number] = learner.token_terms(
             batches[number], packed[number], logprobs, entropy, old, number, mean_reply(batch), reference

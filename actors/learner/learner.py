@@ -1,21 +1,24 @@
-"""The GRPO learner: one update of a worker's policy, from a shard of groups to the optimizer's step."""
+"""The GRPO learner: one update of a worker's policy, from a shard of groups to the optimizer's step.
+
+A shard is cut into micro-batches, what is computed at a time: whole groups, up to a token budget, or parts of one.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
 
 from actors.learner.bad_batches import BadBatch, write_bad_batch
-from actors.learner.micro_batches import Row, Unit, agreed, make_units, scored, split_rows
 from actors.learner.policy import Policy
-from actors.runtime.messages import Group, Shard
+from actors.runtime.messages import Group, Reply, Shard
 from hatch_ray.learning.grpo import TokenLoss, alike, grpo_loss
 from hatch_ray.learning.workers import whole
+from hatch_ray.model.kept_prompts import Unit, make_units, with_passes
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import Prompt
 
@@ -23,6 +26,17 @@ MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
 """Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
 SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
 """Metrics summed over tokens, then over workers, then divided by the step's tokens."""
+PATCHES_PER_TOKEN = 4
+"""Patches that the encoder's merger makes one token of."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some replies of one group, as they enter a forward pass: prompt, replies, their advantages."""
+
+    prompt: Prompt
+    replies: tuple[Reply, ...]
+    advantages: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,8 @@ class Learner(Policy):
         grpo = self.config.grpo
         prompts = [self.prompt(group) for group in shard.groups]
         batches = split_rows(prompts, shard.groups, grpo.token_budget, grpo.shared_prefix)
-        units = agreed(make_units(batches, grpo.shared_prefix), self.workers)
+        units = self.units(batches)
+        units = with_passes(units, self.workers.most([unit.passes for unit in units]))
         packed = [self.packed(rows) for rows in batches]
         reference = self.reference_logprobs(units, packed)
         old: dict[int, torch.Tensor] = {}
@@ -95,7 +110,7 @@ class Learner(Policy):
         # Gradients are averaged over workers; the loss is a sum over all tokens of all workers.
         scale = self.workers.world / shard.global_tokens
         mean_length = shard.global_tokens / shard.global_replies
-        for number, logprobs, entropy in scored(self.scorer, units, packed):
+        for number, logprobs, entropy in self.scorer.each(units, packed):
             if number is None:
                 (logprobs.sum() * 0).backward()
                 continue
@@ -212,8 +227,73 @@ class Learner(Policy):
             )
         return prompt
 
+    def units(self, batches: list[list[Row]]) -> list[Unit]:
+        """Which micro-batches are parts of one group."""
+        return make_units([[row.prompt for row in rows] for rows in batches], self.config.grpo.shared_prefix)
+
     def packed(self, rows: list[Row]) -> PackedBatch:
         """A micro-batch as the scorer takes it, on the learner's device."""
         replies = [[reply.token_ids for reply in row.replies] for row in rows]
         shared = self.config.grpo.shared_prefix
         return pack(self.model, [row.prompt for row in rows], replies, shared).to(self.device)
+
+
+def split_rows(
+    prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int, shared: bool = True
+) -> list[list[Row]]:
+    """Batches of at most `token_budget` tokens: whole groups, as many as fit; a group that alone is longer is cut into
+    parts that fit beside its prompt, each of at least one reply. shared=False counts a prompt for every reply.
+
+    The image encoder's work on an image's patches counts as much as the image's tokens do, once for each image.
+
+    Attention pads to the longest prompt and reply of a batch, so a batch is also full when its replies would hold more
+    than G times as many padded keys as it may have tokens: one long prompt takes few short ones along.
+    """
+    batches: list[list[Row]] = []
+    cut = False  # whether the last batch is a part of a group, which stays alone
+    for prompt, group in zip(prompts, groups, strict=True):
+        size = len(group.rollout.replies)
+        rows = _parts(prompt, group, token_budget, shared)
+        part = shared and len(rows) > 1
+        for row in rows:
+            joined = [*batches[-1], row] if batches else [row]
+            fits = sum(row_tokens(r, shared) for r in joined) + encoded_tokens(joined) <= token_budget
+            if not batches or part or cut or not fits or padded_keys(joined) > size * token_budget:
+                batches.append([])
+            batches[-1].append(row)
+            cut = part
+    return batches
+
+
+def row_tokens(row: Row, shared: bool = True) -> int:
+    """Tokens of a row: its prompt once, or once a reply, and its replies."""
+    prompts = 1 if shared else len(row.replies)
+    return prompts * len(row.prompt.token_ids) + sum(len(reply.token_ids) for reply in row.replies)
+
+
+def encoded_tokens(rows: Sequence[Row]) -> int:
+    """Image tokens that the encoder makes for a batch; an image that is shown several times is encoded once."""
+    images = {image.key or id(image): image for row in rows for image in row.prompt.images}
+    merged = sum(math.prod(image.grid) for image in images.values())
+    return merged // PATCHES_PER_TOKEN
+
+
+def padded_keys(rows: Sequence[Row]) -> int:
+    """Keys that the replies of a batch attend to, all padded to the longest prompt and reply."""
+    replies = [reply for row in rows for reply in row.replies]
+    longest = max(len(reply.token_ids) for reply in replies)
+    return len(replies) * (max(len(row.prompt.token_ids) for row in rows) + longest)
+
+
+def _parts(prompt: Prompt, group: Group, token_budget: int, shared: bool) -> list[Row]:
+    parts: list[list[int]] = []
+    room = 0
+    for index, reply in enumerate(group.rollout.replies):
+        size = len(reply.token_ids) + (0 if shared else len(prompt.token_ids))
+        if not parts or size > room:
+            parts.append([])
+            room = token_budget - (len(prompt.token_ids) if shared else 0)
+        parts[-1].append(index)
+        room -= size
+    replies, advantages = group.rollout.replies, group.advantages
+    return [Row(prompt, tuple(replies[i] for i in part), tuple(float(advantages[i]) for i in part)) for part in parts]

@@ -13,7 +13,6 @@ from typing import Any
 import ray
 import torch
 
-from actors.learner.micro_batches import Unit, scored
 from actors.runtime.messages import Probe, ProbeScores, Request, StoredImage
 from actors.weights.probe_scores import score_probe
 from actors.weights.publish import learned_parts, only_learned
@@ -40,6 +39,7 @@ from hatch_ray.model.base import (
     eos_token_ids,
     load_processor,
 )
+from hatch_ray.model.kept_prompts import Unit
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
@@ -197,4 +197,4 @@ class Policy:
 
 
 def _logprobs(scorer: ReplyScorer, units: Sequence[Unit], packed: Sequence[PackedBatch]) -> dict[int, torch.Tensor]:
-    return {number: found for number, found, _ in scored(scorer, units, packed) if number is not None}
+    return {number: found for number, found, _ in scorer.each(units, packed) if number is not None}

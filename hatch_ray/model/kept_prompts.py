@@ -13,13 +13,13 @@ and images are neither computed nor passed backward again. The idea is gradient 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from hatch_ray.model.group_attention import KeysAndValues, PromptLayout, ReplyLayout
 from hatch_ray.model.packing import PackedBatch
-from hatch_ray.model.prompt_tokens import ImagePatches
+from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,30 @@ def apart(batch: PackedBatch) -> tuple[PromptRow, ReplyRow]:
         batch.target,
     )
     return prompts, replies
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Micro-batches, by number, whose prompts are computed once. passes: 1, prompts and replies together, or how often
+    replies pass after their prompts; more than there are micro-batches where another worker has more."""
+
+    batches: tuple[int, ...]
+    passes: int
+
+
+def make_units(prompts: Sequence[Sequence[Prompt]], shared: bool = True) -> list[Unit]:
+    """The units of micro-batches with these prompts: neighbours with the same one are parts of a group. Most parts
+    first; shared=False: each micro-batch alone."""
+    units: list[list[int]] = []
+    for number, own in enumerate(prompts):
+        if shared and units and prompts[number - 1][-1] is own[0]:
+            units[-1].append(number)
+        else:
+            units.append([number])
+    return sorted((Unit(tuple(unit), len(unit)) for unit in units), key=lambda unit: unit.passes, reverse=True)
+
+
+def with_passes(units: Sequence[Unit], passes: Sequence[int]) -> list[Unit]:
+    """The units with so many passes each, and empty ones after them: as workers of a sharded model go together."""
+    own = [*units, *[Unit((), 0)] * (len(passes) - len(units))]
+    return [replace(unit, passes=count) for unit, count in zip(own, passes, strict=True)]

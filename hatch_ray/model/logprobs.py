@@ -5,7 +5,7 @@ Values of all scored tokens come flat, (N,), in the order group, reply, token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from hatch_ray.model.base import BAN_BIAS, computing
 from hatch_ray.model.families import family_of
 from hatch_ray.model.group_attention import Layout, use_group_attention
 from hatch_ray.model.image_features import ImageEncoder, blank_image
-from hatch_ray.model.kept_prompts import KeptPrompts, PromptRow, ReplyRow
+from hatch_ray.model.kept_prompts import KeptPrompts, PromptRow, ReplyRow, Unit, apart
 from hatch_ray.model.packing import PackedBatch
 
 if TYPE_CHECKING:  # a GPU without the rest of the environment can compute with this (`bench/gpu.sh`)
@@ -33,7 +33,7 @@ class ReplyScorer(nn.Module):
 
     A module, so that DistributedDataParallel and FSDP can wrap it. Both results are float32; the entropy (nats, of the
     same tempered and masked distribution) has no gradient. compute: of the matrix products, whatever the weights are.
-    `prompts` and then `replies`, as often as wanted, do the same in steps.
+    `prompts` and then `replies`, as often as wanted, do the same in steps, as `each` has them.
     """
 
     def __init__(
@@ -57,6 +57,25 @@ class ReplyScorer(nn.Module):
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with self._computing():
             return self._scored(self._hidden(batch), batch.target)
+
+    def each(
+        self, units: Sequence[Unit], packed: Sequence[PackedBatch]
+    ) -> Iterator[tuple[int | None, torch.Tensor, torch.Tensor]]:
+        """Each micro-batch's number and results, unit by unit; number None: a pass that is only made because other
+        workers make one. Who wants gradients passes backward what comes before asking for more."""
+        for unit in units:
+            own = [packed[number] for number in unit.batches]
+            more = unit.passes - len(own)
+            batches = own + [min(own or packed, key=lambda batch: batch.input_ids.shape[1])] * more
+            numbers = [*unit.batches, *[None] * more]
+            if unit.passes == 1:
+                yield numbers[0], *self(batches[0])
+                continue
+            rows = [apart(batch) for batch in batches]
+            kept = KeptPrompts(self.prompts(rows[0][0]))
+            for number, (_, replies) in zip(numbers, rows, strict=True):
+                yield number, *self.replies(replies, kept)
+            kept.backward()
 
     @torch.no_grad()
     def distributions(self, batch: PackedBatch) -> torch.Tensor:

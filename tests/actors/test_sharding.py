@@ -20,7 +20,7 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from actors.experience.queues import make_shards
-from actors.learner.micro_batches import make_units, split_rows
+from actors.learner.learner import split_rows
 from actors.runtime.deadlines import CollectiveError, collectives
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.disk import is_full
@@ -194,7 +194,7 @@ def test_a_long_groups_prompt_and_images_are_computed_once_for_all_its_parts(tin
         learner = learner_of(one)
         (shard,) = make_shards(0, groups_of(tiny_model), 1)
         batches = split_rows([learner.prompt(g) for g in shard.groups], shard.groups, one.grpo.token_budget)
-        units = make_units(batches)
+        units = learner.units(batches)
         metrics = learner.update(shard)
         passes.append([unit.passes for unit in units])
         assert learner.scorer.encoder.encoded == 8 and learner.reference.encoder.encoded == 8  # two images a group
