@@ -68,6 +68,5 @@ def _downloaded_config(base: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"model.base={base} is not a folder, and no config.json of that name could be read from the hub ({reason}); "
-            f"known without it: {', '.join(PUBLISHED)}"
+            f"model.base={base} is not a folder, and no config.json of that name could be read from the hub: {reason}"
         ) from None
