@@ -79,13 +79,13 @@ class ReplyScorer(nn.Module):
         core = self.model.model
         # Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the masters.
         embedded = core.language_model.embed_tokens(batch.input_ids).to(self.residual)
-        features = None
+        seen = None
         if batch.images:
             features = self.encoder(batch.images).to(embedded.dtype)[batch.feature]
+            seen = batch.input_ids == core.config.image_token_id, features
         elif isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
             embedded = embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
-        where = batch.input_ids == core.config.image_token_id
-        hidden = self.family.language(core, embedded, batch.position_ids, batch.layout, where, features)
+        hidden = self.family.language(core, embedded, batch.position_ids, batch.layout, seen)
         return hidden[0, batch.predictor]
 
     def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -134,33 +134,32 @@ class Family(ABC):
         embedded: torch.Tensor,
         position_ids: torch.Tensor,
         layout: GroupLayout,
-        where: torch.Tensor,
-        features: torch.Tensor | None,
+        seen: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """(1, T, d): the last hidden state of a packed row. A model that cannot share prefixes computes a row a reply:
         ValueError where the layout has several replies to a prompt.
 
-        embedded (1, T, d), position_ids (3, 1, T); where (1, T): the image tokens, features (image tokens, levels * d):
-        what they stand for, None where there are none.
+        embedded (1, T, d), position_ids (3, 1, T). seen, where there are images: which tokens are theirs (1, T) bool,
+        and what these stand for, (image tokens, levels * d).
         """
         from hatch_ray.model.group_attention import separate_rows
 
-        further: list[torch.Tensor] = []
-        if features is not None:
-            first, *further = features.split(embedded.shape[-1], dim=-1)
-            embedded = embedded.masked_scatter(where[..., None], first)
-        if self.shares_prefixes(vars(core.language_model.config)):
-            more: dict[str, Any] = {"layout": layout}
-        else:
+        levels: list[torch.Tensor] = []
+        if seen is not None:
+            first, *levels = seen[1].split(embedded.shape[-1], dim=-1)
+            embedded = embedded.masked_scatter(seen[0][..., None], first)
+        there = None
+        more: dict[str, Any] = {"layout": layout}
+        if not self.shares_prefixes(vars(core.language_model.config)):
             index, there = separate_rows(layout)
-            embedded, position_ids, where = embedded[0, index], position_ids[:, 0, index], where[0, index] & there
+            embedded, position_ids = embedded[0, index], position_ids[:, 0, index]
             more = {"attention_mask": there.long()}
-        if features is not None:
-            more |= self.deeper(where, further)
+        if seen is not None:
+            more |= self.deeper(seen[0] if there is None else seen[0][0, index] & there, levels)
         hidden: torch.Tensor = core.language_model(
             inputs_embeds=embedded, position_ids=position_ids, use_cache=False, **more
         ).last_hidden_state
-        return hidden if "layout" in more else hidden[there][None]
+        return hidden if there is None else hidden[there][None]
 
 
 def sections(config: Json) -> tuple[Json, Json]:
