@@ -89,7 +89,7 @@ def check_inputs(config: Config) -> None:
     source = Path(model_source(config.model.base))
     if source.is_dir():
         count_parameters(config.model.base)
-        check_prefixes(config.model.base, config.grpo.shared_prefix)
+    check_prefixes(config.model.base, config.grpo.shared_prefix)
     for section in system_of(config).sections():
         _check_data(section, config)
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hatch_ray.model.base import BAN_BIAS, computing
 from hatch_ray.model.families import family_of
-from hatch_ray.model.group_attention import Layout, use_group_attention
+from hatch_ray.model.group_attention import use_group_attention
 from hatch_ray.model.image_features import ImageEncoder, blank_image
 from hatch_ray.model.kept_prompts import KeptPrompts, PromptRow, ReplyRow, Unit, apart
 from hatch_ray.model.packing import PackedBatch
@@ -95,9 +95,9 @@ class ReplyScorer(nn.Module):
 
     def replies(self, row: ReplyRow, kept: KeptPrompts) -> tuple[torch.Tensor, torch.Tensor]:
         """What the forward pass gives for a whole batch."""
-        layout = replace(row.layout, kept=kept.keys_and_values)
+        core, layout = self.model.model, replace(row.layout, kept=kept.keys_and_values)
         with self._computing():
-            hidden = self._language(self._embedded(row.input_ids), row, layout)
+            hidden = self.family.language(core, self._embedded(row.input_ids), row.position_ids, layout)[0]
             return self._scored(torch.cat([kept.last, hidden])[row.predictor], row.target)
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
@@ -106,30 +106,19 @@ class ReplyScorer(nn.Module):
 
     def _all_hidden(self, row: PackedBatch | PromptRow) -> torch.Tensor:
         """(T, d): the last hidden state of each token of a row that may hold images."""
-        core, embedded, features = self.model.model, self._embedded(row.input_ids), None
+        core, embedded, seen = self.model.model, self._embedded(row.input_ids), None
         if row.images:
             features = self.encoder(row.images).to(embedded.dtype)[row.feature]
+            seen = row.input_ids == core.config.image_token_id, features
         elif isinstance(core.visual, FSDPModule):  # other workers run it now, each with its part
             embedded = embedded + 0 * self.encoder([blank_image(core.visual)]).sum()
-        return self._language(embedded, row, row.layout, features)
+        return self.family.language(core, embedded, row.position_ids, row.layout, seen)[0]
 
     def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """(1, T, d). Where FSDP gathers weights in bfloat16, what runs from layer to layer stays in the dtype of the
         masters."""
         embedded: torch.Tensor = self.model.model.language_model.embed_tokens(ids).to(self.residual)
         return embedded
-
-    def _language(
-        self,
-        embedded: torch.Tensor,
-        row: PackedBatch | PromptRow | ReplyRow,
-        layout: Layout,
-        features: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """(T, d): what the language layers and the last norm make of a row. features: of its image tokens."""
-        core = self.model.model
-        where = row.input_ids == core.config.image_token_id
-        return self.family.language(core, embedded, row.position_ids, layout, where, features)[0]
 
     def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:
         return ((self.model.lm_head(hidden).float() + self.bias) / self.temperature).log_softmax(-1)

@@ -17,10 +17,9 @@ from hatch_ray.model.tensors import tensor_shapes
 
 
 def count_parameters(base: str) -> int:
-    """Parameters of a model folder (from the headers of its files) or of a published name.
+    """Parameters of a model folder (from the headers of its files) or of a name, by its config.json.
 
-    Raises ValueError for a name that is neither published nor on this disk, and for a folder that is not whole
-    (`check_model_folder`).
+    Raises ValueError for a name that is not known, and for a folder that is not whole (`check_model_folder`).
     """
     source = Path(base if base in PUBLISHED else model_source(base))
     if base in PUBLISHED or not source.is_dir():
@@ -30,9 +29,8 @@ def count_parameters(base: str) -> int:
 
 
 def shapes_of(base: str) -> Shapes:
-    """The sizes of a model folder, "hatch-tiny" or a published name.
-
-    Raises ValueError for a name that is neither, and for a folder without the config.json of a known family.
+    """The sizes of a model folder, "hatch-tiny" or a name. Raises ValueError as `read_config`, and for a family that is
+    not known.
     """
     return read_shapes(read_config(base), base)
 
@@ -50,14 +48,25 @@ def check_prefixes(base: str, shared: bool) -> None:
 
 
 def read_config(base: str) -> Mapping[str, Any]:
-    """The config.json of a model folder, "hatch-tiny" or a published name. Raises ValueError where it is neither."""
+    """The config.json of a model folder, "hatch-tiny", a published name or, downloaded, of another name of the hub.
+
+    Raises ValueError where there is none.
+    """
     if base in PUBLISHED:
         return PUBLISHED[base]
     source = Path(model_source(base))
-    if not source.is_dir():
-        raise ValueError(
-            f"model.base={base} is not a folder and its size is not known before it is downloaded; "
-            f"known names: {', '.join(PUBLISHED)}"
-        )
-    found: Mapping[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    path = source / "config.json" if source.is_dir() else _downloaded_config(base)
+    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def _downloaded_config(base: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(base, "config.json"))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"model.base={base} is not a folder, and no config.json of that name could be read from the hub: {reason}"
+        ) from None

@@ -35,7 +35,7 @@ def run(ray_cluster: Any, tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFac
     hatch_here(
         "train", "configs/tiny.yaml", f"run_dir={run}", f"model.base={tiny_qwen3}", *SHORT, *ROOMS, *ALONE,
         "stages=[pasta,qa_sft,grpo]", f"data.tasks=[{','.join(TASKS)}]", "pasta.max_steps=2", "pasta.lr=1e-3",
-        "qa_sft.max_steps=30", "qa_sft.lr=3e-3", "qa_sft.batch_size=8", "qa_sft.save_every=100",
+        "qa_sft.max_steps=16", "qa_sft.lr=3e-3", "qa_sft.batch_size=8", "qa_sft.save_every=100",
         f"grpo.max_steps={STEPS}", "grpo.lr=1e-3", "grpo.group_size=8", "grpo.save_every=100",
     )  # fmt: skip
     return run

@@ -58,6 +58,7 @@ def test_more_than_the_machine_has_is_one_line_of_a_process_of_its_own(tmp_path)
         (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run", "data.root={tmp}/empty"], "empty"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/full"], "is not empty and is not a run folder"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=./absent"], "does not exist"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=no/such"], "no config.json of that name"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "data.tasks=[cooking]"], "cooking"),
         (["demo", "grpo.bata=1"], "did you mean 'grpo.beta'"),
         (["eval", "{tmp}/nothing"], "is not a run folder"),

@@ -47,11 +47,11 @@ class Family(ABC):
 
     @abstractmethod
     def around(self, vision: Json) -> Tensors:
-        """The encoder's other tensors, without the patches' projection: mergers and positions."""
+        """The encoder's other tensors: the patches' projection, positions, mergers (called so)."""
 
     @abstractmethod
     def particulars(self, text: Json, vision: Json) -> dict[str, Any]:
-        """The `Shapes` that are this family's own: head, full, window, qk_norm, gated_eye, mergers, patch_bias."""
+        """The `Shapes` that are this family's own: head, full, window, qk_norm, gated_eye, mergers."""
 
     def tensors(self, config: Json) -> Tensors:
         """Every tensor of a model with this config.json, under the name that `plain_name` gives it."""
@@ -59,13 +59,9 @@ class Family(ABC):
         wide, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
         layers, blocks = (range(int(count)) for count in (text["num_hidden_layers"], vision["depth"]))
         layer, block = self.layer(text), self.block(vision)
-        eye, (time, patch, channels) = int(vision["hidden_size"]), self._patches(vision)
-        biased = self.particulars(text, vision)["patch_bias"]
         return (
             {"model.embed_tokens.weight": (vocabulary, wide), "model.norm.weight": (wide,)}
             | {f"model.layers.{number}.{name}": shape for number in layers for name, shape in layer.items()}
-            | {"visual.patch_embed.proj.weight": (eye, channels, time, patch, patch)}
-            | ({"visual.patch_embed.proj.bias": (eye,)} if biased else {})
             | {f"visual.blocks.{number}.{name}": shape for number in blocks for name, shape in block.items()}
             | {f"visual.{name}": shape for name, shape in self.around(vision).items()}
             | {"lm_head.weight": (vocabulary, wide)}
@@ -74,14 +70,16 @@ class Family(ABC):
     def shapes(self, config: Json) -> Shapes:
         """The sizes in a config.json."""
         text, vision = sections(config)
-        time, patch, channels = self._patches(vision)
-        own = self.particulars(text, vision)
+        counts = {name: math.prod(shape) for name, shape in self.tensors(config).items()}
+
+        def count(part: str) -> int:
+            return sum(size for name, size in counts.items() if part in name)
+
+        mergers = count("merger")
         return Shapes(
             wide=int(text["hidden_size"]),
             heads=int(text["num_attention_heads"]),
             kv_heads=kv_heads(text),
-            head=own["head"],
-            qk_norm=own["qk_norm"],
             inner=int(text["intermediate_size"]),
             layers=int(text["num_hidden_layers"]),
             vocabulary=int(text["vocab_size"]),
@@ -89,25 +87,21 @@ class Family(ABC):
             eye=int(vision["hidden_size"]),
             eye_heads=int(vision["num_heads"]),
             eye_inner=int(vision["intermediate_size"]),
-            gated_eye=own["gated_eye"],
             depth=int(vision["depth"]),
-            full=own["full"],
-            window=own["window"],
-            patch=patch,
+            patch=int(vision.get("patch_size", self.patch)),
             merge=int(vision.get("spatial_merge_size", 2)),
-            mergers=own["mergers"],
-            patch_values=channels * time * patch**2,
-            layer=parameters(self.layer(text)),
-            block=parameters(self.block(vision)),
-            merger=parameters({name: s for name, s in self.around(vision).items() if "merger" in name}),
-            patch_embedding=parameters({name: s for name, s in self.around(vision).items() if "merger" not in name})
-            + int(vision["hidden_size"]) * (channels * time * patch**2 + own["patch_bias"]),
+            patch_values=math.prod(self.patch_shape(vision)),
+            layer=count("model.layers.0."),
+            block=count("visual.blocks.0."),
+            merger=mergers,
+            patch_embedding=count("visual.") - count("visual.blocks.") - mergers,
+            **self.particulars(text, vision),
         )
 
-    def _patches(self, vision: Json) -> tuple[int, int, int]:
-        """Frames, pixels a side, and channels of a patch."""
-        channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
-        return int(vision.get("temporal_patch_size", 2)), int(vision.get("patch_size", self.patch)), channels
+    def patch_shape(self, vision: Json) -> tuple[int, int, int, int]:
+        """Channels, frames, height and width of a patch."""
+        channels, side = vision.get("in_channels", vision.get("in_chans", 3)), int(vision.get("patch_size", self.patch))
+        return int(channels), int(vision.get("temporal_patch_size", 2)), side, side
 
     def shares_prefixes(self, text: Json) -> bool:
         """Whether a prompt can be computed once for all of its replies: every layer attends to all that came before."""
@@ -140,34 +134,33 @@ class Family(ABC):
         embedded: torch.Tensor,
         position_ids: torch.Tensor,
         layout: Layout,
-        where: torch.Tensor,
-        features: torch.Tensor | None,
+        seen: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """(1, T, d): the last hidden state of a packed row. A model that cannot share prefixes computes a row a reply:
         ValueError where the layout has several replies to a prompt.
 
-        embedded (1, T, d), position_ids (3, 1, T); where (1, T): the image tokens, features (image tokens, levels * d):
-        what they stand for, None where there are none.
+        embedded (1, T, d), position_ids (3, 1, T). seen, where there are images: which tokens are theirs (1, T) bool,
+        and what these stand for, (image tokens, levels * d).
         """
         from hatch_ray.model.group_attention import GroupLayout, separate_rows
 
-        further: list[torch.Tensor] = []
-        if features is not None:
-            first, *further = features.split(embedded.shape[-1], dim=-1)
-            embedded = embedded.masked_scatter(where[..., None], first)
-        if self.shares_prefixes(vars(core.language_model.config)):
-            more: dict[str, Any] = {"layout": layout}
-        else:
-            assert isinstance(layout, GroupLayout), "only prefixes that are shared pass apart from their replies"
+        levels: list[torch.Tensor] = []
+        if seen is not None:
+            first, *levels = seen[1].split(embedded.shape[-1], dim=-1)
+            embedded = embedded.masked_scatter(seen[0][..., None], first)
+        there = None
+        more: dict[str, Any] = {"layout": layout}
+        if not self.shares_prefixes(vars(core.language_model.config)):
+            assert isinstance(layout, GroupLayout), "prompts pass before their replies where they are shared"
             index, there = separate_rows(layout)
-            embedded, position_ids, where = embedded[0, index], position_ids[:, 0, index], where[0, index] & there
+            embedded, position_ids = embedded[0, index], position_ids[:, 0, index]
             more = {"attention_mask": there.long()}
-        if features is not None:
-            more |= self.deeper(where, further)
+        if seen is not None:
+            more |= self.deeper(seen[0] if there is None else seen[0][0, index] & there, levels)
         hidden: torch.Tensor = core.language_model(
             inputs_embeds=embedded, position_ids=position_ids, use_cache=False, **more
         ).last_hidden_state
-        return hidden if "layout" in more else hidden[there][None]
+        return hidden if there is None else hidden[there][None]
 
 
 def sections(config: Json) -> tuple[Json, Json]:
@@ -183,10 +176,6 @@ def is_tied(config: Json) -> bool:
     """Whether head and embedding are one tensor."""
     text, _ = sections(config)
     return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
-
-
-def parameters(tensors: Tensors) -> int:
-    return sum(math.prod(shape) for shape in tensors.values())
 
 
 def linear(name: str, out: int, into: int, bias: bool = True) -> Tensors:

@@ -60,7 +60,7 @@ class Qwen25VL(Family):
         eye = int(vision["hidden_size"])
         merged = eye * int(vision.get("spatial_merge_size", 2)) ** 2
         return (
-            {"merger.ln_q.weight": (eye,)}
+            {"patch_embed.proj.weight": (eye, *self.patch_shape(vision)), "merger.ln_q.weight": (eye,)}
             | linear("merger.mlp.0", merged, merged)
             | linear("merger.mlp.2", int(vision["out_hidden_size"]), merged)
         )
@@ -74,7 +74,6 @@ class Qwen25VL(Family):
             "qk_norm": False,
             "gated_eye": True,
             "mergers": 1,
-            "patch_bias": False,
         }
 
     @staticmethod

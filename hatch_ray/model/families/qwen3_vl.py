@@ -61,7 +61,12 @@ class Qwen3VL(Family):
     def around(self, vision: Json) -> Tensors:
         eye = int(vision["hidden_size"])
         merged, wide = eye * int(vision.get("spatial_merge_size", 2)) ** 2, int(vision["out_hidden_size"])
-        found = {"pos_embed.weight": (int(vision["num_position_embeddings"]), eye)} | _norm("merger.norm", eye)
+        found: Tensors = {
+            "patch_embed.proj.weight": (eye, *self.patch_shape(vision)),
+            "patch_embed.proj.bias": (eye,),
+            "pos_embed.weight": (int(vision["num_position_embeddings"]), eye),
+        }
+        found |= _norm("merger.norm", eye)
         deep = [f"deepstack_merger_list.{number}" for number in range(len(vision["deepstack_visual_indexes"]))]
         for merger in ("merger", *deep):
             found |= linear(f"{merger}.linear_fc1", merged, merged) | linear(f"{merger}.linear_fc2", wide, merged)
@@ -77,7 +82,6 @@ class Qwen3VL(Family):
             "qk_norm": True,
             "gated_eye": False,
             "mergers": 1 + len(vision["deepstack_visual_indexes"]),
-            "patch_bias": True,
         }
 
     def encode(self, visual: Any, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
