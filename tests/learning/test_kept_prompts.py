@@ -36,7 +36,9 @@ def loss_of(logprobs, start):
     return (torch.tanh(logprobs / 8) * weight).sum() / 10
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case == "all" else pytest.param(case, marks=pytest.mark.rest) for case in CASES]
+)
 def test_loss_and_every_gradient_are_those_of_one_pass(tiny_model, case):
     """Parts of one, two and one replies."""
     processor = load_processor(tiny_model)
@@ -76,6 +78,7 @@ def test_rows_of_several_prompts_and_replies_give_what_their_batch_gives(tiny_mo
     assert torch.allclose(found[0], expected[0], atol=1e-6) and torch.allclose(found[1], expected[1], atol=1e-5)
 
 
+@pytest.mark.rest
 def test_bfloat16_products_of_parts_are_close_to_those_of_one_pass(tiny_model):
     processor = load_processor(tiny_model)
     texts, pictures, (group,) = make_groups(processor, [2])

@@ -148,6 +148,7 @@ def compare(model: Any, row: Row, compute: str, recompute: bool, lora: int = 0, 
 
 TINY_ROW = Row(1, 150, 8, 60, 2, (8, 8))
 GROUP = Row(1, 200, 4, 30, 2, (12, 10))
+LONG_PROMPT = replace(GROUP, part=True)
 TWO_GROUPS = Row(2, 300, 8, 50, 4, (16, 16))
 
 
@@ -192,8 +193,9 @@ def test_adapters_and_frozen_parts_are_counted(
     assert compare(model, GROUP, compute, recompute, **settings) == []
 
 
-@pytest.mark.parametrize("row", [replace(GROUP, part=True), Row(1, 80, 2, 200, 1, (12, 10), part=True)])
-@pytest.mark.parametrize("lora", [0, 8])
+@pytest.mark.parametrize(
+    ("row", "lora"), [(LONG_PROMPT, 0), (LONG_PROMPT, 8), (Row(1, 80, 2, 200, 1, (12, 10), part=True), 0)]
+)
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_group_in_parts_takes_what_is_counted(compute: Any, lora: int, recompute: bool, row: Row) -> None:
