@@ -128,10 +128,10 @@ class Bench:
         learner.optimizer = None
         old = torch.tensor(-math.log(len(learner.scorer.bias)), device=self.device)
         shared, learner.batches = learner.batches, learner.packed(shared=False)
-        learner.scorer.half = False  # in float32 the ways are equal to rounding
+        learner.scorer.compute = "float32"  # in float32 the ways are equal to rounding
         with torch.no_grad():
             one, each = (sum(float(learner.loss(b, old)) for b in some) for some in (shared, learner.batches))
-        learner.scorer.half = True
+        learner.scorer.compute = "bfloat16"
         learner.optimize(RATES[0])
         figures = self.speed(learner, {"step": learner.step, "encoder": learner.encode}, 3, rounds=2)
         learner.batches = shared
@@ -195,7 +195,7 @@ def counted_gb(
     """weight: bytes of a weight; moments: AdamW's, for each weight that learns."""
     from hatch_ray.model.activations import Numbers, Row, whole_pass
     from hatch_ray.model.memory import Footprint, Share, pass_moments
-    from hatch_ray.model.shapes import read_shapes
+    from hatch_ray.model.size import read_shapes
 
     shapes = read_shapes(config)
     learning, each = (shapes.adapters(lora), 4) if lora else (shapes.parameters, weight)

@@ -26,7 +26,7 @@ import torch
 from bench.measure import in_turn, write_results
 from bench.shapes import SHAPES, Load, ceiling, make_model, parameters, replies
 from hatch_ray.learning.grpo import grpo_loss
-from hatch_ray.model.image_features import ImageEncoder
+from hatch_ray.model.kept_prompts import Unit
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
@@ -38,6 +38,8 @@ TEXT_TOKENS = 40
 """Words of a prompt beside its images."""
 ROWS = 8
 """Completions that the ways without sharing put into one pass."""
+PARTS = 4
+"""Passes of a group's replies, as where it is longer than `grpo.token_budget` (the way "parts")."""
 
 
 def make_prompts(model: Any, load: Load) -> list[Prompt]:
@@ -59,30 +61,35 @@ def make_prompts(model: Any, load: Load) -> list[Prompt]:
 
 
 class Update:
-    """Our learner's update: batches of whole groups, or of ROWS completions with a prompt each."""
+    """Our learner's update: batches of whole groups, of ROWS completions with a prompt each, or of so many completions
+    that a group passes in `parts`, after its prompt."""
 
-    def __init__(self, model: Any, reference: Any, prompts: list[Prompt], load: Load, shared: bool) -> None:
+    def __init__(
+        self, model: Any, reference: Any, prompts: list[Prompt], load: Load, shared: bool, parts: int = 1
+    ) -> None:
         self.model = model
         self.policy, self.reference = ReplyScorer(model), ReplyScorer(reference)
+        # The encoder of the reference is frozen and would be run once for a whole training; here, every time.
+        self.reference.encoder.kept_bytes = 0
         # Fused: one kernel over all weights, or the optimizer would be a large part of a small model's update.
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
         device = next(model.parameters()).device
         pairs = list(zip(prompts, replies(load), strict=True))
-        if not shared:
-            pairs = [(p, g[i : i + ROWS]) for p, g in pairs for i in range(0, len(g), ROWS)]
+        if parts > 1 or not shared:
+            rows = load.group // parts if shared else ROWS
+            pairs = [(p, g[i : i + rows]) for p, g in pairs for i in range(0, len(g), rows)]
         self.batches: list[PackedBatch] = [pack(model, [p], [g], shared).to(device) for p, g in pairs]
+        self.units = [Unit(tuple(range(i, i + parts)), parts) for i in range(0, len(pairs), parts)]
         self.tokens = load.prompts * load.group * load.reply
 
     def __call__(self) -> None:
-        for batch in self.batches:
-            with torch.no_grad():
-                # The encoder of the reference is frozen and would be run once for a whole training; here, every time.
-                self.reference.encoder = ImageEncoder(self.reference.encoder.visual)
-                reference = self.reference(batch)[0]
-            logprobs = self.policy(batch)[0]
+        with torch.no_grad():
+            reference = {number: found for number, found, _ in self.reference.each(self.units, self.batches)}
+        for number, logprobs, _ in self.policy.each(self.units, self.batches):
+            assert number is not None
             old = logprobs.detach()
-            advantages = torch.cos(batch.reply.float())
-            terms = grpo_loss(logprobs, old, old, advantages, reference, **SETTINGS)
+            advantages = torch.cos(self.batches[number].reply.float())
+            terms = grpo_loss(logprobs, old, old, advantages, reference[number], **SETTINGS)
             (terms.loss.sum() / self.tokens).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -202,7 +209,7 @@ def measure(shape: str, load: Load, options: argparse.Namespace) -> dict[str, An
         prompts = make_prompts(model, load)
         if name == "trl":
             return trl_update(model, reference, prompts, load, tokenizer)
-        return Update(model, reference, prompts, load, shared=name == "shared")
+        return Update(model, reference, prompts, load, name != "naive", PARTS if name == "parts" else 1)
 
     memory: dict[str, float] = {}
     if options.device == "cuda":  # two such models side by side would not fit: each way alone
@@ -245,7 +252,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a row on a CPU, after which no round begins")
-    parser.add_argument("--ways", nargs="+", choices=("shared", "naive", "trl"), default=None)
+    parser.add_argument("--ways", nargs="+", choices=("shared", "parts", "naive", "trl"), default=None)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     options = parser.parse_args()
     if options.device == "cuda" and "trl" in (options.ways or []):

@@ -99,7 +99,7 @@ class Learning:
     def publish(self, version: int) -> dict[str, float]:
         """Seconds that the learner waits, and that its thread takes; and of a memory copy of as many bytes."""
         start = time.perf_counter()
-        self.publisher.publish(self.state, version)
+        self.publisher.publish(self.state.items(), version)
         waited = time.perf_counter()
         self.publisher.wait()
         sent = time.perf_counter()

@@ -77,7 +77,7 @@ def shared(encoder: SampleEncoder, batches: Sequence[Sequence[Sample]]) -> float
             views = tuple(view.image_path for view in sample.views)
             total += encoder.length(sample)
             if not sample.marks and views in seen:
-                saved += encoder.prompt(sample).token_ids.count(encoder.image_id)
+                saved += encoder.prompt(sample).token_ids.count(encoder.processor.image_token_id)
             if not sample.marks:
                 seen.add(views)
     return saved / total

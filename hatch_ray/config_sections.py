@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     base: str = "hatch-tiny"
-    """A Hugging Face Qwen2.5-VL folder or name; "hatch-tiny" is the one in this package."""
+    """A Hugging Face folder or name of a Qwen2.5-VL or Qwen3-VL; "hatch-tiny" is the one in this package."""
     template: Literal["full-v1", "compact-v1"] = "full-v1"
     """Prompt template (`protocol/prompt.py`). A trained model must be asked with the one it was trained with."""
     reasoning: Literal["actions", "language"] = "actions"
@@ -331,6 +331,8 @@ class LearnerConfig(Placed):
     sharding: Literal["none", "full", "hybrid"] = "none"
     """Several workers: each holds the whole model (none), an equal part of weights, gradients and moments (full), or of
     what its node holds whole (hybrid). docs/memory.md says what fits."""
+    workers_per_node: Annotated[int, Field(ge=0)] = 0
+    """sharding=hybrid: how many workers a node has, which divide the model."""
     offload_reference: bool = False
     """Keep the reference of the KL term in the CPU's memory, and on the GPU only while it is asked, once a batch."""
     cpus: Annotated[float, Field(gt=0)] = 1
@@ -342,6 +344,20 @@ class LearnerConfig(Placed):
     count is refused before it starts (docs/memory.md)."""
     together: Literal["PACK", "STRICT_PACK"] = "PACK"
     """Ray places the workers on as few nodes as it can, or (STRICT_PACK) all on one node or not at all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LearnerConfig:
+        each = self.workers_per_node
+        if self.sharding != "hybrid" and each:
+            raise ValueError(
+                f"learner.workers_per_node={each} is for learner.sharding=hybrid, not {self.sharding}; leave it out"
+            )
+        if self.sharding == "hybrid" and (not each or self.workers % each):
+            raise ValueError(
+                f"learner.sharding=hybrid divides the model among the workers of a node: set learner.workers_per_node "
+                f"(it is {each}) to a number that divides learner.workers={self.workers}"
+            )
+        return self
 
 
 class RecoveryConfig(Section):

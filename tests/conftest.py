@@ -42,6 +42,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete Qwen3-VL folder of random weights: grouped keys, a tied head, two levels of DeepStack."""
+    from tools.tiny import make_tiny
+    from tools.tiny_qwen3 import TinyQwen3
+
+    shape = TinyQwen3(text_layers=3, vision_layers=3, tied=True)
+    return make_tiny(tmp_path_factory.mktemp("model") / "tiny_qwen3", 0, shape)
+
+
+@pytest.fixture(scope="session")
 def taught_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That model after a short lesson: its replies differ in reward, so that GRPO has something to learn from."""
     from tests.support.taught import teach

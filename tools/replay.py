@@ -100,16 +100,11 @@ def replay_batch(learner: Learner, batch: BadBatch) -> Replay:
     """Forward and backward as the run did it; where a gradient is not finite, once more for each reply alone."""
     grpo = learner.config.grpo
     batches = split_rows(batch.prompts, batch.groups, grpo.token_budget, grpo.shared_prefix)
-    old = _split_old(batches, batch) if batch.update else []
+    old = _split_old(batches, batch) if batch.update else {}
     learner.optimizer.zero_grad(set_to_none=True)
-    terms: list[TokenTerms] = []
     with _watch(learner) as watch:
-        for index, rows in enumerate(batches):
-            packed = learner.packed(rows)
-            reference = learner.reference_logprobs([packed])[0]
-            found = learner.token_terms(rows, packed, old, index, mean_reply(batch), reference)
-            (found.loss.loss.sum() / batch.tokens).backward()
-            terms.append(found)
+        by_number = _terms(learner, batches, old, batch)
+    terms = [by_number[number] for number in range(len(batches))]
     learning = {name: p.grad for name, p in learner.model.named_parameters() if p.grad is not None}
     bad = tuple(name for name, gradient in learning.items() if not _finite(gradient))
     norm = torch.nn.utils.get_total_norm(list(learning.values())).item()
@@ -127,15 +122,32 @@ def replay_batch(learner: Learner, batch: BadBatch) -> Replay:
     )
 
 
+def _terms(
+    learner: Learner, batches: list[list[Row]], old: dict[int, torch.Tensor], batch: BadBatch
+) -> dict[int, TokenTerms]:
+    """Forward and backward of these micro-batches; what GRPO makes of each, by number."""
+    units = learner.units(batches)
+    packed = [learner.packed(rows) for rows in batches]
+    reference = learner.reference_logprobs(units, packed)
+    terms = {}
+    for number, logprobs, entropy in learner.scorer.each(units, packed):
+        assert number is not None, "one worker alone makes no pass for others"
+        terms[number] = learner.token_terms(
+            batches[number], packed[number], logprobs, entropy, old, number, mean_reply(batch), reference
+        )
+        (terms[number].loss.loss.sum() / batch.tokens).backward()
+    return terms
+
+
 def mean_reply(batch: BadBatch) -> float:
     """Tokens a reply of this worker's groups; the run had those of all workers (grpo.mean=sequence)."""
     replies = [reply for group in batch.groups for reply in group.rollout.replies]
     return sum(len(reply.token_ids) for reply in replies) / len(replies)
 
 
-def _split_old(batches: list[list[Row]], batch: BadBatch) -> list[torch.Tensor]:
+def _split_old(batches: list[list[Row]], batch: BadBatch) -> dict[int, torch.Tensor]:
     lengths = [sum(len(reply.token_ids) for row in rows for reply in row.replies) for rows in batches]
-    return list(batch.old.split(lengths))
+    return dict(enumerate(batch.old.split(lengths)))
 
 
 def _bad_inputs(learner: Learner, batch: BadBatch) -> Iterator[str]:
@@ -218,10 +230,7 @@ def _reply_facts(learner: Learner, batch: BadBatch, terms: list[TokenTerms], alo
 def _gradient_alone(learner: Learner, row: Row, old: torch.Tensor, batch: BadBatch) -> bool:
     """Whether the gradient of one reply by itself is finite."""
     learner.optimizer.zero_grad(set_to_none=True)
-    packed = learner.packed([row])
-    reference = learner.reference_logprobs([packed])[0]
-    found = learner.token_terms([row], packed, [old] if batch.update else [], 0, mean_reply(batch), reference)
-    (found.loss.loss.sum() / batch.tokens).backward()
+    _terms(learner, [[row]], {0: old} if batch.update else {}, batch)
     return all(p.grad is None or _finite(p.grad) for p in learner.learning)
 
 

@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
 from hatch_ray.run_folder import write_atomic
 from tools.tiny_text import tokenizer_corpus
@@ -59,8 +60,21 @@ CHAT_TEMPLATE = (
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+TIED_SCALE = 0.05
 PATCH = 14
 MERGE = 2
+
+
+@dataclass(frozen=True)
+class ProcessorForm:
+    """How a family's folder names its processors, what they do to pixels, and its chat template."""
+
+    processor: str = "Qwen2_5_VLProcessor"
+    video: str = "Qwen2VLVideoProcessor"
+    patch: int = PATCH
+    mean: tuple[float, ...] = IMAGE_MEAN
+    std: tuple[float, ...] = IMAGE_STD
+    template: str = CHAT_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -77,9 +91,16 @@ class TinyConfig:
     vision_heads: int = 4
     vision_inner: int = 384
     max_positions: int = 2048
+    kv_heads: int | None = None
+    """Heads of keys and values; None: as many as `text_heads`."""
+    full_blocks: tuple[int, ...] | None = None
+    """Blocks of the encoder that see whole images, the others windows of `window` patches a side; None: all."""
+    window: int = 8
+    tied: bool = False
+    form: ClassVar[ProcessorForm] = ProcessorForm()
 
-    def qwen(self, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-        """The Hugging Face config; head tied to nothing (a tied head is not reloaded right by vLLM on CPU)."""
+    def qwen(self, tokenizer: PreTrainedTokenizerFast) -> Any:
+        """The Hugging Face config."""
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
         return Qwen2_5_VLConfig(
             text_config={
@@ -88,7 +109,7 @@ class TinyConfig:
                 "intermediate_size": self.text_inner,
                 "num_hidden_layers": self.text_layers,
                 "num_attention_heads": self.text_heads,
-                "num_key_value_heads": self.text_heads,
+                "num_key_value_heads": self.kv_heads or self.text_heads,
                 "max_position_embeddings": self.max_positions,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
                 "bos_token_id": ids["<|endoftext|>"],
@@ -103,14 +124,16 @@ class TinyConfig:
                 "out_hidden_size": self.text_width,
                 "patch_size": PATCH,
                 "spatial_merge_size": MERGE,
-                "window_size": 8 * PATCH,
-                "fullatt_block_indexes": list(range(self.vision_layers)),
+                "window_size": self.window * PATCH,
+                "fullatt_block_indexes": list(
+                    range(self.vision_layers) if self.full_blocks is None else self.full_blocks
+                ),
             },
             image_token_id=ids["<|image_pad|>"],
             video_token_id=ids["<|video_pad|>"],
             vision_start_token_id=ids["<|vision_start|>"],
             vision_end_token_id=ids["<|vision_end|>"],
-            tie_word_embeddings=False,
+            tie_word_embeddings=self.tied,
         )
 
 
@@ -142,24 +165,26 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     )
 
 
-def save_processor(tokenizer: PreTrainedTokenizerFast, out: Path, image_size: int = 112) -> None:
-    """Tokenizer, chat template and the image and video processors' settings, as a Qwen2.5-VL folder holds them."""
+def save_processor(
+    tokenizer: PreTrainedTokenizerFast, out: Path, image_size: int = 112, form: ProcessorForm = TinyConfig.form
+) -> None:
+    """Tokenizer, chat template and the image and video processors' settings, as a published folder holds them."""
     tokenizer.save_pretrained(out)
-    pixels = {"shortest_edge": (2 * PATCH * MERGE) ** 2, "longest_edge": (4 * image_size) ** 2}
+    pixels = {"shortest_edge": (2 * form.patch * MERGE) ** 2, "longest_edge": (4 * image_size) ** 2}
     common = {
-        "patch_size": PATCH,
+        "patch_size": form.patch,
         "merge_size": MERGE,
         "temporal_patch_size": 2,
         "size": pixels,
-        "image_mean": list(IMAGE_MEAN),
-        "image_std": list(IMAGE_STD),
-        "processor_class": "Qwen2_5_VLProcessor",
+        "image_mean": list(form.mean),
+        "image_std": list(form.std),
+        "processor_class": form.processor,
     }
     image = common | {"image_processor_type": "Qwen2VLImageProcessor"}
-    video = common | {"video_processor_type": "Qwen2VLVideoProcessor"}
+    video = common | {"video_processor_type": form.video}
     write_atomic(out / "preprocessor_config.json", json.dumps(image, indent=2))
     write_atomic(out / "video_preprocessor_config.json", json.dumps(video, indent=2))
-    write_atomic(out / "chat_template.jinja", CHAT_TEMPLATE)
+    write_atomic(out / "chat_template.jinja", form.template)
 
 
 def initialise(module: nn.Module, layers: int) -> None:
@@ -169,23 +194,27 @@ def initialise(module: nn.Module, layers: int) -> None:
     """
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
-            back = name.endswith(("o_proj", "down_proj", "attn.proj"))
+            back = name.endswith(("o_proj", "down_proj", "attn.proj", "linear_fc2"))
             std = part.in_features**-0.5 / (math.sqrt(2 * layers) if back else 1)
             nn.init.normal_(part.weight, std=std)
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=0.3)
 
 
-def new_tiny(seed: int, config: TinyConfig) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
+def new_tiny(seed: int, config: TinyConfig) -> tuple[Any, PreTrainedTokenizerFast]:
     """Random float32 weights and the tokenizer, both from nothing but the seed and this package's texts."""
     tokenizer = train_tokenizer(tokenizer_corpus(), config.vocab_size)
+    tokenizer.chat_template = config.form.template
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"vocab_size={config.vocab_size} is too small for the tokenizer's {len(tokenizer)} tokens")
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config.qwen(tokenizer)).float()
+    model = AutoModelForImageTextToText.from_config(config.qwen(tokenizer)).float()
     initialise(model.model.language_model, config.text_layers)
     initialise(model.model.visual.blocks, config.vision_layers)
+    if config.tied:  # else the token just read is certain to come again
+        with torch.no_grad():
+            model.lm_head.weight.mul_(TIED_SCALE)
     torch.set_rng_state(state)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -196,7 +225,8 @@ def make_tiny(out: Path, seed: int = 0, config: TinyConfig | None = None) -> Pat
     """Write a complete folder with random weights (a second's work), for tests and as the start of pretraining."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = new_tiny(seed, config or TinyConfig())
+    config = config or TinyConfig()
+    model, tokenizer = new_tiny(seed, config)
     model.save_pretrained(out)
-    save_processor(tokenizer, out)
+    save_processor(tokenizer, out, form=config.form)
     return out

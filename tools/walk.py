@@ -41,13 +41,12 @@ actors/learner/worker.py:learner_loop -> actors/experience/queues.py:take
 actors/learner/worker.py:learner_loop -> actors/learner/learner.py:update
 actors/learner/learner.py:update -> actors/learner/learner.py:split_rows
 actors/learner/learner.py:packed -> hatch_ray/model/packing.py:pack
-actors/learner/learner.py:token_terms -> hatch_ray/model/logprobs.py:forward
+actors/learner/learner.py:_gradients -> hatch_ray/model/logprobs.py:each
 actors/learner/learner.py:token_terms -> hatch_ray/learning/grpo.py:grpo_loss
 actors/learner/worker.py:learner_loop -> actors/weights/publish.py:publish
 actors/stages/grpo.py:_catch_up -> actors/rollout/engines.py:sync
 """
-"""caller -> callee, in order. `forward` is what calling a module calls."""
-AS_CALLED = {"forward": "wrapped"}
+"""caller -> callee, in order."""
 
 
 def function(place: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
@@ -63,10 +62,9 @@ def check(caller: str, callee: str) -> None:
     """SystemExit where the caller does not name the callee."""
     function(callee)
     name = callee.partition(":")[2]
-    wanted = AS_CALLED.get(name, name)
     named = {node.attr for node in ast.walk(function(caller)) if isinstance(node, ast.Attribute)}
     named |= {node.id for node in ast.walk(function(caller)) if isinstance(node, ast.Name)}
-    if wanted not in named:
+    if name not in named:
         raise SystemExit(f"{caller} does not call {callee}: change WAY in tools/walk.py")
 
 

@@ -1,25 +1,24 @@
 """The GRPO learner: one update of a worker's policy, from a shard of groups to the optimizer's step.
 
-A shard is cut into micro-batches, what is computed in one pass: whole groups, or parts of one, up to a token budget.
+A shard is cut into micro-batches, what is computed at a time: whole groups, up to a token budget, or parts of one.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
-from torch.nn.parallel import DistributedDataParallel
 
 from actors.learner.bad_batches import BadBatch, write_bad_batch
 from actors.learner.policy import Policy
 from actors.runtime.messages import Group, Reply, Shard
 from hatch_ray.learning.grpo import TokenLoss, alike, grpo_loss
 from hatch_ray.learning.workers import whole
+from hatch_ray.model.kept_prompts import Unit, make_units, with_passes
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import Prompt
 
@@ -70,13 +69,14 @@ class Learner(Policy):
         grpo = self.config.grpo
         prompts = [self.prompt(group) for group in shard.groups]
         batches = split_rows(prompts, shard.groups, grpo.token_budget, grpo.shared_prefix)
+        units = self.units(batches)
+        units = with_passes(units, self.workers.most([unit.passes for unit in units]))
         packed = [self.packed(rows) for rows in batches]
-        packed += [min(packed, key=size)] * (self.workers.passes(len(packed)) - len(packed))
-        reference = self.reference_logprobs(packed)
-        old: list[torch.Tensor] = []
+        reference = self.reference_logprobs(units, packed)
+        old: dict[int, torch.Tensor] = {}
         metrics: dict[str, float] = {}
         for update in range(grpo.updates_per_step):
-            own = self._gradients(batches, packed, old, reference, shard)
+            own = self._gradients(units, batches, packed, old, reference, shard)
             norm = whole(torch.nn.utils.get_total_norm([p.grad for p in self.learning if p.grad is not None]))
             good, sums = self._agree(own, norm)
             if update == 0:
@@ -97,65 +97,61 @@ class Learner(Policy):
 
     def _gradients(
         self,
+        units: list[Unit],
         batches: list[list[Row]],
         packed: list[PackedBatch],
-        old: list[torch.Tensor],
-        reference: list[torch.Tensor | None],
+        old: dict[int, torch.Tensor],
+        reference: dict[int, torch.Tensor],
         shard: Shard,
     ) -> torch.Tensor:
-        """Forward and backward of all micro-batches; returns the sums of SUMS over this worker's tokens.
-
-        `packed` may be longer than `batches`: other workers of a sharded model have more, and this one goes with them.
-        """
+        """Forward and backward of all micro-batches; returns the sums of SUMS over this worker's tokens."""
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS), device=self.device)
-        # DistributedDataParallel and FSDP average over workers; the loss is a sum over all tokens of all workers.
+        # Gradients are averaged over workers; the loss is a sum over all tokens of all workers.
         scale = self.workers.world / shard.global_tokens
         mean_length = shard.global_tokens / shard.global_replies
-        for index, (rows, batch) in enumerate(zip(batches, packed, strict=False)):
-            with nullcontext() if index == len(packed) - 1 else self._no_sum():
-                terms = self.token_terms(rows, batch, old, index, mean_length, reference[index])
-                (terms.loss.loss.sum() * scale).backward()
+        for number, logprobs, entropy in self.scorer.each(units, packed):
+            if number is None:
+                (logprobs.sum() * 0).backward()
+                continue
+            batch = packed[number]
+            terms = self.token_terms(batches[number], batch, logprobs, entropy, old, number, mean_length, reference)
+            (terms.loss.loss.sum() * scale).backward()
             gap = (terms.logprobs.detach() - terms.sampled).abs()
             loss = terms.loss
             values = (loss.loss.detach(), loss.kl, loss.clipped, loss.corrected, terms.entropy, gap)
             sums += torch.stack([value.sum() for value in values])
-        for filler in packed[len(batches) :]:
-            (self.wrapped(filler)[0].sum() * 0).backward()
+        self.workers.average_gradients(self.learning)
         return sums
-
-    def _no_sum(self) -> AbstractContextManager[None]:
-        """Whole copies sum their gradients once, after the last micro-batch; shards have no room for unsummed ones."""
-        return self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else nullcontext()
 
     def token_terms(
         self,
         rows: list[Row],
         batch: PackedBatch,
-        old: list[torch.Tensor],
-        index: int,
+        logprobs: torch.Tensor,
+        entropy: torch.Tensor,
+        old: dict[int, torch.Tensor],
+        number: int,
         mean_length: float,
-        reference: torch.Tensor | None = None,
+        reference: Mapping[int, torch.Tensor],
     ) -> TokenTerms:
-        """Forward pass of one micro-batch. `old` keeps pi_old by index: the first pass over a batch appends it.
+        """GRPO's terms of one micro-batch. `old` keeps pi_old by number: the first pass over a batch puts it in.
 
-        mean_length: reply tokens a reply of the whole step (grpo.mean=sequence). reference (N,): the reference's
-        log-probabilities (`reference_logprobs`), where grpo.beta is not 0.
+        mean_length: reply tokens a reply of the whole step (grpo.mean=sequence). reference: the reference's
+        log-probabilities by number (`reference_logprobs`), where grpo.beta is not 0.
         """
         grpo = self.config.grpo
         sampled = torch.cat([torch.tensor(r.logprobs) for row in rows for r in row.replies]).to(self.device)
         advantages = torch.tensor([a for row in rows for a in row.advantages], device=self.device)[batch.reply]
-        logprobs, entropy = self.wrapped(batch)
-        if index == len(old):
-            old.append(logprobs.detach())
+        before = old.setdefault(number, logprobs.detach())
         loss = grpo_loss(
-            logprobs, old[index], sampled, advantages, reference,
+            logprobs, before, sampled, advantages, reference.get(number),
             clip=grpo.clip, beta=grpo.beta, importance_cap=grpo.importance_cap, clip_high=grpo.clip_high,
             reply_N=batch.reply if grpo.ratio == "sequence" else None,
         )  # fmt: skip
         if grpo.mean == "sequence":
             loss = replace(loss, loss=loss.loss * alike(batch.reply, mean_length))
-        return TokenTerms(logprobs, old[index], sampled, advantages, entropy, loss)
+        return TokenTerms(logprobs, before, sampled, advantages, entropy, loss)
 
     def _agree(self, own: torch.Tensor, norm: torch.Tensor) -> tuple[bool, torch.Tensor]:
         """Whether every worker's sums and gradient are finite, one answer for all, and the sums over all workers."""
@@ -164,7 +160,7 @@ class Learner(Policy):
         return vote[-1].item() == 0, vote[:-1]
 
     def _skip(
-        self, shard: Shard, prompts: list[Prompt], old: list[torch.Tensor], update: int, own: torch.Tensor
+        self, shard: Shard, prompts: list[Prompt], old: dict[int, torch.Tensor], update: int, own: torch.Tensor
     ) -> bool:
         """Keep the batch, let the schedule go on, and end the run over budget. Returns whether the batch was kept."""
         self.bad_in_a_row += 1
@@ -184,7 +180,7 @@ class Learner(Policy):
             model=self.first_model,
             prompts=tuple(prompts),
             groups=shard.groups,
-            old=torch.cat(old).cpu(),
+            old=torch.cat([old[number] for number in sorted(old)]).cpu(),
         )
         kept = True
         try:
@@ -231,6 +227,10 @@ class Learner(Policy):
             )
         return prompt
 
+    def units(self, batches: list[list[Row]]) -> list[Unit]:
+        """Which micro-batches are parts of one group."""
+        return make_units([[row.prompt for row in rows] for rows in batches], self.config.grpo.shared_prefix)
+
     def packed(self, rows: list[Row]) -> PackedBatch:
         """A micro-batch as the scorer takes it, on the learner's device."""
         replies = [[reply.token_ids for reply in row.replies] for row in rows]
@@ -242,7 +242,7 @@ def split_rows(
     prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int, shared: bool = True
 ) -> list[list[Row]]:
     """Batches of at most `token_budget` tokens: whole groups, as many as fit; a group that alone is longer is cut into
-    parts that fit, each with the prompt again and at least one reply. shared=False counts a prompt for every reply.
+    parts that fit beside its prompt, each of at least one reply. shared=False counts a prompt for every reply.
 
     The image encoder's work on an image's patches counts as much as the image's tokens do, once for each image.
 
@@ -250,14 +250,18 @@ def split_rows(
     than G times as many padded keys as it may have tokens: one long prompt takes few short ones along.
     """
     batches: list[list[Row]] = []
+    cut = False  # whether the last batch is a part of a group, which stays alone
     for prompt, group in zip(prompts, groups, strict=True):
         size = len(group.rollout.replies)
-        for row in _parts(prompt, group, token_budget, shared):
+        rows = _parts(prompt, group, token_budget, shared)
+        part = shared and len(rows) > 1
+        for row in rows:
             joined = [*batches[-1], row] if batches else [row]
             fits = sum(row_tokens(r, shared) for r in joined) + encoded_tokens(joined) <= token_budget
-            if not batches or not fits or padded_keys(joined) > size * token_budget:
+            if not batches or part or cut or not fits or padded_keys(joined) > size * token_budget:
                 batches.append([])
             batches[-1].append(row)
+            cut = part
     return batches
 
 
@@ -293,8 +297,3 @@ def _parts(prompt: Prompt, group: Group, token_budget: int, shared: bool) -> lis
         room -= size
     replies, advantages = group.rollout.replies, group.advantages
     return [Row(prompt, tuple(replies[i] for i in part), tuple(float(advantages[i]) for i in part)) for part in parts]
-
-
-def size(batch: PackedBatch) -> int:
-    """Tokens of a micro-batch."""
-    return batch.input_ids.shape[1]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,14 @@ from hatch_ray.model.base import (
     eos_token_ids,
     load_processor,
 )
+from hatch_ray.model.kept_prompts import Unit
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.packing import PackedBatch
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, tokenize_prompt
 from hatch_ray.run_folder import RunFolder
 
+SCORING = ("distributions", "prompts", "replies")
+"""The scorer's methods that compute with the model, beside its forward pass."""
 BAD_IN_A_ROW = "bad_in_a_row"
 """In a checkpoint's numbers: how many of the last steps were skipped."""
 
@@ -80,28 +83,29 @@ class Policy:
         if grpo.beta and not config.model.lora_rank:
             frozen = self.workers.load(model, learner.compute).requires_grad_(False)
             self.reference = ReplyScorer(frozen, grpo.temperature, banned, learner.compute)
-            self.workers.shard(self.reference, offload=learner.offload_reference)
+            self.workers.shard(self.reference, SCORING, offload=learner.offload_reference)
             if self._moves_reference:
                 self.reference.to("cpu")
         self.scorer = ReplyScorer(self.model, grpo.temperature, banned, learner.compute)
-        self.wrapped = self.workers.wrap(self.scorer, ["distributions"])
+        self.workers.shard(self.scorer, SCORING)
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.workers.start_alike(self.learning)
         self.learned_parts = learned_parts(self.model)
         self.optimizer, self.scheduler = make_optimizer(self.learning, grpo, steps * grpo.updates_per_step)
 
     @torch.no_grad()
-    def reference_logprobs(self, packed: list[PackedBatch]) -> list[torch.Tensor | None]:
-        """The reference's log-probabilities of each micro-batch, (N,) each; None where grpo.beta is 0."""
+    def reference_logprobs(self, units: Sequence[Unit], packed: Sequence[PackedBatch]) -> dict[int, torch.Tensor]:
+        """The reference's log-probabilities of each micro-batch by number, (N,) each; nothing where grpo.beta is 0."""
         if not self.config.grpo.beta:
-            return [None] * len(packed)
+            return {}
         if self.reference is None:
             from hatch_ray.model.lora import without_lora
 
             with without_lora(self.model):
-                return [self.scorer(batch)[0] for batch in packed]
+                return _logprobs(self.scorer, units, packed)
         if self._moves_reference:
             self.reference.to(self.device)
-        found: list[torch.Tensor | None] = [self.reference(batch)[0] for batch in packed]
+        found = _logprobs(self.reference, units, packed)
         if self._moves_reference:
             self.reference.to("cpu")
         return found
@@ -129,8 +133,15 @@ class Policy:
 
     def learned_weights(self) -> dict[str, torch.Tensor]:
         """What an engine needs to become this version: the parts in which something learns, in the engine's dtype."""
-        learned = only_learned(final_weights(self.model), self.learned_parts)
-        return self.workers.gathered(learned, self.config.rollout.dtype)
+        return dict(self.each_learned_weight())
+
+    def each_learned_weight(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """The same pair by pair, each made when it is asked for; of a sharded model all at once, in the CPU's memory
+        of rank 0."""
+        learned, dtype = only_learned(final_weights(self.model), self.learned_parts), self.config.rollout.dtype
+        if self.workers.sharded:
+            return self.workers.gathered(learned, dtype).items()
+        return ((name, tensor.detach().to(getattr(torch, dtype))) for name, tensor in learned)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The full state dict: adapters merged, the head included. Of a sharded model on rank 0 alone."""
@@ -183,3 +194,7 @@ class Policy:
     def learning_by_name(self) -> dict[str, torch.Tensor]:
         """What learns."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+def _logprobs(scorer: ReplyScorer, units: Sequence[Unit], packed: Sequence[PackedBatch]) -> dict[int, torch.Tensor]:
+    return {number: found for number, found, _ in scorer.each(units, packed) if number is not None}

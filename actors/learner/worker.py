@@ -86,6 +86,7 @@ def learner_loop(job: GrpoJob) -> None:
             start = time.monotonic()
             with collectives(f"grpo: step {step}", rank):
                 metrics = learner.update(shard)
+            learner.optimizer.zero_grad(set_to_none=True)  # their memory is for what is sent and asked between steps
             metrics["seconds_learn"] = time.monotonic() - start
             metrics |= {"time_began": time.time() - metrics["seconds_learn"], "time_ended": time.time()}
             metrics["seconds"] = time.monotonic() - before
@@ -108,7 +109,7 @@ def learner_loop(job: GrpoJob) -> None:
             if answering:
                 with collectives(f"grpo: version {done}", rank):
                     probe = learner.score_probe(job.probes[-1], done) if job.probes else None
-                    weights = learner.learned_weights()
+                    weights = learner.each_learned_weight()
                 if rank == 0:
                     publisher.publish(weights, done, probe)
                 del weights

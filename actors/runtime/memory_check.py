@@ -14,6 +14,7 @@ from hatch_ray.model.memory import (
     GB,
     Footprint,
     Share,
+    divided_by,
     engine_memory,
     gb_text,
     host_memory,
@@ -154,7 +155,14 @@ def unused_workers(config: Config) -> list[str]:
 
 
 def check_workers(config: Config) -> None:
-    """Raise ConfigError where some of the learner's GPUs are used by no stage."""
+    """Raise ConfigError where some of the learner's GPUs are used by no stage, or nodes would have unequal shares."""
+    for stage in config.stages:
+        used, node = workers_used(config, stage), divided_by(config, stage)
+        if used % node:
+            raise ConfigError(
+                f"{stage} uses {used} learner workers, which nodes of learner.workers_per_node={node} cannot have "
+                f"evenly: set {stage}.batch_size to a multiple of {config.learner.workers}, or learner.sharding=full"
+            )
     used = max(workers_used(config, stage) for stage in config.stages)
     if config.learner.gpus and used < config.learner.workers:
         raise ConfigError(f"no stage uses all GPUs: {'; '.join(unused_workers(config))}, or set learner.workers={used}")

@@ -61,16 +61,22 @@ def actor_options(resources: Mapping[str, float]) -> dict[str, Any]:
 
 def stage_needs(config: Config, stage: str) -> list[Need]:
     """All that a stage has at once, the least movable role first."""
-    learner = learner_resources(config)
-    together = config.learner.together == "STRICT_PACK"
+    colocated = Counter(rollout_resources(config)) if config.colocated and stage == "grpo" else Counter()
+    learner = _learner_need(config, dict(Counter(learner_resources(config)) + colocated))
     if stage != "grpo":
-        return [Need("learner", config.learner.workers, learner, together)]
+        return [learner]
     rewards = Need("reward_actors", config.reward_actors.actors, reward_resources(config))
     if config.colocated:
-        both = Counter(learner) + Counter(rollout_resources(config))
-        return [Need("learner", config.learner.workers, dict(both), together), rewards]
-    engines = Need("rollout", config.rollout.actors, rollout_resources(config))
-    return [Need("learner", config.learner.workers, learner, together), engines, rewards]
+        return [learner, rewards]
+    return [learner, Need("rollout", config.rollout.actors, rollout_resources(config)), rewards]
+
+
+def _learner_need(config: Config, each: dict[str, float]) -> Need:
+    """The workers, each with these resources; where a node's workers divide the model, they are asked for at once."""
+    learner = config.learner
+    size = learner.workers_per_node if learner.sharding == "hybrid" else 1
+    whole = {name: amount * size for name, amount in each.items()}
+    return Need("learner", learner.workers // size, whole, learner.together == "STRICT_PACK")
 
 
 def engine_needs(config: Config) -> list[Need]:

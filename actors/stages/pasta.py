@@ -39,6 +39,7 @@ from hatch_ray.learning.pasta import (
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.learning.workers import Workers, save_trained
 from hatch_ray.model.base import (
+    computing,
     load_model,
     load_processor,
     part_checksum,
@@ -128,12 +129,11 @@ def pasta_loop(job: PastaJob) -> None:
     judging = rank == 0 or workers.sharded  # what a sharded encoder computes, all workers compute together
     before = patch_retrieval(visual, job.heldout, pixels, settings) if judging else None
     order = PairOrder([pair.scene for pair in job.train.pairs], settings.batch_size, config.seed)
-    half = config.learner.compute == "bfloat16"
     visual.train()
 
     def loss(step: int) -> torch.Tensor:
         batch = make_batch(job.train, order.batch(step)[rank::world], pixels).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with computing(visual, config.learner.compute, device):
             found: torch.Tensor = trained(batch)
         return found
 

@@ -36,7 +36,7 @@ from hatch_ray.data.spar.reader import check_spar
 from hatch_ray.data.store import SPLITS, is_dataset, read_dataset
 from hatch_ray.disk import clear_leftovers
 from hatch_ray.environment import variables
-from hatch_ray.model.size import count_parameters
+from hatch_ray.model.size import check_prefixes, count_parameters
 from hatch_ray.model.source import model_source
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.run_version import compare_with_run, write_version
@@ -88,6 +88,7 @@ def check_inputs(config: Config) -> None:
     source = Path(model_source(config.model.base))
     if source.is_dir():
         count_parameters(config.model.base)
+    check_prefixes(config.model.base, config.grpo.shared_prefix)
     for section in system_of(config).sections():
         _check_data(section, config)
 

@@ -173,28 +173,28 @@ class Publisher:
         self._last: Future[None] | None = None
         self._buffer: dict[str, torch.Tensor] = {}
 
-    def publish(self, state: Mapping[str, torch.Tensor], version: int, probe: ProbeScores | None = None) -> None:
+    def publish(
+        self, state: Iterable[tuple[str, torch.Tensor]], version: int, probe: ProbeScores | None = None
+    ) -> None:
         """Take a copy and return. Raises what the version before failed with.
 
-        probe: what an engine must answer with these weights.
+        state: (name, tensor) pairs, taken one by one. probe: what an engine must answer with these weights.
         """
         self.wait()
         if self.carrier == "nixl":  # memory of its own: engines read a version while the next one is made
-            self._last = self._thread.submit(self._send_live, lay_out(state, version), probe)
+            self._last = self._thread.submit(self._send_live, lay_out(dict(state), version), probe)
         else:
             self._last = self._thread.submit(self._send_packed, self._buffered(state), version, probe)
 
-    def _buffered(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _buffered(self, state: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """A copy in memory that is used again for every version: fresh memory would cost more than the copy."""
-        if not self._buffer:
-            self._buffer = {
-                name: torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-                for name, tensor in state.items()
-            }
-        assert self._buffer.keys() == state.keys(), "the same parts learn in every step"
-        torch._foreach_copy_(
-            [self._buffer[name] for name in state], [tensor.detach() for tensor in state.values()]
-        )  # fmt: skip
+        names = []
+        for name, tensor in state:
+            if name not in self._buffer:
+                self._buffer[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._buffer[name].copy_(tensor.detach())
+            names.append(name)
+        assert self._buffer.keys() == set(names), "the same parts learn in every step"
         return self._buffer
 
     def check(self) -> None:

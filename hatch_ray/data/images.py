@@ -16,7 +16,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 50_000_000
 """A small file can decode to gigabytes; a phone's photo has 12 to 50 million pixels."""
 MIN_SIDE = 28
-"""Pixels: one patch of the encoder after its merger."""
+"""Pixels: one merged patch of Qwen2.5-VL. Qwen3-VL's is 32, and its processor enlarges what is smaller."""
 MAX_ASPECT = 100
 MILLIMETRES = 1000.0
 NO_READING = (0, 65535)

@@ -23,6 +23,7 @@ from hatch_ray.config_sections import PastaConfig
 from hatch_ray.data.images import load_depth, load_image
 from hatch_ray.geometry.overlap import PosedDepth, overlap_matrices
 from hatch_ray.learning.pixels import PixelCache
+from hatch_ray.model.families import family_of
 from hatch_ray.sample import Sample, View
 
 JUDGED_ROW_OVERLAP = 0.05
@@ -202,7 +203,7 @@ def cell_shares(size: int, n: int) -> torch.Tensor:
     if n >= 2 * size:
         raise ValueError(
             f"an image gives {size} patch features a side, too few for a grid of n={n}: use images of more than "
-            f"{14 * n} x {14 * n} pixels or a smaller pasta.grid"
+            f"{n / 2:g} x {n / 2:g} merged patches (28 pixels each, Qwen3-VL: 32) or a smaller pasta.grid"
         )
     cells, tokens = torch.arange(n + 1) / n, torch.arange(size + 1) / size
     low = torch.maximum(cells[:-1, None], tokens[None, :-1])
@@ -223,20 +224,24 @@ def pool_patches(tokens: torch.Tensor, shapes: Sequence[tuple[int, int]], n: int
 def encode_patches(visual: nn.Module, pixel_values: torch.Tensor, grid_thw: torch.Tensor, n: int) -> torch.Tensor:
     """L2-normalised patch features e of eq. 3, (images, n*n, d), float32.
 
-    visual is Qwen2.5-VL's vision encoder. Its output after the 2 x 2 merger is used, the one that the language model
-    receives; transformers has put it back in row-major order after window attention.
+    visual is the image encoder. What the language model receives of it is used (`Family.encode`): the output after the
+    2 x 2 merger, in row-major order also after window attention. Where it receives several levels (Qwen3-VL's
+    DeepStack), e holds each of them normalised, over the root of their number: the product of two patches' e is the
+    mean of the levels' cosines, so that tau_2 means the same and every merger learns what its blocks learn.
     """
-    merge = int(visual.config.spatial_merge_size)  # type: ignore[union-attr, arg-type]
-    tokens = visual(pixel_values, grid_thw=grid_thw).pooler_output
+    config: Any = visual.config
+    merge = int(config.spatial_merge_size)
+    tokens = family_of(config).encode(visual, pixel_values, grid_thw)
     shapes = [(int(h) // merge, int(w) // merge) for _, h, w in grid_thw.tolist()]
-    return F.normalize(pool_patches(tokens.float(), shapes, n), dim=-1)
+    levels = pool_patches(tokens.float(), shapes, n).unflatten(-1, (-1, int(config.out_hidden_size)))
+    return F.normalize(levels, dim=-1).flatten(-2) / levels.shape[-2] ** 0.5
 
 
 @dataclass(frozen=True)
 class PastaBatch:
     """B pairs over K different views, each view once.
 
-    pixel_values (patches of all K views, 1176); grid_thw (K, 3); x, y (B,) index the K views; overlap (B, n*n, n*n).
+    pixel_values (patches of all K views, values); grid_thw (K, 3); x, y (B,) index the K views; overlap (B, n*n, n*n).
     """
 
     pixel_values: torch.Tensor

@@ -14,7 +14,7 @@ DEFAULT_BYTES = 512 * 2**20
 
 
 class PixelCache:
-    """What a Qwen2.5-VL processor makes of an image, the least recently used dropped beyond `max_bytes`."""
+    """What a model's processor makes of an image, the least recently used dropped beyond `max_bytes`."""
 
     def __init__(self, processor: Any, max_bytes: int = DEFAULT_BYTES) -> None:
         self.processor = processor

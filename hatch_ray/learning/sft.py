@@ -53,7 +53,6 @@ class SampleEncoder:
         self.system, self.stage = system, stage
         self.model = system.config.model
         self.pixels = pixels or PixelCache(processor)
-        self.image_id: int = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._texts: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._prompts: dict[str, tuple[int, ...]] = {}
         self._sizes: dict[Path, tuple[int, int]] = {}

@@ -11,7 +11,8 @@ one of these on a single worker waits until its deadline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,8 @@ from hatch_ray.model.fast_vision import speed_up_vision
 Found = TypeVar("Found")
 CPU = torch.device("cpu")
 LOOK_SECONDS = 0.1
+BUCKET = 2**24
+"""Numbers of gradients that travel at once; a larger one goes alone."""
 
 
 class Workers:
@@ -63,10 +66,12 @@ class Workers:
             return init_device_mesh(self.device.type, (self.world,))
         found: list[int] = [0] * self.world
         distributed.all_gather_object(found, per_node)
-        if len(set(found)) > 1 or self.world % per_node:
+        wanted = min(self.world, self.learner.workers_per_node)
+        if set(found) != {wanted}:
             raise ValueError(
-                "learner.sharding=hybrid needs the same number of workers on every node, and the nodes of these "
-                f"{self.world} have {', '.join(map(str, found))}; set learner.sharding=full, or place them evenly"
+                f"learner.sharding=hybrid, learner.workers_per_node={self.learner.workers_per_node}: {wanted} of these "
+                f"{self.world} workers are needed on every node, and the nodes of each have "
+                f"{', '.join(map(str, found))}; set learner.sharding=full, or place them evenly"
             )
         nodes = (self.world // per_node, per_node)
         return init_device_mesh(self.device.type, nodes, mesh_dim_names=("copies", "shards"))
@@ -138,13 +143,33 @@ class Workers:
             distributed.all_reduce(tensor)
         return tensor
 
-    def passes(self, count: int) -> int:
-        """How many passes each worker of a sharded model makes: as many as the one that needs most."""
+    def most(self, counts: Sequence[int]) -> list[int]:
+        """Place by place the largest of all workers' counts, 0 where one has fewer; of whole copies its own."""
         if not self.sharded:
-            return count
-        most = torch.tensor(count, device=self.device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        return int(most)
+            return list(counts)
+        found: list[Sequence[int]] = [()] * self.world
+        distributed.all_gather_object(found, tuple(counts))
+        return [max(places) for places in zip_longest(*found, fillvalue=0)]
+
+    @torch.no_grad()
+    def start_alike(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Let whole copies start from rank 0's values (adapters are random); shards do."""
+        if self.world > 1 and not self.sharded:
+            for parameter in parameters:
+                distributed.broadcast(parameter, 0)
+
+    def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Let whole copies have the mean of all workers' gradients; shards have it from their backward passes. A worker
+        without a gradient counts as one of zeros."""
+        if self.world == 1 or self.sharded:
+            return
+        for bucket in _buckets(parameters):
+            parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket]
+            flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+            distributed.all_reduce(flat)
+            flat /= self.world
+            for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def wait(self) -> None:
         """Until all workers have come here."""
@@ -261,6 +286,17 @@ def write_weights(
         save_model(merged, processor, out)
     else:
         save_model(model, processor, out, weights)
+
+
+def _buckets(parameters: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Neighbours, of at most BUCKET numbers in all or one alone."""
+    bucket: list[torch.Tensor] = []
+    for parameter in parameters:
+        if bucket and sum(p.numel() for p in bucket) + parameter.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    yield bucket
 
 
 def _encoders(module: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""The policy: a Qwen2.5-VL and its processor, from a folder, a Hugging Face name or "hatch-tiny".
+"""The policy: a model of a known family and its processor, from a folder, a Hugging Face name or "hatch-tiny".
 
 Every stage loads and saves through here, so a stage's result is always a complete Hugging Face folder (weights,
 tokenizer, chat template, image settings) that `from_pretrained` and `vllm serve` open without this project.
@@ -11,36 +11,40 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import xxhash
-from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from hatch_ray.disk import replace_folder, when_there_is_room
+from hatch_ray.model.families import family_of_kind
 from hatch_ray.model.folder_check import check_tensors
-from hatch_ray.model.source import check_kind, model_source
+from hatch_ray.model.source import model_source
+
+if TYPE_CHECKING:  # a GPU without the rest of the environment can compute with this (`bench/gpu.sh`)
+    from hatch_ray.config_sections import Precision
 
 BAN_BIAS = -100.0
 """Added to a banned token's logit, by vLLM when it samples and by the learner when it scores: exp(-100) is nothing in
 float32 and bfloat16, and both sides then normalise over the same vocabulary."""
 
 Part = Literal["all", "vision", "language"]
-"""Which weights learn: "vision" is the image encoder with its merger, "language" everything else."""
+"""Which weights learn: "vision" is the image encoder with its mergers, "language" everything else."""
 
 
-def load_model(base: str | Path, dtype: str = "float32") -> Qwen2_5_VLForConditionalGeneration:
+def load_model(base: str | Path, dtype: str = "float32") -> Any:
     """The model in training mode is the caller's wish; it comes in eval mode, on the CPU.
 
-    Raises ValueError when it is not a Qwen2.5-VL, or a folder that is not whole.
+    Raises ValueError when its family is not known, or a folder is not whole.
     """
     source = model_source(base)
-    check_kind(base, AutoConfig.from_pretrained(source).model_type)
+    family_of_kind(base, AutoConfig.from_pretrained(source).model_type)
     if Path(source).is_dir():
         check_tensors(Path(source))
-    model, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model, found = AutoModelForImageTextToText.from_pretrained(
         source, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
     )
     # A name of the hub has no folder to check before.
@@ -57,10 +61,10 @@ def unfilled_model(base: str | Path, dtype: str) -> Any:
     """
     source = model_source(base)
     config = AutoConfig.from_pretrained(source)
-    check_kind(base, config.model_type)
+    family_of_kind(base, config.model_type)
     with no_init_weights():
-        kind = Qwen2_5_VLForConditionalGeneration
-        model = kind._from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+        made = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+        model = made.eval()
     with suppress(OSError):  # a folder without the file: what follows from config.json stays, as in `from_pretrained`
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model
@@ -70,6 +74,13 @@ def recompute_activations(model: Any, wanted: bool | None, device: torch.device)
     """Let each layer and vision block compute its activations again in the backward pass (learner.recompute)."""
     if device.type != "cpu" if wanted is None else wanted:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def computing(model: Any, compute: Precision, device: torch.device) -> torch.autocast:
+    """A pass within it has its matrix products in `compute`, whatever the weights are. Copies of weights are kept for
+    the whole pass, but of layers that are computed again only while one is at work."""
+    again = bool(model.is_gradient_checkpointing)
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute == "bfloat16", cache_enabled=not again)
 
 
 def load_processor(base: str | Path, max_pixels: int | None = None) -> Any:
@@ -121,7 +132,7 @@ def save_model(model: Any, processor: Any, out: Path, weights: Mapping[str, torc
 
 
 def is_vision(name: str) -> bool:
-    """Whether a parameter belongs to the image encoder (its merger included)."""
+    """Whether a parameter belongs to the image encoder (its mergers included)."""
     return "visual." in name
 
 
@@ -183,6 +194,6 @@ def banned_token_ids(processor: Any, vocab_size: int, eos_ids: Iterable[int]) ->
     """
     tokenizer = processor.tokenizer
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= {tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", "<|video_pad|>")}
+    special |= {processor.image_token_id, processor.video_token_id}
     unused = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
     return sorted((special | unused) - set(eos_ids))

@@ -6,14 +6,14 @@ transformers fills what is missing with random numbers and goes on; here it is r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hatch_ray.model.source import check_kind, folder_kind
+from hatch_ray.model.families import family_of_kind
+from hatch_ray.model.families.family import is_tied
+from hatch_ray.model.source import folder_kind
 from hatch_ray.model.tensors import tensor_files, tensor_shapes
 
 COPY = "copy it from the model that this one came from"
@@ -44,7 +44,7 @@ def check_model_folder(folder: Path, finite: bool = True) -> None:
 
     finite: read every weight and refuse NaN and infinity (about a second for each GB).
     """
-    check_kind(folder, folder_kind(folder))
+    family_of_kind(folder, folder_kind(folder))
     check_tensors(folder)
     _check_beside(folder)
     if finite:
@@ -85,15 +85,15 @@ def check_tensors(folder: Path) -> None:
     if not found:
         raise ValueError(f"model {folder} has no .safetensors files (weights in other formats are not read)")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family = family_of_kind(folder, config.get("model_type"))
     try:
-        wanted = qwen_shapes(config)
+        wanted = family.tensors(config)
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} is not a Qwen2.5-VL's config: {error} is missing or wrong"
+            f"{folder / 'config.json'} is not a {family.name}'s config: {error} is missing or wrong"
         ) from None
     given = {plain_name(name): (name, shape) for name, shape in found.items() if not name.endswith(EXTRA)}
-    tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings", False))
-    missing = [name for name in wanted if name not in given and not (tied and name == "lm_head.weight")]
+    missing = [name for name in wanted if name not in given and not (is_tied(config) and name == "lm_head.weight")]
     unexpected = [given[name][0] for name in given if name not in wanted]
     shaped = [
         f"{given[name][0]} is {_shape(given[name][1])}, config.json says {_shape(shape)}"
@@ -119,55 +119,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name as the published files have it: newer ones write model.visual. and model.language_model."""
+    """A tensor's name in the oldest published form: newer files write model.visual. and model.language_model."""
     if name.startswith("model.visual."):
         return name.removeprefix("model.")
     return name.replace("model.language_model.", "model.", 1) if name.startswith("model.language_model.") else name
-
-
-def qwen_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a Qwen2.5-VL with this config.json. Raises KeyError for an absent size."""
-    text, vision = config.get("text_config") or config, config["vision_config"]
-    wide, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
-    shapes = {"model.embed_tokens.weight": (vocabulary, wide), "model.norm.weight": (wide,)}
-    for layer in range(int(text["num_hidden_layers"])):
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _text_layer(text)}
-    eye = int(vision["hidden_size"])
-    patch, merge = int(vision.get("patch_size", 14)), int(vision.get("spatial_merge_size", 2))
-    channels = int(vision.get("in_channels", vision.get("in_chans", 3)))
-    shapes["visual.patch_embed.proj.weight"] = (eye, channels, int(vision.get("temporal_patch_size", 2)), patch, patch)
-    for block in range(int(vision["depth"])):
-        shapes |= {f"visual.blocks.{block}.{name}": shape for name, shape in _vision_block(vision)}
-    merged = eye * merge**2
-    shapes |= {"visual.merger.ln_q.weight": (eye,), "visual.merger.mlp.0.weight": (merged, merged),
-               "visual.merger.mlp.0.bias": (merged,), "visual.merger.mlp.2.weight": (wide, merged),
-               "visual.merger.mlp.2.bias": (wide,)}  # fmt: skip
-    return shapes | {"lm_head.weight": (vocabulary, wide)}
-
-
-def _text_layer(text: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    wide, inner, heads = (int(text[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    head = wide // heads
-    sizes = {"q": wide, "k": head * int(text.get("num_key_value_heads") or heads)}
-    for letter, size in {**sizes, "v": sizes["k"]}.items():
-        yield f"self_attn.{letter}_proj.weight", (size, wide)
-        yield f"self_attn.{letter}_proj.bias", (size,)
-    yield "self_attn.o_proj.weight", (wide, wide)
-    for name, shape in {"gate": (inner, wide), "up": (inner, wide), "down": (wide, inner)}.items():
-        yield f"mlp.{name}_proj.weight", shape
-    yield "input_layernorm.weight", (wide,)
-    yield "post_attention_layernorm.weight", (wide,)
-
-
-def _vision_block(vision: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    eye, inner = int(vision["hidden_size"]), int(vision["intermediate_size"])
-    layers = {"attn.qkv": (3 * eye, eye), "attn.proj": (eye, eye), "mlp.gate_proj": (inner, eye),
-              "mlp.up_proj": (inner, eye), "mlp.down_proj": (eye, inner)}  # fmt: skip
-    for name, shape in layers.items():
-        yield f"{name}.weight", shape
-        yield f"{name}.bias", shape[:1]
-    yield "norm1.weight", (eye,)
-    yield "norm2.weight", (eye,)
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,9 @@ All tokens of a batch stand in one row without padding, for everything but atten
 causally; each of its replies attends to the prompt and causally to itself. Both are one call of PyTorch's scaled
 dot-product attention: the prompts side by side, and the replies side by side, each with the keys of its prompt before
 its own, padded to the longest of the batch.
+
+A group that is too long for one pass stands in two rows (`kept_prompts`): its prompt, which leaves the keys and values
+of each layer, and its replies, some at a time, which attend to those.
 """
 
 from __future__ import annotations
@@ -19,7 +22,19 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from hatch_ray.model.families import NOT_SHARED, family_of
+
 NAME = "hatch_groups"
+
+
+class KeysAndValues:
+    """by_layer: of the P tokens of prompts in a row, (1, K, P, d) each, keys after their rotation.
+
+    Not a dict or a dataclass: of these FSDP hands copies to a layer.
+    """
+
+    def __init__(self, by_layer: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
+        self.by_layer = by_layer or {}
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,30 @@ class GroupLayout:
 
     def to(self, device: torch.device | str) -> GroupLayout:
         return GroupLayout(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """A row of prompts alone. A forward pass fills `kept`; one that computes a layer again leaves it as it is."""
+
+    prompt_index: torch.Tensor
+    place: torch.Tensor
+    kept: KeysAndValues
+
+
+@dataclass(frozen=True)
+class ReplyLayout:
+    """A row of replies alone, whose prompts' keys and values are `kept`. prompt_index: places in the prompts' row."""
+
+    prompt_index: torch.Tensor
+    reply_index: torch.Tensor
+    group: torch.Tensor
+    place: torch.Tensor
+    mask: torch.Tensor
+    kept: KeysAndValues
+
+
+Layout = GroupLayout | PromptLayout | ReplyLayout
 
 
 def make_layout(prompt_lengths: Sequence[int], reply_lengths: Sequence[Sequence[int]]) -> GroupLayout:
@@ -67,29 +106,56 @@ def make_layout(prompt_lengths: Sequence[int], reply_lengths: Sequence[Sequence[
     return GroupLayout(prompt_index, reply_index, group_N, torch.cat(place), torch.cat([seen, own], dim=-1))
 
 
+def separate_rows(layout: GroupLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """For groups of one reply each: the places of each one's tokens, (NG, longest), and which of these it has, padded
+    at the end. The tokens that are there come in the packed row's order. Raises ValueError for a group of several.
+    """
+    if len(layout.group) != len(layout.prompt_index):
+        raise ValueError(f"the model has {NOT_SHARED}")
+    starts = layout.prompt_index[:, 0]
+    lengths = torch.diff(starts, append=starts.new_tensor([len(layout.place)]))
+    steps = torch.arange(int(lengths.max()), device=starts.device)
+    return (starts[:, None] + steps).clamp(max=len(layout.place) - 1), steps < lengths[:, None]
+
+
 def group_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: GroupLayout, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    scaling: float,
+    layer: int = 0,
 ) -> torch.Tensor:
-    """query (1, H, T, d), key and value (1, K, T, d) with K dividing H -> (1, T, H, d)."""
+    """query (1, H, T, d), key and value (1, K, T, d) with K dividing H -> (1, T, H, d). layer: its number."""
     heads, kv_heads = query.shape[1], key.shape[1]
-    query_THd, key_THd, value_THd = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    parts = []
 
     def take(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return tensor[index].transpose(1, 2)  # (sequences, heads, length, d)
+        return tensor[0].transpose(0, 1)[index].transpose(1, 2)  # (sequences, heads, length, d)
 
     def widen(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.repeat_interleave(heads // kv_heads, dim=1)
 
-    prompt_keys, prompt_values = (take(tensor, layout.prompt_index) for tensor in (key_THd, value_THd))
-    prompts = scaled_dot_product_attention(
-        take(query_THd, layout.prompt_index), widen(prompt_keys), widen(prompt_values), is_causal=True, scale=scaling
-    )
-    keys = torch.cat([prompt_keys[layout.group], take(key_THd, layout.reply_index)], dim=2)
-    values = torch.cat([prompt_values[layout.group], take(value_THd, layout.reply_index)], dim=2)
-    replies = scaled_dot_product_attention(
-        take(query_THd, layout.reply_index), widen(keys), widen(values), attn_mask=layout.mask, scale=scaling
-    )
-    flat = torch.cat([part.transpose(1, 2).reshape(-1, heads, part.shape[-1]) for part in (prompts, replies)])
+    prompts_key, prompts_value = layout.kept.by_layer[layer] if isinstance(layout, ReplyLayout) else (key, value)
+    prompt_keys, prompt_values = (take(tensor, layout.prompt_index) for tensor in (prompts_key, prompts_value))
+    if not isinstance(layout, ReplyLayout):
+        queries = take(query, layout.prompt_index)
+        parts.append(
+            scaled_dot_product_attention(
+                queries, widen(prompt_keys), widen(prompt_values), is_causal=True, scale=scaling
+            )
+        )
+    if isinstance(layout, PromptLayout):
+        if layer not in layout.kept.by_layer:
+            layout.kept.by_layer[layer] = key, value.clone()  # a view would lose FSDP's hooks
+    else:
+        keys = torch.cat([prompt_keys[layout.group], take(key, layout.reply_index)], dim=2)
+        values = torch.cat([prompt_values[layout.group], take(value, layout.reply_index)], dim=2)
+        queries = take(query, layout.reply_index)
+        parts.append(
+            scaled_dot_product_attention(queries, widen(keys), widen(values), attn_mask=layout.mask, scale=scaling)
+        )
+    flat = torch.cat([part.transpose(1, 2).reshape(-1, heads, part.shape[-1]) for part in parts])
     return flat[layout.place][None]
 
 
@@ -98,13 +164,14 @@ def attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | GroupLayout | None,
+    attention_mask: torch.Tensor | None,
     scaling: float,
+    layout: Layout | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: a GroupLayout in the mask's place is packed groups, all else is plain SDPA."""
-    if isinstance(attention_mask, GroupLayout):
-        return group_attention(query, key, value, attention_mask, scaling), None
+    """transformers' attention interface: with a layout, which the model hands down, packed groups; else plain SDPA."""
+    if layout is not None:
+        return group_attention(query, key, value, layout, scaling, int(module.layer_idx)), None  # type: ignore[arg-type]
     plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **settings
     )
@@ -112,13 +179,10 @@ def attention_forward(
 
 
 def use_group_attention(model: nn.Module) -> None:
-    """Let the language model of a Qwen2.5-VL attend by `attention_forward`.
-
-    Raises ValueError for a model with sliding-window layers, which packed groups do not support.
-    """
+    """Let the language model attend by `attention_forward`; one that cannot share prefixes stays as it is."""
     config = model.model.language_model.config
-    if set(config.layer_types) != {"full_attention"}:
-        raise ValueError("the model has sliding-window attention layers; set use_sliding_window to false in its config")
+    if not family_of(model.config).shares_prefixes(vars(config)):
+        return
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hatch_ray.model.base import any_learns
+from hatch_ray.model.families import family_of
 from hatch_ray.model.prompt_tokens import ImagePatches
 
 KEPT_BYTES = 256 * 2**20
@@ -25,10 +26,11 @@ def blank_image(visual: nn.Module) -> ImagePatches:
 
 
 class ImageEncoder:
-    """Encodes images with `visual`, a Qwen2.5-VL image encoder. `encoded` counts the images that it really ran on."""
+    """Encodes images with `visual`, a known family's encoder. `encoded` counts the images that it really ran on."""
 
     def __init__(self, visual: nn.Module, kept_bytes: int = KEPT_BYTES) -> None:
         self.visual = visual
+        self._family = family_of(visual.config)
         self.kept_bytes = kept_bytes
         self.encoded = 0
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -40,7 +42,7 @@ class ImageEncoder:
         return not any_learns(self.visual)
 
     def __call__(self, images: Sequence[ImagePatches]) -> torch.Tensor:
-        """(patches after the merger of all images in a row, d)."""
+        """(merged patches of all images in a row, levels * d), as `Family.encode`."""
         if not self.frozen:
             return self._encode(images)
         unknown = {image.key: image for image in images if image.key and image.key not in self._kept}
@@ -67,8 +69,7 @@ class ImageEncoder:
         weight = next(self.visual.parameters())
         pixels = torch.cat([image.pixels for image in images]).to(weight.device, weight.dtype)
         grids = torch.tensor([image.grid for image in images], device=weight.device)
-        features: torch.Tensor = self.visual(pixels, grid_thw=grids).pooler_output
-        return features
+        return self._family.encode(self.visual, pixels, grids)
 
     def _keep(self, key: str, features: torch.Tensor) -> None:
         if not key:

@@ -23,7 +23,8 @@ from hatch_ray.model.activations import (
     vision_pass,
     whole_pass,
 )
-from hatch_ray.model.shapes import Shapes, shapes_of
+from hatch_ray.model.shapes import Shapes
+from hatch_ray.model.size import shapes_of
 from hatch_ray.systems import load_system
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ LIBRARIES_GB = 1.0
 """CUDA's context, kernels and workspaces of a process on a GPU; assumed, not measured."""
 KEPT_FEATURES = 256 * 2**20
 """`model.image_features.KEPT_BYTES`, which imports torch; a test compares them."""
-WORKERS_A_NODE = 8
+GRADIENTS, ASKING, SENDING = "gradients", "asking the reference", "sending weights"
+BETWEEN_STEPS = (ASKING, SENDING)
 DIVIDE = "divide it by learner.sharding=full over more learner.workers"
 
 
@@ -68,7 +70,8 @@ def largest(shares: Iterable[Share], count: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The memory of one process. moments: what comes on top of `always`, one of them at a time."""
+    """The memory of one process. moments: what comes on top of `always`, one of them at a time; gradients are not
+    there BETWEEN_STEPS."""
 
     always: tuple[Share, ...]
     moments: Mapping[str, tuple[Share, ...]]
@@ -76,12 +79,16 @@ class Footprint:
     @property
     def fullest(self) -> str:
         """The moment that takes most."""
-        return max(self.moments, key=lambda name: sum(share.bytes for share in self.moments[name]))
+        return max(self.moments, key=lambda name: sum(share.bytes for share in self._at(name)))
 
     @property
     def shares(self) -> list[Share]:
         """What there is at the fullest moment; nothing that is nothing."""
-        return [share for share in (*self.always, *self.moments[self.fullest]) if share.bytes]
+        return [share for share in self._at(self.fullest) if share.bytes]
+
+    def _at(self, moment: str) -> list[Share]:
+        held = [share for share in self.always if share.name != GRADIENTS or moment not in BETWEEN_STEPS]
+        return [*held, *self.moments[moment]]
 
     @property
     def gb(self) -> float:
@@ -132,14 +139,15 @@ def _grpo_row(config: Config, prompt: int, reply: int, images: int, grid: tuple[
     if whole:
         return Row(whole, prompt, whole * size, reply, whole * images, grid, unequal=whole > 1)
     room = max(grpo.token_budget - prompt, reply)
-    return Row(1, prompt, size if room >= size else 1, max(1, room // size) if room >= size else reply, images, grid)
+    replies, each = (size, max(1, room // size)) if room >= size else (1, reply)
+    return Row(1, prompt, replies, each, images, grid, part=True)
 
 
 def divided_by(config: Config, stage: str) -> int:
     """Workers that divide a stage's weights, gradients and moments among them (learner.sharding). hybrid: those of one
-    node, which is taken to have 8."""
-    workers = workers_used(config, stage)
-    return {"none": 1, "full": workers, "hybrid": min(workers, WORKERS_A_NODE)}[config.learner.sharding]
+    node (learner.workers_per_node; a worker that comes up with another number ends the run)."""
+    workers, learner = workers_used(config, stage), config.learner
+    return {"none": 1, "full": workers, "hybrid": min(workers, learner.workers_per_node)}[learner.sharding]
 
 
 def trained_part(config: Config, stage: str) -> Trainable:
@@ -171,7 +179,7 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
     held = weight * ((there - frozen_vision) / shards + frozen_vision) + (each * learning / shards if lora else 0)
     always = [
         Share("weights", held, lower),
-        Share("gradients", each * learning / shards, lower),
+        Share(GRADIENTS, each * learning / shards, lower),
         Share("AdamW's moments", ADAM_MOMENTS * each * learning / shards, lower),
     ]
     asked = kind == "grpo" and config.grpo.beta and not lora
@@ -187,7 +195,10 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
         always.append(Share("CUDA and libraries (assumed)", LIBRARIES_GB * GB))
     numbers = Numbers(c, weight, gpu, lora, trainable)
     again = recomputes(config)
-    passed = vision_pass(shapes, row, numbers, again) if kind == "pasta" else whole_pass(shapes, row, numbers, again)
+    if kind == "pasta":
+        passed = vision_pass(shapes, row, numbers, again, alone=True)
+    else:
+        passed = whole_pass(shapes, row, numbers, again)
     key = "grpo.token_budget" if kind == "grpo" else f"{stage}.batch_size"
     lower = f"lower {key} or model.max_pixels" + ("" if again else ", or set learner.recompute=true")
     moments = pass_moments(shapes, passed, numbers, again, shards, kind == "pasta", lower)
@@ -195,9 +206,9 @@ def _learner(config: Config, stage: str, shapes: Shapes, row: Row) -> Footprint:
         tensor = shapes.embedding if numbers.language_learns and kind != "pasta" else shapes.merger
         moments["optimizer step"] = (Share("optimizer's temporary", 2 * each * tensor / shards),)
     if reference and gpu and learner.offload_reference and shards == 1:
-        moments["asking the reference"] = (Share("reference", reference, "set grpo.beta=0"), moments["head"][0])
+        moments[ASKING] = (Share("reference", reference, "set grpo.beta=0"), moments["head"][0])
     if kind == "grpo":
-        moments["sending weights"] = (
+        moments[SENDING] = (
             Share("copy for the engines", _copy(config, shapes, lora, trainable, shards), "" if lora else DIVIDE),
         )
     return Footprint(tuple(always), moments)
@@ -214,9 +225,9 @@ def pass_moments(
     # Sharded weights are gathered in the compute dtype and need none.
     casts = numbers.weight > c and shards == 1
     head = 0 if alone else shapes.embedding
-    language = 0 if alone else (0 if recompute else shapes.layers * layer) + head
+    language = 0 if alone else (0 if recompute else held.graphs * shapes.layers * layer) + head
     seen = (shapes.merger if recompute else vision) if numbers.vision_learns else 0
-    adapters = 0 if recompute or c == FLOAT else shapes.adapters(numbers.lora)
+    adapters = 0 if recompute or c == FLOAT else held.graphs * shapes.adapters(numbers.lora)
     everything = c * (language + seen if casts else adapters)
     merger = c * (shapes.merger if seen else 0) if casts else 0
     on_the_way = (numbers.weight if shards == 1 else c) * embedding
@@ -245,20 +256,17 @@ def pass_moments(
     if not alone:
         moments["head"] = shares(held.kept, 0, everything, held.logits, on_the_way if shards > 1 else 0)
         own, behind = (c * layer, everything - c * head) if casts else (0, everything)
-        moments["layer forward"] = shares(
-            held.vision + held.language, held.language_forward, behind + (own if recompute else 0)
-        )
+        inside = held.vision + held.language + held.apart
+        moments["layer forward"] = shares(inside, held.language_forward, behind + (own if recompute else 0))
         copies = merger + own if recompute else behind
         # What the head's gradient takes is there while the logits are gone: the larger of them decides.
-        moments["layer backward"] = shares(
-            held.vision + held.language, held.language_layer, copies, 0, waiting + reduced
-        )
-        moments["embedding backward"] = shares(0, 0, 0, 0, ended)
+        moments["layer backward"] = shares(inside, held.language_layer, copies, 0, waiting + reduced)
+        moments["embedding backward"] = shares(held.waiting + held.apart, 0, 0, 0, ended)
     if seen:
         own = c * shapes.block if casts else 0
         copies = own if recompute else (c * vision if casts else 0)
         working = held.vision_layer + ((c + FLOAT) * shapes.block if shards > 1 else 0)
-        moments["vision backward"] = shares(held.vision, working, copies, 0, waiting)
+        moments["vision backward"] = shares(held.vision - held.merger + held.apart, working, copies, 0, waiting)
     return moments
 
 
@@ -271,12 +279,16 @@ def _sent(shapes: Shapes, lora: int, trainable: Trainable) -> int:
 
 def _copy(config: Config, shapes: Shapes, lora: int, trainable: Trainable, shards: int) -> float:
     """What making a version takes beside the weights, on the learner's device."""
-    to, learner = BYTES[config.rollout.dtype], config.learner
-    if lora:  # merged in float32 and cast, one after the other
-        return FLOAT * shapes.wide * shapes.inner + to * shapes.linear
+    to, master = BYTES[config.rollout.dtype], BYTES[config.learner.master]
     if shards > 1:  # gathered one by one
         return FLOAT * shapes.embedding
-    return to * _sent(shapes, lora, trainable) if to != BYTES[learner.master] else 0
+    one_by_one = config.rollout.weights == "object_store"
+    if lora:  # merged in float32 and cast
+        widest = shapes.wide * shapes.inner
+        return FLOAT * widest + to * (widest if one_by_one else shapes.linear)
+    if to == master:
+        return 0
+    return to * (shapes.embedding if one_by_one else _sent(shapes, lora, trainable))
 
 
 def host_memory(config: Config, stage: str) -> list[Share]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hatch_ray.model.families import family_of
 from hatch_ray.model.group_attention import GroupLayout, make_layout
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt
 
@@ -48,11 +49,8 @@ class PackedBatch:
 
 
 def prompt_positions(model: nn.Module, token_ids: torch.Tensor, grids: torch.Tensor | None) -> torch.Tensor:
-    """(3, P) rotary positions (time, height, width) of one prompt, by the model's own rule."""
-    core = model.model
-    types = (token_ids == core.config.image_token_id).int()
-    positions, _ = core.get_rope_index(token_ids[None], types[None], image_grid_thw=grids)
-    return positions[:, 0]
+    """(3, P) rotary positions (time, height, width) of one prompt, by its family's rule."""
+    return family_of(model.config).positions(model.model, token_ids, grids)
 
 
 def pack(model: nn.Module, prompts: Sequence[Prompt], replies: Sequence[Replies], shared: bool = True) -> PackedBatch:

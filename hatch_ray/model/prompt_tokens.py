@@ -1,4 +1,4 @@
-"""Prompts as a Qwen2.5-VL takes them: token ids with one token for each merged image patch, and the images' patches."""
+"""Prompts as a model takes them: token ids with one token for each merged image patch, and the images' patches."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tokenize_prompt(processor: Any, text: str, images: Sequence[ImagePatches]) -
 
     Raises ValueError when the numbers differ.
     """
-    image_id = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    image_id = processor.image_token_id
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     if ids.count(image_id) != len(images):
         raise ValueError(f"the prompt has {ids.count(image_id)} image placeholders for {len(images)} images")

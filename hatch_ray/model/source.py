@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 TINY = "hatch-tiny"
-KIND = "qwen2_5_vl"
-"""transformers' name of the architecture."""
 
 
 def tiny_model_path() -> Path:
@@ -33,12 +31,6 @@ def model_source(base: str | Path) -> str:
     if isinstance(base, Path) or path.is_absolute() or str(base).startswith((".", "~")):
         raise ValueError(f"model folder {base} does not exist")
     return str(base)
-
-
-def check_kind(base: str | Path, kind: str | None) -> None:
-    """Raise ValueError when a model of this transformers `model_type` is not a Qwen2.5-VL."""
-    if kind != KIND:
-        raise ValueError(f"model.base={base} is a {kind!r}; a Qwen2.5-VL is needed")
 
 
 def folder_kind(folder: Path) -> str | None:

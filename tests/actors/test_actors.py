@@ -35,6 +35,7 @@ from hatch_ray.data.store import share_of
 from hatch_ray.learning.trainer_state import write_state
 from hatch_ray.learning.workers import Workers
 from hatch_ray.model.base import load_model, load_processor, part_checksum
+from hatch_ray.model.kept_prompts import make_units
 from hatch_ray.model.lora import add_lora, merged_weights, without_lora
 from hatch_ray.model.prompt_tokens import ImagePatches, Prompt, process_image
 from hatch_ray.protocol.prompt import gold_reply
@@ -308,6 +309,14 @@ def test_batches_hold_every_reply_once_and_keep_to_the_budget(sizes, budget, sha
             for row in batch
         )
         assert tokens <= budget or (len(batch) == 1 and len(batch[0].replies) == 1)
+    units = make_units([[row.prompt for row in batch] for batch in batches], shared)
+    assert sorted(number for unit in units for number in unit.batches) == list(range(len(batches)))
+    for prompt in prompts:  # each is computed once
+        own = [unit for unit in units if any(row.prompt is prompt for n in unit.batches for row in batches[n])]
+        assert len(own) == 1 or not shared
+        assert len(own[0].batches) == 1 or {id(row.prompt) for n in own[0].batches for row in batches[n]} == {
+            id(prompt)
+        }
 
 
 def test_a_long_prompt_takes_few_short_ones_along():

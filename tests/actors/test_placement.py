@@ -103,6 +103,16 @@ def test_colocated_nonsense_is_refused(change, message):
         make_config(COLOCATED | change)
 
 
+def test_workers_that_divide_a_nodes_model_are_asked_for_at_once():
+    learner = CLUSTER["learner"] | {"workers": 4, "sharding": "hybrid", "workers_per_node": 2}
+    (need, *_) = needs(learner=learner)
+    assert (need.count, need.each) == (2, {"CPU": 8.0, "GPU": 2.0, "learner": 2.0})
+    whole = {"CPU": 16.0, "GPU": 2.0, "learner": 2.0}
+    halves = [{name: amount / 2 for name, amount in whole.items()}] * 4
+    assert shortage([need], [whole] * 2) is None
+    assert "2 x {CPU 8, GPU 2, learner 2} are needed, 0 find a place" in shortage([need], halves)
+
+
 def test_colocated_roles_share_what_the_learner_has():
     (both, _) = stage_needs(make_config(COLOCATED), "grpo")
     assert both.each == {"CPU": 1.0, "GPU": 1.0}

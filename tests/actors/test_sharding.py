@@ -20,6 +20,7 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from actors.experience.queues import make_shards
+from actors.learner.learner import split_rows
 from actors.runtime.deadlines import CollectiveError, collectives
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.disk import is_full
@@ -37,7 +38,7 @@ PATIENCE, SHORT = timedelta(seconds=60), timedelta(seconds=8)
 
 
 def config_of(folder: Path, run: Path, **sections: dict[str, Any]) -> Config:
-    """Four made-up groups a step; rows of one group each."""
+    """Four made-up groups a step; rows of one group each, or of a part of one (`groups_of`)."""
     grpo = {"group_size": 4, "prompts_per_step": 4, "max_new_tokens": 16, "token_budget": 150, "lr": 1e-3, "beta": 0.02}
     model_settings = {"base": str(folder), "template": "compact-v1", "max_pixels": 112 * 112, "max_length": 512}
     return make_config({
@@ -76,7 +77,8 @@ def without_images(model: Path) -> list[Any]:
 
 
 def groups_of(model: Path) -> list[Any]:
-    """Four groups; the first worker of two gets fewer tokens, so that it has fewer micro-batches to compute."""
+    """Four groups; the first worker of two gets those that fit a row, so that it has fewer micro-batches to compute and
+    goes with the other one through its long groups' parts."""
     first, second = make_batch(model), make_batch(model, seed=1)
     long = [replace(g, rollout=replace(g.rollout, replies=tuple(
         replace(r, token_ids=r.token_ids * 9, logprobs=r.logprobs.repeat(9)) for r in g.rollout.replies
@@ -180,11 +182,33 @@ def test_a_worker_that_does_not_come_is_named_within_the_deadline(
     assert told.startswith("grpo: step 1, rank 0: a worker did not come; the collective failed after")
 
 
+def in_one_pass(config: Config) -> Config:
+    """The same with room for whole groups."""
+    return config.model_copy(update={"grpo": config.grpo.model_copy(update={"token_budget": 9999})})
+
+
+def test_a_long_groups_prompt_and_images_are_computed_once_for_all_its_parts(tiny_model: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_model, tmp_path)
+    passes = []
+    for one in (config, in_one_pass(config)):
+        learner = learner_of(one)
+        (shard,) = make_shards(0, groups_of(tiny_model), 1)
+        batches = split_rows([learner.prompt(g) for g in shard.groups], shard.groups, one.grpo.token_budget)
+        units = learner.units(batches)
+        metrics = learner.update(shard)
+        passes.append([unit.passes for unit in units])
+        assert learner.scorer.encoder.encoded == 8 and learner.reference.encoder.encoded == 8  # two images a group
+        assert metrics["grad_norm"] > 0
+    assert passes == [[4, 3, 1, 1], [1]]
+
+
+NODES_OF_TWO = {"sharding": "hybrid", "workers": 4, "workers_per_node": 2}
 CASES = {
+    "copies": (2, 0, {"learner": {"sharding": "none"}}),
     "two": (2, 0, {}),
     "four": (4, 0, {}),
-    "two nodes of two": (4, 2, {"learner": {"sharding": "hybrid"}}),
-    "activations computed again": (2, 0, {"learner": {"recompute": True}}),
+    "two nodes of two": (4, 2, {"learner": NODES_OF_TWO}),
+    "Qwen3-VL, activations computed again": (2, 0, {"learner": {"recompute": True}}),
     "a frozen encoder": (2, 0, {"grpo": {"trainable": "language"}}),
     "the encoder alone": (2, 0, {"grpo": {"trainable": "vision"}}),
     "adapters": (2, 0, {"model": {"lora_rank": 4}}),
@@ -197,18 +221,19 @@ CASES = {
     "case", [case if case == "two" else pytest.param(case, marks=pytest.mark.rest) for case in CASES]
 )
 def test_shards_compute_what_one_process_computes(
-    together: Processes, tiny_model: Path, tmp_path: Path, case: str
+    together: Processes, tiny_model: Path, tiny_qwen3: Path, tmp_path: Path, case: str
 ) -> None:
+    """One process computes whole groups; shards, and copies, compute the long ones in parts."""
     world, per_node, sections = CASES[case]
-    config = config_of(tiny_model, tmp_path, **sections)
-    expected, gradients, _ = step(config, 0, 1)
+    config = config_of(tiny_qwen3 if "Qwen3" in case else tiny_model, tmp_path, **sections)
+    expected, gradients, _ = step(in_one_pass(config), 0, 1)
     for metrics, found, held in together(world, one_step, config, per_node):
         for name in ("loss", "kl", "entropy", "grad_norm", "sampler_gap"):
             assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
         assert found.keys() == gradients.keys()
         largest = max(abs(found[name] - gradients[name]).max() for name in gradients)
         assert largest < 1e-6, largest
-        assert held == pytest.approx(1 / (per_node or world), abs=0.02)
+        assert held == pytest.approx(1 if case == "copies" else 1 / (per_node or world), abs=0.02)
 
 
 @pytest.mark.rest
@@ -377,5 +402,15 @@ def test_what_cannot_be_trained_so_is_refused(tiny_model: Path, tmp_path: Path) 
 def test_nodes_with_unequal_numbers_of_workers_are_refused(
     together: Processes, tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="the same number of workers on every node"):
-        together(3, one_step, config_of(tiny_model, tmp_path, learner={"sharding": "hybrid"}), 2)
+    """Ranks of two nodes, one of which has a worker more; and a node with more workers than were counted with."""
+    config = config_of(tiny_model, tmp_path, learner=NODES_OF_TWO)
+    with pytest.raises(
+        ValueError, match=r"workers_per_node=2: 2 of these 3 workers are needed on every node, .* 2, 2, 1;"
+    ):
+        together(3, uneven, config)
+    with pytest.raises(ValueError, match=r"2 of these 4 workers .* 4, 4, 4, 4; set learner.sharding=full"):
+        together(4, one_step, config, 4)
+
+
+def uneven(rank: int, world: int, config: Config) -> None:
+    Workers(config.learner, rank=rank, world=world, per_node=1 if rank == 2 else 2)

@@ -58,6 +58,7 @@ def test_more_than_the_machine_has_is_one_line_of_a_process_of_its_own(tmp_path)
         (["train", "configs/rgbd_tiny.yaml", "run_dir={tmp}/run", "data.root={tmp}/empty"], "empty"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/full"], "is not empty and is not a run folder"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=./absent"], "does not exist"),
+        (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "model.base=no/such"], "no config.json of that name"),
         (["train", "configs/tiny.yaml", "run_dir={tmp}/run", "data.tasks=[cooking]"], "cooking"),
         (["demo", "grpo.bata=1"], "did you mean 'grpo.beta'"),
         (["eval", "{tmp}/nothing"], "is not a run folder"),
@@ -84,7 +85,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(hatch, tmp_path, words, said):
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("config", ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora", "hatch_7b", "viewpoint_7b"])
+@pytest.mark.parametrize(
+    "config",
+    ["tiny", "rgbd_tiny", "hatch_3b", "hatch_3b_lora", "hatch_7b", "hatch_qwen3_4b", "viewpoint_7b", "wbm_8b"],
+)
 def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
     done = hatch("train", f"configs/{config}.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -95,6 +99,8 @@ def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
         assert "64 GPUs" in done.stdout and "1024 prompts x 16" in done.stdout and "8.29 B" in done.stdout
     if config == "hatch_3b":
         assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
+    if config == "hatch_qwen3_4b":
+        assert "4 GPUs" in done.stdout and "4.44 B" in done.stdout
 
 
 @pytest.mark.parametrize(

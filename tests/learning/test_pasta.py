@@ -33,7 +33,10 @@ from hatch_ray.learning.pasta import (
 )
 from hatch_ray.learning.pixels import PixelCache
 from hatch_ray.model.base import load_model, load_processor, part_checksum, set_trainable
+from tests.support.pictures import photo
 from tests.support.wall_scene import wall_sample, wall_view
+from tools.tiny import make_tiny
+from tools.tiny_qwen3 import TinyQwen3
 
 N = 4
 CONFIG = PastaConfig()
@@ -115,7 +118,7 @@ def test_a_token_counts_for_the_cells_that_it_covers(size: int, n: int) -> None:
 
 
 def test_too_small_an_image_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gives 2 patch features a side, too few for .* n=4.*more than 56 x 56"):
+    with pytest.raises(ValueError, match=r"gives 2 patch features a side, too few for .* n=4.*more than 2 x 2 merged"):
         pool_patches(torch.randn(10, 3), [(2, 5)], N)
     cells = pool_patches(torch.randn(15, 3), [(3, 5)], 5)[0]
     assert torch.unique(cells, dim=0).shape == cells.shape  # finer than the tokens, yet all different
@@ -146,6 +149,25 @@ def test_encoder_tokens_come_in_row_major_order_whatever_the_windows(tiny_model:
         alone = processor.image_processor(images=[np.tile(blocks[row, column], (2, 2, 1))], return_tensors="pt")
         one = visual(alone["pixel_values"], grid_thw=alone["image_grid_thw"]).pooler_output[0]
         assert torch.allclose(tokens[row * 7 + column], one, atol=1e-5)
+
+
+def test_of_several_levels_the_mean_cosine_counts_and_every_merger_learns(tmp_path: Path) -> None:
+    """Qwen3-VL gives its language model one level at the input and others deeper: PaStA aligns all of them."""
+    folder = make_tiny(tmp_path / "model", 0, TinyQwen3(vision_layers=3, text_layers=1))
+    visual, processor = load_model(folder).model.visual, load_processor(folder)
+    out = processor.image_processor(images=[photo(1), photo(2, 96, 128)], return_tensors="pt")
+    features = encode_patches(visual, out["pixel_values"], out["image_grid_thw"], 2)
+    found = visual(out["pixel_values"], grid_thw=out["image_grid_thw"])
+    shapes = [(int(h) // 2, int(w) // 2) for _, h, w in out["image_grid_thw"]]
+    cosines = []
+    for level in (found.pooler_output, *found.deepstack_features):
+        e = F.normalize(pool_patches(level, shapes, 2), dim=-1)
+        cosines.append(e[0] @ e[1].mT)
+    assert len(cosines) == 3
+    assert torch.allclose(features[0] @ features[1].mT, torch.stack(cosines).mean(0), atol=1e-5)
+    pasta_loss(features[:1], features[1:], torch.rand(1, 4, 4)).backward()
+    assert all(parameter.grad is not None for parameter in visual.parameters())
+    assert all(merger.linear_fc1.weight.grad.abs().max() > 0 for merger in visual.deepstack_merger_list)
 
 
 def test_pairs_are_unordered_and_taken_once(samples: list) -> None:

@@ -3,13 +3,20 @@ transformers' own forward pass on the processor's own tokens."""
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from actors.stages.dry_run import describe
+from hatch_ray.config import make_config
 from hatch_ray.learning.grpo import grpo_loss
 from hatch_ray.model.base import load_model, load_processor
+from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.group_attention import group_attention, make_layout
 from hatch_ray.model.logprobs import ReplyScorer
 from hatch_ray.model.lora import add_lora
@@ -17,6 +24,8 @@ from hatch_ray.model.packing import pack
 from hatch_ray.model.prompt_tokens import process_image, tokenize_prompt
 from hatch_ray.protocol.prompt import build_prompt
 from tests.support.pictures import photo
+from tools.tiny import TinyConfig, make_tiny
+from tools.tiny_qwen3 import TinyQwen3
 
 RELATIVE = 1e-5
 SIZES = [(112, 112), (112, 84), (150, 100), (60, 60), (84, 140), (56, 56), (112, 56), (84, 84)]
@@ -75,8 +84,25 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def policy(tiny_model, lora):
-    model = load_model(tiny_model).train()
+QWEN2_5 = {"text_width": 256, "text_heads": 4, "kv_heads": 2, "window": 2, "full_blocks": (3,), "text_layers": 2}
+"""Grouped keys and values, and windows of four tokens in three blocks of the encoder."""
+MODELS = {
+    "Qwen2.5-VL": TinyConfig(**QWEN2_5),
+    "Qwen2.5-VL, tied": TinyConfig(**QWEN2_5, tied=True),
+    "Qwen3-VL": TinyQwen3(text_layers=3),
+    "Qwen3-VL, tied": TinyQwen3(text_layers=3, tied=True),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder for each of MODELS."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: make_tiny(folder / name, 0, config) for name, config in MODELS.items()}
+
+
+def policy(folder, lora=False):
+    model = load_model(folder).train()
     if lora:
         add_lora(model, 4)
         random = torch.Generator().manual_seed(1)
@@ -87,9 +113,22 @@ def policy(tiny_model, lora):
     return model
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("image_counts", [[1], [2], [3], [8], [2, 1, 3]], ids=str)
-def test_loss_and_every_gradient_equal_the_naive_ones(tiny_model, image_counts, lora):
+@pytest.mark.parametrize(
+    ("name", "image_counts", "lora"),
+    [
+        ("Qwen2.5-VL", [3], False),
+        ("Qwen2.5-VL", [8], True),
+        ("Qwen2.5-VL, tied", [1], False),
+        ("Qwen2.5-VL, tied", [2, 1, 3], False),
+        ("Qwen3-VL", [1], False),
+        ("Qwen3-VL", [8], False),
+        ("Qwen3-VL", [2, 1, 3], True),
+        ("Qwen3-VL, tied", [3], False),
+    ],
+    ids=str,
+)
+def test_loss_and_every_gradient_equal_the_naive_ones(models, name, image_counts, lora):
+    tiny_model = models[name]
     processor = load_processor(tiny_model)
     groups = make_groups(processor, image_counts)
     reference = load_model(tiny_model).requires_grad_(False)
@@ -99,6 +138,7 @@ def test_loss_and_every_gradient_equal_the_naive_ones(tiny_model, image_counts, 
         if way == "naive":
             logprobs, ref = (naive_logprobs(m, processor, *groups) for m in (model, reference))
         else:
+            speed_up_vision(model)
             batch = packed(model, processor, *groups, shared=way == "shared")
             logprobs, ref = (ReplyScorer(m)(batch)[0] for m in (model, reference))
         loss = loss_of(logprobs, ref)
@@ -186,11 +226,33 @@ def test_no_mask_grows_with_the_square_of_the_row(tiny_model):
     assert sum(tensor.nbytes for tensor in vars(layout).values()) < row * row / 50
 
 
-def test_a_model_with_sliding_windows_is_refused(tiny_model):
-    model = load_model(tiny_model)
-    model.model.language_model.config.layer_types[0] = "sliding_attention"
-    with pytest.raises(ValueError, match="use_sliding_window"):
-        ReplyScorer(model)
+def test_a_model_with_sliding_windows_says_so_and_computes_a_row_a_reply(models, tmp_path):
+    folder = tmp_path / "sliding"
+    shutil.copytree(models["Qwen2.5-VL"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+    del config["text_config"]["layer_types"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"sliding has layers that .*set grpo\.shared_prefix=false"):
+        describe(make_config({"model": {"base": str(folder)}}), Console(quiet=True))
+    describe(make_config({"model": {"base": str(folder)}, "grpo": {"shared_prefix": False}}), Console(quiet=True))
+
+    processor, model = load_processor(folder), load_model(folder).train()
+    assert model.config.text_config.layer_types == ["full_attention", "sliding_attention"]
+    groups = make_groups(processor, [2, 1])
+    with pytest.raises(ValueError, match="the model has layers that"):
+        ReplyScorer(model)(packed(model, processor, *groups))
+    expected = naive_logprobs(model, processor, *groups)
+    expected.sum().backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    found = ReplyScorer(model)(packed(model, processor, *groups, shared=False))[0]
+    found.sum().backward()
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert all((gradient - wanted[name]).norm() <= 1e-4 * model.get_parameter(name).grad.norm() + 1e-4
+               for name, gradient in gradients(model).items())  # fmt: skip
+    full = naive_logprobs(load_model(models["Qwen2.5-VL"]), processor, *groups)
+    assert (full - expected).abs().max() > 0.01, "the windows change what is computed"
 
 
 def test_plain_calls_of_the_model_still_work(tiny_model):

@@ -11,12 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
 from actors.stages.dry_run import describe
 from hatch_ray.config import make_config
 from hatch_ray.model.base import load_model
-from hatch_ray.model.folder_check import check_model_folder, plain_name, qwen_shapes
+from hatch_ray.model.families import FAMILIES
+from hatch_ray.model.folder_check import check_model_folder, plain_name
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 Weights = dict[str, torch.Tensor]
@@ -121,24 +122,29 @@ def test_tied_heads_and_known_buffers_may_lack_or_be_there(tiny_model: Path, tmp
     check_model_folder(folder)
 
 
-def published(**sizes: object) -> dict[str, object]:
-    """A config.json as the published models have it: text sizes at the top."""
-    vision = {"depth": 2, "hidden_size": 128, "intermediate_size": 344, "num_heads": 4, "in_chans": 3,
-              "out_hidden_size": 256, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}  # fmt: skip
-    return {
-        "model_type": "qwen2_5_vl", "hidden_size": 256, "intermediate_size": 600, "num_attention_heads": 8,
-        "num_key_value_heads": 2, "num_hidden_layers": 3, "vocab_size": 500, "vision_config": vision, **sizes,
-    }  # fmt: skip
+VISION = {"depth": 2, "hidden_size": 128, "intermediate_size": 344, "num_heads": 4, "out_hidden_size": 256,
+          "spatial_merge_size": 2, "temporal_patch_size": 2}  # fmt: skip
+TEXT = {"hidden_size": 256, "intermediate_size": 600, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "num_hidden_layers": 3, "vocab_size": 500}  # fmt: skip
+OWN: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "qwen2_5_vl": ({}, {"in_chans": 3, "patch_size": 14}),
+    "qwen3_vl": (
+        {"head_dim": 48},
+        {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 1], "patch_size": 16},
+    ),
+}
+"""What a family's config.json has beside the sizes of all."""
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("sizes", [{}, {"num_key_value_heads": 8}, {"vocab_size": 512, "num_hidden_layers": 1}])
-def test_names_and_shapes_are_those_that_transformers_makes(sizes: dict[str, int]) -> None:
-    config = published(**sizes)
-    text = {key: value for key, value in config.items() if key not in ("vision_config", "model_type")}
+def test_names_and_shapes_are_those_that_transformers_makes(kind: str, sizes: dict[str, int]) -> None:
+    family, (own_text, own_vision) = FAMILIES[kind], OWN[kind]
+    text, vision = TEXT | own_text | sizes, VISION | own_vision
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig(text_config=text, vision_config=config["vision_config"], tie_word_embeddings=False)
-        )
+        config = AutoConfig.for_model(kind, text_config=text, vision_config=vision, tie_word_embeddings=False)
+        model = AutoModelForImageTextToText.from_config(config)
     made = {plain_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert qwen_shapes(config) == made
-    assert qwen_shapes({"text_config": text, "vision_config": config["vision_config"]}) == made
+    assert family.tensors({"text_config": text, "vision_config": vision}) == made
+    assert family.tensors(text | {"vision_config": vision}) == made  # as older files have it
+    assert family.shapes({"text_config": text, "vision_config": vision}).parameters == model.num_parameters()

@@ -35,7 +35,10 @@ def test_parameters_are_those_of_the_loaded_model(tiny_model, tmp_path, tied):
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("[]"), "is not a model's config"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a model's config"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "a 'llama'; a Qwen2.5-VL is"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+            "'llama'; a Qwen2.5-VL or Qwen3-VL is",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors files"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is not a safetensors file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "is not a safetensors file"),

@@ -33,7 +33,7 @@ class Learning:
         """The model moved by the seed `version`. Ends when it has arrived."""
         disturb(self.model, version)
         published = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.publisher.publish(self.model.state_dict(), version)
+        self.publisher.publish(self.model.state_dict().items(), version)
         disturb(self.model, 0)
         self.publisher.wait()
         self.model.load_state_dict(published)

@@ -43,7 +43,7 @@ class Collator:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
-            "mm_token_type_ids": (input_ids == self.encoder.image_id).long(),
+            "mm_token_type_ids": (input_ids == self.encoder.processor.image_token_id).long(),
             "pixel_values": torch.cat([image.pixels for image in images]),
             "image_grid_thw": torch.tensor([image.grid for image in images]),
         }
