@@ -57,7 +57,7 @@ def test_every_stage_trains_it_and_vllm_computes_the_same(run: Path, tiny_qwen3:
 
 
 def test_it_is_evaluated(run: Path) -> None:
-    output = hatch_here("eval", str(run), "eval.samples=4")
+    output = hatch_here("eval", str(run))
     assert "final" in output
     assert json.loads((run / "qa_sft" / "model" / "config.json").read_text())["model_type"] == "qwen3_vl"
 
