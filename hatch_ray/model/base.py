@@ -65,6 +65,7 @@ def unfilled_model(base: str | Path, dtype: str) -> Any:
     with no_init_weights():
         made = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype), attn_implementation="sdpa")
         model = made.eval()
+    model.tie_weights()  # a head that is the embedding: it was not initialised, which would have tied it
     with suppress(OSError):  # a folder without the file: what follows from config.json stays, as in `from_pretrained`
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model

@@ -53,11 +53,11 @@ def test_every_stage_trains_it_and_vllm_computes_the_same(run: Path, tiny_qwen3:
     assert changed[0] and all("visual" in name for name in changed[0])
     for level in ("merger.", "deepstack_merger_list.0.", "deepstack_merger_list.1.", "pos_embed"):
         assert all(any(f"visual.{level}" in name for name in names) for names in changed), level
-    assert len(changed[2]) > 100
+    assert changed[2] == set(stages[0])  # GRPO, through every level
 
 
 def test_it_is_evaluated(run: Path) -> None:
-    output = hatch_here("eval", str(run), "eval.samples=4")
+    output = hatch_here("eval", str(run))
     assert "final" in output
     assert json.loads((run / "qa_sft" / "model" / "config.json").read_text())["model_type"] == "qwen3_vl"
 

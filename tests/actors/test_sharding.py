@@ -229,7 +229,9 @@ def test_shards_compute_what_one_process_computes(
     expected, gradients, _ = step(in_one_pass(config), 0, 1)
     for metrics, found, held in together(world, one_step, config, per_node):
         for name in ("loss", "kl", "entropy", "grad_norm", "sampler_gap"):
-            assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+            # A norm's own float32 sum differs by as much: the gradients are compared below.
+            relative = 3e-5 if name == "grad_norm" else 1e-5
+            assert metrics[name] == pytest.approx(expected[name], rel=relative, abs=1e-6), name
         assert found.keys() == gradients.keys()
         largest = max(abs(found[name] - gradients[name]).max() for name in gradients)
         assert largest < 1e-6, largest
