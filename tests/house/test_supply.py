@@ -60,7 +60,7 @@ def test_no_code_and_no_pickle_comes_with_a_model(repository: Path, calls: list[
     weights = 0
     for place, name, given in calls:
         assert given.get("trust_remote_code", "False") == "False", place
-        if re.fullmatch(r"(Auto|Qwen)\w*(Model|Generation)\.from_pretrained", name):
+        if re.fullmatch(r"(Auto|Qwen)(Model\w*|\w*Generation)\.from_pretrained", name):
             weights += 1
             assert given.get("use_safetensors") == "True", place
     assert weights
