@@ -198,7 +198,7 @@ def test_findings_and_tables_of_a_whole_run(tmp_path):
     run.set_progress("grpo", step=3, done=True)
     found = write_findings(SYSTEM, run, 200, 0)
     assert found["models"] == list(replies)
-    assert [claim["holds"] for claim in found["claims"]] == [None, "yes", "yes", "yes", "yes", "no"]
+    assert [claim["holds"] for claim in found["claims"]] == [None, None, "yes", "yes", "yes", "yes", "no"]
     assert read_table(run, "final")["samples"] == len(SAMPLES)
     assert read_rows(run, "final")[0]["plans"][0]["from"] == 0
     console = Console(width=100, record=True)
