@@ -71,6 +71,8 @@ class TinyConfig:
     text_layers: int = 4
     text_width: int = 192
     text_heads: int = 3
+    text_kv_heads: int | None = None
+    """None: as many as heads."""
     text_inner: int = 512
     vision_layers: int = 4
     vision_width: int = 128
@@ -88,7 +90,7 @@ class TinyConfig:
                 "intermediate_size": self.text_inner,
                 "num_hidden_layers": self.text_layers,
                 "num_attention_heads": self.text_heads,
-                "num_key_value_heads": self.text_heads,
+                "num_key_value_heads": self.text_kv_heads or self.text_heads,
                 "max_position_embeddings": self.max_positions,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
                 "bos_token_id": ids["<|endoftext|>"],
