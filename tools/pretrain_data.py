@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class ViewSet:
         write_atomic(folder / "done", "")
 
     @classmethod
-    def load(cls, folder: Path) -> ViewSet:
+    def load(cls, folder: Path) -> Self:
         """The arrays written by `save`, read when used."""
         return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__})
 

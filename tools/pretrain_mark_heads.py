@@ -87,7 +87,7 @@ class MentionHead(nn.Module):
         """hidden, hidden_found (B, L, width); is_image (B, L); named (M, 3 + WIDTH + 1): row, position, image token's
         index in its row, numbers, whether it has a box; found (F, 3) likewise without numbers.
         """
-        parts = {}
+        parts: dict[str, float] = {}
         total = hidden.sum() * 0
         if len(named):
             row, at, cell = named[:, :3].long().unbind(1)

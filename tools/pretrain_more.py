@@ -1,6 +1,6 @@
 """hatch-tiny's second pretraining: the shipped model made wider and taught to read marks, with its old questions kept.
 
-    python -m tools.pretrain_tiny --out OUT --widen hatch_ray/model/weights/hatch-tiny
+    python -m tools.pretrain_tiny --out OUT --marks hatch_ray/model/weights/hatch-tiny
 
 The encoder first learns to tell marks (minutes), then everything is trained on questions about marks and named things
 and on the first pretraining's own; views of 112 and of 224 pixels.
@@ -78,6 +78,8 @@ class MoreOptions:
     relation_weight: float = 0.5
     mark_weight: float = 0.3
     chat: float = 0.35
+    calibration: int = 16
+    """Rows of held-out questions by which key-value heads are grouped."""
     eval_minutes: float = 8.0
     save_minutes: float = 4.0
 
@@ -276,13 +278,13 @@ def train_encoder(
         grid = image_grid(len(shown), size)
         merged = visual(pixels, grid).pooler_output
         tokens = merged.view(len(shown), views.cells, -1)
-        room, view = np.array([on.room for on in shown]), np.array([on.indices[0] for on in shown])
-        dense, parts = heads.dense(tokens, dense_targets(views, room, view))
+        at = np.array([on.room for on in shown]), np.array([on.indices[0] for on in shown])
+        dense, parts = heads.dense(tokens, dense_targets(views, *at))
         marks, of_marks = heads.marks(tokens, mark_targets(shown))
         loss = dense + marks
         if size == 112 and not alone:
             with torch.no_grad():
-                was = before(patchify(views.rgb[room, view]), grid).pooler_output[:, :OLD_WIDTH]
+                was = before(patchify(views.rgb[at]), grid).pooler_output[:, :OLD_WIDTH]
             stayed = (merged[:, :OLD_WIDTH] - was).square().mean() / was.square().mean()
             loss = loss + 4 * stayed
             parts["moved"] = float(stayed.detach())
@@ -396,13 +398,13 @@ def load_spots(out: Path, options: MoreOptions) -> tuple[dict[int, SpotSet], dic
 
 
 def start_wide(
-    base: Path, views: SpotSet, out: Path
+    base: Path, views: SpotSet, rows: int, out: Path
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
     """The model of a folder, made wider and its key-value heads grouped; what that did to its answers is reported."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     narrow = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     packer, rng = Packer(tokenizer), random.Random(4)
-    drawn = [draw_views(views, 2, rng) for _ in range(16)]
+    drawn = [draw_views(views, 2, rng) for _ in range(rows)]
     batch = packer.pack([draw_questions(views, room, seen, 8, 0.6, rng) for room, seen in drawn], 2)
     pixels = patchify(np.concatenate([views.rgb[room, list(seen)] for room, seen in drawn]))
     keep = batch["labels"][:, 1:] != -100
@@ -435,7 +437,7 @@ def pretrain_more(out: Path, base: Path, seed: int = 0, options: MoreOptions | N
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("medium")
     sets, heldout = load_spots(out, options)
-    model, tokenizer = start_wide(base, heldout[112], out)
+    model, tokenizer = start_wide(base, heldout[112], options.calibration, out)
     model.train()
     speed_up_vision(model)
     heads = Heads(WIDE.text_width)

@@ -473,9 +473,15 @@ def main(
     out: Annotated[Path, typer.Option(help="folder to write")],
     seed: Annotated[int, typer.Option(help="seed of rooms, weights and order")] = 0,
     minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 75.0,
+    marks: Annotated[Path | None, typer.Option(help="go on from this model's folder: wider, and taught marks")] = None,
 ) -> None:
-    """Pretrain hatch-tiny from random weights on rooms of its own."""
-    print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
+    """Pretrain hatch-tiny on rooms of its own: from random weights, or on marks from an earlier pretraining."""
+    if marks is None:
+        print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
+        return
+    from tools.pretrain_more import MoreOptions, pretrain_more  # it imports this file
+
+    print(f"model: {pretrain_more(out, marks, seed, MoreOptions(minutes=minutes))}")
 
 
 if __name__ == "__main__":
