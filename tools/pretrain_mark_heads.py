@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from hatch_ray.data.markers import COLORS
+from hatch_ray.data.numbered import label_middle
+from tools.pretrain_data import CELL_PX
 from tools.pretrain_heads import FIRST_WORDS, answer_numbers
 from tools.pretrain_marks import LARGEST, Asked, Shown
 
@@ -21,12 +23,14 @@ NUMBERS = max(LARGEST.values())
 
 
 class MarkHeads(nn.Module):
-    """What the patch of a merged token holds, linearly: discs and boxes' middles by colour, the number of a circle."""
+    """What the patch of a merged token holds, linearly: discs and boxes' middles by colour, the number of a circle, and
+    the label of one, which often lies in the cell above.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.colors = nn.Linear(width, 2 * len(COLOR_NAMES))
-        self.number = nn.Linear(width, 1 + NUMBERS)
+        self.number, self.label = nn.Linear(width, 1 + NUMBERS), nn.Linear(width, 1 + NUMBERS)
 
     def forward(self, tokens: torch.Tensor, targets: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         """tokens (B, cells, width) -> loss and its parts; cells with marks count as much as all those without."""
@@ -34,11 +38,17 @@ class MarkHeads(nn.Module):
         wrong = nn.functional.binary_cross_entropy_with_logits(said, targets["colors"], reduction="none")
         held = targets["colors"] > 0
         color = wrong[~held].mean() + (wrong[held].mean() if held.any() else 0)
-        number = targets["number"].flatten()
-        wrong = nn.functional.cross_entropy(self.number(tokens).flatten(0, 1), number, reduction="none")
-        ringed = number > 0
-        digit = wrong[~ringed].mean() + (wrong[ringed].mean() if ringed.any() else 0)
-        return color + digit, {"color": float(color.detach()), "digit": float(digit.detach())}
+        digit = _of_class(self.number(tokens), targets["number"])
+        label = _of_class(self.label(tokens), targets["label"])
+        parts = {"color": color, "digit": digit, "label": label}
+        return color + digit + label, {name: float(value.detach()) for name, value in parts.items()}
+
+
+def _of_class(said: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of (B, cells, classes); the cells of class 0 count as much as all others."""
+    wrong = nn.functional.cross_entropy(said.flatten(0, 1), number.flatten(), reduction="none")
+    held = number.flatten() > 0
+    return wrong[~held].mean() + (wrong[held].mean() if held.any() else 0)
 
 
 def mark_targets(shown: Sequence[Shown]) -> dict[str, torch.Tensor]:
@@ -46,7 +56,7 @@ def mark_targets(shown: Sequence[Shown]) -> dict[str, torch.Tensor]:
     cells = shown[0].views.cells
     n_images = sum(len(one.indices) for one in shown)
     colors = torch.zeros(n_images, cells, 2 * len(COLOR_NAMES))
-    number = torch.zeros(n_images, cells, dtype=torch.long)
+    number, label = torch.zeros(2, n_images, cells, dtype=torch.long)
     image = 0
     for one in shown:
         for places in one.marked:
@@ -56,8 +66,11 @@ def mark_targets(shown: Sequence[Shown]) -> dict[str, torch.Tensor]:
                     colors[image, cell, COLOR_NAMES.index(place.label) + len(COLORS) * (place.box is not None)] = 1
                 else:
                     number[image, cell] = int(place.label)
+                    at = tuple(int(value * one.views.size) for value in place.pixel)
+                    x, y = label_middle(place.label, (at[0], at[1]), (one.views.size,) * 2)
+                    label[image, int(y) // CELL_PX * one.views.grid + int(x) // CELL_PX] = int(place.label)
             image += 1
-    return {"colors": colors, "number": number}
+    return {"colors": colors, "number": number, "label": label}
 
 
 class MentionHead(nn.Module):

@@ -77,16 +77,20 @@ class Shown:
         return row * grid + column
 
 
-def show(views: SpotSet, room: int, indices: tuple[int, ...], style: Style, rng: random.Random) -> Shown:
-    """Draw marks of this style into the views, and find the things that can be named."""
+def show(
+    views: SpotSet, room: int, indices: tuple[int, ...], style: Style, rng: random.Random, full: bool = False
+) -> Shown:
+    """Draw marks of this style into the views, as many as there is place for if `full`; find what can be named."""
     things = tuple(_things(views, room, index, k) for k, index in enumerate(indices))
     match style:
         case "plain":
             marked: list[list[Place]] = [[] for _ in indices]
         case "colors":
-            marked = [_colored(views, room, index, k, things[k], rng) for k, index in enumerate(indices)]
+            marked = [
+                _colored(views, room, index, k, things[k], 4 if full else None, rng) for k, index in enumerate(indices)
+            ]
         case "numbers":
-            marked = _numbered(views, room, indices, rng)
+            marked = _numbered(views, room, indices, full, rng)
     images = np.stack([views.rgb[room, index] for index in indices])
     for k, places in enumerate(marked):
         if places:
@@ -125,13 +129,13 @@ def _spot(views: SpotSet, room: int, index: int, k: int, spot: int, mark: str, l
 
 
 def _colored(
-    views: SpotSet, room: int, index: int, k: int, things: tuple[Place, ...], rng: random.Random
+    views: SpotSet, room: int, index: int, k: int, things: tuple[Place, ...], count: int | None, rng: random.Random
 ) -> list[Place]:
     """One to four marks of different colours; one in four is a box where the view shows a thing."""
     places: list[Place] = []
     free = list(things)
     rng.shuffle(free)
-    for color in rng.sample(tuple(COLORS), rng.choice((1, 2, 2, 3, 4))):
+    for color in rng.sample(tuple(COLORS), count or rng.choice((1, 2, 2, 3, 4))):
         if free and rng.random() < 0.25:
             thing = free.pop()
             mark = f":{color} box"
@@ -146,16 +150,16 @@ def _colored(
     return sorted(places, key=lambda place: place.box is None)
 
 
-def _numbered(views: SpotSet, room: int, indices: tuple[int, ...], rng: random.Random) -> list[list[Place]]:
+def _numbered(views: SpotSet, room: int, indices: tuple[int, ...], full: bool, rng: random.Random) -> list[list[Place]]:
     """Numbered circles on every view; where a later view shows a spot of the first, often a circle marks it there too.
 
     Circles of one view keep their footprint apart; one that marks nothing of the first view also keeps away from the
     places where its spots are seen.
     """
-    most = LARGEST[views.size]
+    most = max(LARGEST.values()) if full else LARGEST[views.size]
     guard = footprint(views.size, most)
     radius = circle_radius(views.size)
-    count = rng.randint(2, max(2, most * 2 // 3))
+    count = most if full else rng.randint(2, max(2, most * 2 // 3))
 
     def whole(pixel: np.ndarray) -> bool:
         return bool((pixel >= radius).all() and (pixel < views.size - radius).all())
@@ -175,7 +179,7 @@ def _numbered(views: SpotSet, room: int, indices: tuple[int, ...], rng: random.R
                 seen_of_first.append(pixel)
                 if rng.random() < 0.8 and whole(pixel) and apart(pixel, [c[1] for c in circles], guard):
                     circles.append((spot, pixel, views.spot_point[room, indices[0], spot], 0))
-        for spot in rng.sample(range(views.spot_pixel.shape[2]), 16):
+        for spot in rng.sample(range(views.spot_pixel.shape[2]), 32 if full else 16):
             if len(circles) >= count + (1 if k else 0):
                 break
             pixel = views.spot_pixel[room, index, spot].astype(int)
@@ -187,7 +191,8 @@ def _numbered(views: SpotSet, room: int, indices: tuple[int, ...], rng: random.R
     marked = []
     for k, (index, circles) in enumerate(zip(indices, taken, strict=True)):
         places = []
-        for number, (spot, pixel, point, owner) in enumerate(circles, start=1):
+        numbers = sorted(rng.sample(range(1, most + 1), len(circles))) if full else range(1, len(circles) + 1)
+        for number, (spot, pixel, point, owner) in zip(numbers, circles, strict=True):
             at = tuple((float(value) + 0.5) / views.size for value in pixel)
             thing = int(views.spot_thing[room, indices[owner] if owner != k else index, spot])
             own = spot if owner == k else -2 - spot

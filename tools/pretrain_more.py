@@ -64,8 +64,8 @@ class MoreOptions:
     batch_224: int = 5
     encoder_batch: int = 48
     questions: int = 14
-    lr: float = 8e-4
-    encoder_lr: float = 5e-4
+    lr: float = 1e-3
+    encoder_lr: float = 1.2e-3
     weight_decay: float = 0.05
     warmup: float = 0.03
     large: float = 0.25
@@ -76,7 +76,9 @@ class MoreOptions:
     three_views: float = 0.15
     dense_weight: float = 0.3
     relation_weight: float = 0.5
-    mark_weight: float = 0.3
+    mark_weight: float = 0.5
+    read_batch: int = 16
+    """Views full of marks that the encoder alone reads beside each batch."""
     chat: float = 0.35
     calibration: int = 16
     """Rows of held-out questions by which key-value heads are grouped."""
@@ -84,7 +86,7 @@ class MoreOptions:
     save_minutes: float = 4.0
 
 
-HEADS_FIRST, HEADS_LR = 0.2, 3e-3
+HEADS_FIRST, HEADS_LR = 0.1, 3e-3
 """The heads, which start from nothing, are trained alone for this share of the encoder's time, at that rate."""
 OLD_WIDTH = TinyConfig().text_width
 STYLES: dict[int, dict[Style, float]] = {
@@ -265,13 +267,12 @@ def train_encoder(
     start, count = time.monotonic(), 0
     mean: dict[str, float] = {}
     while (done := (time.monotonic() - start) / (options.encoder_minutes * 60)) < 1:
-        size = 224 if rng.random() < 0.4 else 112
+        size = 224 if rng.random() < 0.25 else 112
         views = sets[size]
-        styles = STYLES[size]
         shown = []
         for _ in range(options.encoder_batch if size == 112 else options.encoder_batch // 4):
             room, indices = draw_views(views, 1, rng)
-            shown.append(show(views, room, indices, rng.choices(tuple(styles), tuple(styles.values()))[0], rng))
+            shown.append(show(views, room, indices, "numbers" if rng.random() < 0.65 else "colors", rng, full=True))
         pixels = patchify(np.concatenate([on.images for on in shown]), array_rng)
         alone = done < HEADS_FIRST
         visual.requires_grad_(not alone)
@@ -281,12 +282,12 @@ def train_encoder(
         at = np.array([on.room for on in shown]), np.array([on.indices[0] for on in shown])
         dense, parts = heads.dense(tokens, dense_targets(views, *at))
         marks, of_marks = heads.marks(tokens, mark_targets(shown))
-        loss = dense + marks
+        loss = dense + 2 * marks
         if size == 112 and not alone:
             with torch.no_grad():
                 was = before(patchify(views.rgb[at]), grid).pooler_output[:, :OLD_WIDTH]
             stayed = (merged[:, :OLD_WIDTH] - was).square().mean() / was.square().mean()
-            loss = loss + 4 * stayed
+            loss = loss + 2 * stayed
             parts["moved"] = float(stayed.detach())
         later = (done - HEADS_FIRST) / (1 - HEADS_FIRST)
         step(loss, optimizer, HEADS_LR if alone else learning_rate(later, options.encoder_lr, 0.1))
@@ -295,6 +296,25 @@ def train_encoder(
             mean[f"{name}{size}"] = 0.9 * mean.get(f"{name}{size}", value) + 0.1 * value
         if count % 10 == 0:
             report(out, {"stage": "encoder", "step": count, "seconds": time.monotonic() - start} | mean)
+
+
+def read_marks(
+    model: Qwen2_5_VLForConditionalGeneration,
+    heads: Heads,
+    views: SpotSet,
+    n: int,
+    rng: random.Random,
+    array_rng: np.random.Generator,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """MarkHeads' loss on n views full of marks: reading is slow to learn, and an encoder's step is cheap."""
+    shown = []
+    for _ in range(n):
+        room, indices = draw_views(views, 1, rng)
+        shown.append(show(views, room, indices, "numbers" if rng.random() < 0.8 else "colors", rng, full=True))
+    pixels = patchify(np.concatenate([on.images for on in shown]), array_rng)
+    merged = model.model.visual(pixels, image_grid(n, views.size)).pooler_output
+    loss, parts = heads.marks(merged.view(n, views.cells, -1), mark_targets(shown))
+    return loss, {f"read_{name}": value for name, value in parts.items()}
 
 
 def train_all(
@@ -330,6 +350,9 @@ def train_all(
         model.requires_grad_(not alone)
         loss, parts = losses(model, heads, packer.pack_asked(rows, shown, chat), pixels, shown, options)
         later = (done - options.warmup) / (1 - options.warmup)
+        if not alone and options.read_batch:
+            reading, of_reading = read_marks(model, heads, sets[112], options.read_batch, rng, array_rng)
+            loss, parts = loss + options.mark_weight * reading, parts | of_reading
         step(loss, optimizer, HEADS_LR if alone else learning_rate(later, options.lr, options.warmup))
         count += 1
         for name, value in parts.items():
@@ -343,6 +366,7 @@ def train_all(
         if spent > next_save:
             next_save = spent + options.save_minutes * 60
             save(model, tokenizer, out)
+            torch.save(heads.state_dict(), out / "heads.pt")
 
 
 @torch.no_grad()
@@ -400,9 +424,14 @@ def load_spots(out: Path, options: MoreOptions) -> tuple[dict[int, SpotSet], dic
 def start_wide(
     base: Path, views: SpotSet, rows: int, out: Path
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
-    """The model of a folder, made wider and its key-value heads grouped; what that did to its answers is reported."""
+    """The model of a folder, made wider and its key-value heads grouped; what that did to its answers is reported.
+
+    A model that is wide already stays as it is.
+    """
     tokenizer = AutoTokenizer.from_pretrained(base)
     narrow = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    if narrow.config.text_config.hidden_size == WIDE.text_width:
+        return narrow, tokenizer
     packer, rng = Packer(tokenizer), random.Random(4)
     drawn = [draw_views(views, 2, rng) for _ in range(rows)]
     batch = packer.pack([draw_questions(views, room, seen, 8, 0.6, rng) for room, seen in drawn], 2)
