@@ -4,13 +4,14 @@ and the answer's numbers.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
 
 from hatch_ray.data.markers import COLORS
 from hatch_ray.data.numbered import label_middle
@@ -75,57 +76,73 @@ def mark_targets(shown: Sequence[Shown]) -> dict[str, torch.Tensor]:
 
 class MentionHead(nn.Module):
     """What the last token of a place's name has fetched from the images by the language model's second layer: the
-    numbers of `pretrain_marks.place_numbers`, and which image token shows the place (a pointer). A second pointer, from
-    the question's last token in the third layer, goes to the place that is the answer.
+    numbers of `pretrain_marks.place_numbers`. With it, one head of that layer is told what to fetch: its attention
+    goes from the name to the image token that shows the place; one of the third layer, from the question's end to the
+    place that is the answer. Left alone, such attention forms late (docs/hatch-tiny.md).
     """
 
     WIDTH, BOX = 14, 4
     LAYER, FOUND_LAYER = 1, 2
-    KEY = 64
+    HEAD, FOUND_HEAD = 1, 3
+    """Heads that a wider model has more than the narrow one, where `group_heads` leaves the order."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.numbers = nn.Linear(width, self.WIDTH)
-        self.query, self.key = nn.Linear(width, self.KEY), nn.Linear(width, self.KEY)
-        self.found_query, self.found_key = nn.Linear(width, self.KEY), nn.Linear(width, self.KEY)
 
     def forward(
         self,
         hidden: torch.Tensor,
-        hidden_found: torch.Tensor,
+        attended: Sequence[Attended],
         is_image: torch.Tensor,
         named: torch.Tensor,
         found: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """hidden, hidden_found (B, L, width); is_image (B, L); named (M, 3 + WIDTH + 1): row, position, image token's
-        index in its row, numbers, whether it has a box; found (F, 3) likewise without numbers.
+        """hidden (B, L, width) after LAYER; attended: LAYER and FOUND_LAYER; is_image (B, L), the same in every row;
+        named (M, 3 + WIDTH + 1): row, position, image token's index in its row, numbers, whether it has a box; found
+        (F, 3) likewise without numbers.
         """
         parts: dict[str, float] = {}
         total = hidden.sum() * 0
+        images = is_image[0].nonzero().squeeze(1)
         if len(named):
             row, at, cell = named[:, :3].long().unbind(1)
-            said, true = self.numbers(hidden[row, at]), named[:, 3 : 3 + self.WIDTH]
-            error = (said - true).square()
+            error = (self.numbers(hidden[row, at]) - named[:, 3 : 3 + self.WIDTH]).square()
             plain = self.WIDTH - self.BOX
             mention = error[:, :plain].mean() + (error[:, plain:].mean(1) * named[:, -1]).mean()
-            pointer = self._pointer(hidden, is_image, row, at, cell, self.query, self.key)
-            total = total + 2 * mention + 0.5 * pointer
-            parts |= {"mention": float(mention.detach()), "pointer": float(pointer.detach())}
+            fetch = nn.functional.cross_entropy(attended[0].scores(self.HEAD, row, at), images[cell])
+            total = total + 2 * mention + fetch
+            parts |= {"mention": float(mention.detach()), "fetch": float(fetch.detach())}
         if len(found):
             row, at, cell = found.long().unbind(1)
-            pointer = self._pointer(hidden_found, is_image, row, at, cell, self.found_query, self.found_key)
-            total = total + 0.5 * pointer
-            parts["found"] = float(pointer.detach())
+            fetch = nn.functional.cross_entropy(attended[1].scores(self.FOUND_HEAD, row, at), images[cell])
+            total = total + fetch
+            parts["found"] = float(fetch.detach())
         return total, parts
 
-    def _pointer(
-        self, hidden: torch.Tensor, is_image: torch.Tensor, row: torch.Tensor, at: torch.Tensor, cell: torch.Tensor,
-        query: nn.Linear, key: nn.Linear,
-    ) -> torch.Tensor:  # fmt: skip
-        of_images = hidden[is_image].view(len(hidden), -1, hidden.shape[-1])
-        keys = key(of_images)
-        scores = torch.einsum("mk,mck->mc", query(hidden[row, at]), keys[row]) / math.sqrt(self.KEY)
-        return nn.functional.cross_entropy(scores, cell)
+
+@dataclass(frozen=True)
+class Attended:
+    """An attention layer and what it was given: hidden (B, L, width), cosines and sines (B, L, head width)."""
+
+    attention: nn.Module
+    hidden: torch.Tensor
+    rotary: tuple[torch.Tensor, torch.Tensor]
+
+    def scores(self, head: int, row: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """(M, L) attention logits of a head from the tokens (row, at) to all of their row; later ones get -inf."""
+        width = self.attention.head_dim
+        group = head // self.attention.num_key_value_groups
+        own, shared = slice(head * width, (head + 1) * width), slice(group * width, (group + 1) * width)
+        weight, bias = self.attention.q_proj.weight[own], self.attention.q_proj.bias[own]
+        query = nn.functional.linear(self.hidden[row, at], weight, bias)
+        weight, bias = self.attention.k_proj.weight[shared], self.attention.k_proj.bias[shared]
+        key = nn.functional.linear(self.hidden, weight, bias)
+        cosine, sine = (part.expand(len(key), -1, -1) for part in self.rotary)
+        query = query * cosine[row, at] + rotate_half(query) * sine[row, at]
+        key = key * cosine + rotate_half(key) * sine
+        scores = torch.einsum("mk,mlk->ml", query, key[row]) * self.attention.scaling
+        return scores.masked_fill(torch.arange(key.shape[1]) > at[:, None], -torch.inf)
 
 
 WORDS = (*FIRST_WORDS, "cell", "distance", "box", "nearer", "higher", "equal")

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,14 @@ from hatch_ray.data.rooms import RoomOptions
 from hatch_ray.model.fast_vision import speed_up_vision
 from tools.pretrain_data import HELDOUT_OFFSET, all_pairs
 from tools.pretrain_heads import DenseHeads, RelationHeads, dense_targets
-from tools.pretrain_mark_heads import MarkAnswerHead, MarkHeads, MentionHead, mark_answer_numbers, mark_targets
+from tools.pretrain_mark_heads import (
+    Attended,
+    MarkAnswerHead,
+    MarkHeads,
+    MentionHead,
+    mark_answer_numbers,
+    mark_targets,
+)
 from tools.pretrain_marks import Asked, Shown, Style, draw_asked, place_numbers, show
 from tools.pretrain_spots import SpotSet, render_spots
 from tools.pretrain_tiny import (
@@ -43,7 +51,7 @@ from tools.pretrain_tiny import (
     save,
     step,
 )
-from tools.tiny import TinyConfig
+from tools.tiny import PATCH, TinyConfig
 from tools.widen_tiny import WIDE, group_heads, widen
 
 log = logging.getLogger(__name__)
@@ -188,29 +196,36 @@ def draw_batch(
 
 def forward(
     model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor], pixels: torch.Tensor, size: int
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Last hidden state; and the merged tokens, in raster order, with the hidden states that the heads read."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Attended]]:
+    """Last hidden state; the merged tokens in raster order; the hidden state after, and what went into the attention
+    of, the layers that MentionHead reads.
+    """
     seen: list[torch.Tensor] = []
+    attended: list[Attended] = []
+
+    def keep(module: nn.Module, _arguments: object, given: dict[str, Any]) -> None:
+        attended.append(Attended(module, given["hidden_states"], given["position_embeddings"]))
+
     layers = model.model.language_model.layers
     hooks = [
         model.model.visual.register_forward_hook(lambda _module, _input, output: seen.append(output.pooler_output)),
+        layers[MentionHead.LAYER].register_forward_hook(lambda _module, _input, output: seen.append(output)),
         *(
-            layers[layer].register_forward_hook(lambda _module, _input, output: seen.append(output))
+            layers[layer].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
             for layer in (MentionHead.LAYER, MentionHead.FOUND_LAYER)
         ),
     ]
-    n_images = len(pixels) // (size // 14) ** 2
     output = model.model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         mm_token_type_ids=batch["mm_token_type_ids"],
         pixel_values=pixels,
-        image_grid_thw=image_grid(n_images, size),
+        image_grid_thw=image_grid(len(pixels) // (size // PATCH) ** 2, size),
         use_cache=False,
     )
     for hook in hooks:
         hook.remove()
-    return output.last_hidden_state, seen
+    return output.last_hidden_state, *seen, attended
 
 
 def losses(
@@ -224,7 +239,7 @@ def losses(
     """The weighted sum of all losses of one pass, and its parts."""
     views = shown[0].views
     n_views = len(shown[0].indices)
-    last, (merged, early, middle) = forward(model, batch, pixels, views.size)
+    last, merged, early, attended = forward(model, batch, pixels, views.size)
     labels = batch["labels"][:, 1:]
     keep = labels != -100
     text = nn.functional.cross_entropy(model.lm_head(last[:, :-1][keep]), labels[keep])
@@ -236,7 +251,7 @@ def losses(
     is_image = batch["mm_token_type_ids"] == 1
     of_images = early[is_image].view(len(shown), n_views, views.cells, -1)
     relation, of_relation = heads.relations(of_images, views, np.repeat(room[:, None], n_views, 1), view)
-    mention, of_mention = heads.mentions(early, middle, is_image, batch["named"], batch["found"])
+    mention, of_mention = heads.mentions(early, attended, is_image, batch["named"], batch["found"])
     answer = heads.answers(last, batch["asked"])
     total = (
         text
@@ -389,7 +404,7 @@ def look(
         right: dict[str, list[list[bool]]] = defaultdict(list)
         for turn in (0, 1):
             images = np.concatenate([shown[(index + turn) % rows].images for index in range(rows)])
-            last, _ = forward(model, batch, patchify(images), size)
+            last, *_ = forward(model, batch, patchify(images), size)
             hit = model.lm_head(last[:, :-1]).argmax(-1) == batch["labels"][:, 1:]
             for index, row in enumerate(asked):
                 for number, one in enumerate(row):
@@ -441,7 +456,7 @@ def start_wide(
     @torch.no_grad()
     def logits(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
         speed_up_vision(model)
-        last, _ = forward(model.eval(), batch, pixels, views.size)
+        last, *_ = forward(model.eval(), batch, pixels, views.size)
         result: torch.Tensor = model.lm_head(last[:, :-1][keep])
         return result
 
@@ -458,7 +473,10 @@ def start_wide(
 
 
 def pretrain_more(out: Path, base: Path, seed: int = 0, options: MoreOptions | None = None) -> Path:
-    """Render, widen, train and write `out`/model, `out`/metrics.jsonl and `out`/options.json."""
+    """Render, widen, train and write `out`/model, `out`/metrics.jsonl and `out`/options.json.
+
+    Where base is the model of an earlier run of this, its heads lie beside it, and the encoder's own stage is left out.
+    """
     options = options or MoreOptions()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -469,8 +487,10 @@ def pretrain_more(out: Path, base: Path, seed: int = 0, options: MoreOptions | N
     model, tokenizer = start_wide(base, heldout[112], options.calibration, out)
     model.train()
     speed_up_vision(model)
-    heads = Heads(WIDE.text_width)
-    if options.encoder_minutes > 0:
+    heads, kept = Heads(WIDE.text_width), base.parent / "heads.pt"
+    if kept.exists():
+        heads.load_state_dict(torch.load(kept, weights_only=True))
+    elif options.encoder_minutes > 0:
         train_encoder(model, heads, sets, options, out)
     train_all(model, tokenizer, heads, sets, heldout, options, out)
     save(model, tokenizer, out)

@@ -9,6 +9,7 @@ brackets the same with another question's images.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +115,18 @@ def score(skill: Skill, replies: Sequence[str], golds: Sequence[str]) -> str:
     """Mean and half of its 95 % interval; of each number where answers hold several (boxes: of all four)."""
     if skill.is_text:
         right = np.array([[a.strip() == b.strip()] for a, b in zip(replies, golds, strict=True)], float)
+    elif skill.kind == "box":
+        right = np.array([[_box_error(a, b)] for a, b in zip(replies, golds, strict=True)])
     else:
         right = np.array([numbers_error(a, b) for a, b in zip(replies, golds, strict=True)])
-        if skill.kind == "box":
-            right = right.mean(axis=1, keepdims=True)
     half = 1.96 * right.std(axis=0) / np.sqrt(len(right))
     return ", ".join(f"{a:.2f} ± {b:.2f}" for a, b in zip(right.mean(axis=0), half, strict=True))
+
+
+def _box_error(reply: str, gold: str) -> float:
+    """Mean difference of the four coordinates, 0-1000; the whole picture counts as said where it has not four."""
+    said, true = ([int(value) for value in re.findall(r"\d+", text)[:4]] for text in (reply, gold))
+    return float(np.mean(np.abs(np.subtract(said if len(said) == 4 else [0, 0, 1000, 1000], true)).clip(max=1000)))
 
 
 @app.command()
