@@ -1,6 +1,6 @@
 """What a hatch-tiny can: greedy answers to single questions on held-out rooms of the pretraining.
 
-    python -m tools.tiny_skills MODEL --views OUT/views --n 200
+    python -m tools.skill_table MODEL --views OUT/views --n 200
 
 A line a skill: the share of exact answers or the mean absolute error of each number, with a 95 % interval, and in
 brackets the same with another question's images.
