@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -16,9 +17,11 @@ from hatch_ray.data.room_furniture import COLORS, KINDS
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, Room, RoomOptions
 from hatch_ray.run_folder import write_atomic
 
+CELL_PX = 28
+"""A cell is what one merged token of the encoder sees; a view of 112 x 112 pixels has 4 x 4, one of 224 x 224 8 x 8."""
 GRID = 4
-"""A view is GRID x GRID patches: one merged token of the encoder each."""
 CELLS = GRID * GRID
+"""Of a view of 112 x 112 pixels."""
 COMPASS_WALLS = ("north wall", "east wall", "south wall", "west wall")
 SURFACES = ("sky", "floor", *COMPASS_WALLS)
 THINGS = (*SURFACES, *(f"{color} {kind}" for color in COLORS for kind in KINDS))
@@ -46,6 +49,21 @@ class ViewSet:
     thing: np.ndarray
     cell_of: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """Pixels of a view's side."""
+        return int(self.rgb.shape[2])
+
+    @property
+    def grid(self) -> int:
+        """Cells of a view's row."""
+        return self.size // CELL_PX
+
+    @property
+    def cells(self) -> int:
+        """Cells of a view."""
+        return self.grid**2
+
     def save(self, folder: Path) -> None:
         """One .npy file an array."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +72,7 @@ class ViewSet:
         write_atomic(folder / "done", "")
 
     @classmethod
-    def load(cls, folder: Path) -> ViewSet:
+    def load(cls, folder: Path) -> Self:
         """The arrays written by `save`, read when used."""
         return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in cls.__dataclass_fields__})
 
@@ -65,19 +83,20 @@ def render_views(
     """Render rooms PRETRAIN_SEEDS + offset ... and read off what the questions need. progress gets rooms done."""
     rows: list[dict[str, np.ndarray]] = []
     for index in range(n_rooms):
-        rows.append(_read_room(Room(PRETRAIN_SEEDS + offset + index, options)))
+        rows.append(read_room(Room(PRETRAIN_SEEDS + offset + index, options)))
         if progress:
             progress(index + 1)
     return ViewSet(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
-def _read_room(room: Room) -> dict[str, np.ndarray]:
+def read_room(room: Room) -> dict[str, np.ndarray]:
     """One room's row of every array of a ViewSet."""
     rgb, depth, instances = room.rendered
     o, focal = room.options, room.intrinsics[0, 0]
-    v, u = ((np.mgrid[:GRID, :GRID] + 0.5) / GRID * np.array([o.height, o.width])[:, None, None]).astype(int)
+    grid = o.width // CELL_PX
+    v, u = ((np.mgrid[:grid, :grid] + 0.5) / grid * np.array([o.height, o.width])[:, None, None]).astype(int)
     v, u = v.ravel(), u.ravel()
-    ray = np.stack([(u + 0.5 - o.width / 2) / focal, (v + 0.5 - o.height / 2) / focal, np.ones(CELLS)], axis=1)
+    ray = np.stack([(u + 0.5 - o.width / 2) / focal, (v + 0.5 - o.height / 2) / focal, np.ones(grid**2)], axis=1)
     world = ray @ room.poses[:, :3, :3].transpose(0, 2, 1)
     position = room.poses[:, :3, 3]
     z = depth[:, v, u]
@@ -114,7 +133,8 @@ def _cells_of(room: Room, depth: np.ndarray, point: np.ndarray, z: np.ndarray) -
     """(V, V, CELLS): where view b shows the point of patch c of view a, by reprojection with a depth check."""
     o, focal = room.options, room.intrinsics[0, 0]
     n_views = len(room)
-    found = np.full((n_views, n_views, CELLS), -1, np.int8)
+    grid = o.width // CELL_PX
+    found = np.full((n_views, n_views, grid**2), -1, np.int8)
     for b in range(n_views):
         rotation, position = room.poses[b, :3, :3], room.poses[b, :3, 3]
         local = (point - position) @ rotation
@@ -124,7 +144,7 @@ def _cells_of(room: Room, depth: np.ndarray, point: np.ndarray, z: np.ndarray) -
         inside = (local[..., 2] > 0.1) & (u >= 0) & (u < o.width) & (v >= 0) & (v < o.height) & (z > 0)
         seen = depth[b][np.clip(v, 0, o.height - 1), np.clip(u, 0, o.width - 1)]
         same = inside & (np.abs(seen - local[..., 2]) < np.maximum(0.05, 0.05 * local[..., 2]))
-        cell = v * GRID // o.height * GRID + u * GRID // o.width
+        cell = v * grid // o.height * grid + u * grid // o.width
         found[:, b] = np.where(same, cell, -1)
     return found
 
@@ -140,15 +160,16 @@ def side(degrees: float) -> str:
     return f"right{whole}" if whole >= 0 else f"left{-whole}"
 
 
-def _seen_from(views: ViewSet, room: int, view: int, point: np.ndarray) -> str:
+def seen_from(views: ViewSet, room: int, view: int, point: np.ndarray) -> str:
     """Bearing and level distance of a world point from a camera."""
     east, north = (point - views.position[room, view])[:2]
     bearing = np.degrees(np.arctan2(east, north)) - views.heading[room, view]
     return f"{side(bearing)},{np.hypot(east, north):.1f}"
 
 
-def _cell(index: int) -> str:
-    return f"{index // GRID}{index % GRID}"
+def cell_name(index: int, grid: int = GRID) -> str:
+    """Row and column of a cell, from 0."""
+    return f"{index // grid}{index % grid}"
 
 
 QUESTIONS = (
@@ -174,7 +195,8 @@ def ask(kind: str, views: ViewSet, room: int, shown: tuple[int, ...], rng: rando
     """One question and its answer about the views `shown` (in prompt order), or None where this kind has no answer."""
     k = rng.randrange(len(shown))
     a = shown[k]
-    c = rng.randrange(CELLS)
+    c = rng.randrange(views.cells)
+    cell = cell_name(c, views.grid)
     match kind:
         case "heading":
             return f"heading{k}?", f"{round(views.heading[room, a]) % 360}"
@@ -185,20 +207,20 @@ def ask(kind: str, views: ViewSet, room: int, shown: tuple[int, ...], rng: rando
             east, north = "east" if x > 0 else "west", "north" if y > 0 else "south"
             return f"position{k}?", f"{east}{abs(x):.1f}{north}{abs(y):.1f}"
         case "patch":
-            return f"patch{k}:{_cell(c)}?", f"{THINGS[views.thing[room, a, c]]}"
+            return f"patch{k}:{cell}?", f"{THINGS[views.thing[room, a, c]]}"
         case "depth":
             if views.depth[room, a, c] == 0:
                 return None
-            return f"depth{k}:{_cell(c)}?", f"{views.depth[room, a, c]:.1f}"
+            return f"depth{k}:{cell}?", f"{views.depth[room, a, c]:.1f}"
         case "compass":
-            return f"facing{k}:{_cell(c)}?", f"{round(views.azimuth[room, a, c]) % 360}"
+            return f"facing{k}:{cell}?", f"{round(views.azimuth[room, a, c]) % 360}"
         case "thing":
             thing = views.thing[room, a, c]
             cells = np.flatnonzero(views.thing[room, a] == thing)
             if thing < len(SURFACES):
                 return None
             nearest = cells[len(cells) // 2]
-            return f"where{k} {THINGS[thing]}?", f"{_seen_from(views, room, a, views.point[room, a, nearest])}"
+            return f"where{k} {THINGS[thing]}?", f"{seen_from(views, room, a, views.point[room, a, nearest])}"
     # Always from an earlier image to a later one: with both orders mixed, the sides cancel until the order is read.
     k, other = sorted(rng.sample(range(len(shown)), 2))
     a = shown[k]
@@ -207,16 +229,16 @@ def ask(kind: str, views: ViewSet, room: int, shown: tuple[int, ...], rng: rando
         case "direction":
             return f"direction{k}to{other}?", f"{side(views.heading[room, b] - views.heading[room, a])}"
         case "camera":
-            return f"camera{other}from{k}?", f"{_seen_from(views, room, a, views.position[room, b])}"
+            return f"camera{other}from{k}?", f"{seen_from(views, room, a, views.position[room, b])}"
         case "seen":
             if views.depth[room, b, c] == 0:
                 return None
-            return f"from{k}patch{other}:{_cell(c)}?", f"{_seen_from(views, room, a, views.point[room, b, c])}"
+            return f"from{k}patch{other}:{cell}?", f"{seen_from(views, room, a, views.point[room, b, c])}"
         case "match":
             if views.depth[room, a, c] == 0 or (views.cell_of[room, a, b, c] < 0 and rng.random() < 0.6):
                 return None
-            cell = views.cell_of[room, a, b, c]
-            return f"match{k}:{_cell(c)}in{other}?", _cell(cell) if cell >= 0 else "none"
+            found = views.cell_of[room, a, b, c]
+            return f"match{k}:{cell}in{other}?", cell_name(found, views.grid) if found >= 0 else "none"
     raise ValueError(f"no question kind {kind!r}")
 
 
@@ -226,7 +248,7 @@ def all_pairs(views: ViewSet, room: int, shown: tuple[int, ...]) -> tuple[str, s
     for i, a in enumerate(shown):
         for j in range(i + 1, len(shown)):
             b = shown[j]
-            bearing, far = _seen_from(views, room, a, views.position[room, b]).split(",")
+            bearing, far = seen_from(views, room, a, views.position[room, b]).split(",")
             facing = side(views.heading[room, b] - views.heading[room, a])
             entries.append(f'{{"from":{i},"to":{j},"bearing":"{bearing}","far":{far},"facing":"{facing}"}}')
     return "pairs?", f"[{','.join(entries)}]"

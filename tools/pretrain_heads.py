@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tools.pretrain_data import CELLS, THINGS, ViewSet
+from tools.pretrain_data import GRID, THINGS, ViewSet
 
 
 class DenseHeads(nn.Module):
@@ -26,7 +26,7 @@ class DenseHeads(nn.Module):
         self.things = nn.Linear(width, len(THINGS))
 
     def forward(self, tokens: torch.Tensor, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        """tokens (B, CELLS, width) -> loss and its parts."""
+        """tokens (B, cells, width) -> loss and its parts."""
         out = self.numbers(tokens)
         ground = (batch["depth"] > 0).float()
         error = (out - batch["numbers"]).square()
@@ -44,7 +44,7 @@ def dense_targets(views: ViewSet, room: np.ndarray, view: np.ndarray) -> dict[st
     """Targets of DenseHeads for views (room[n], view[n])."""
     depth = views.depth[room, view]
     azimuth = np.radians(views.azimuth[room, view])
-    place = np.repeat(views.position[room, view][:, None], CELLS, axis=1) / [1.5, 1.5, 1.0]
+    place = np.repeat(views.position[room, view][:, None], views.cells, axis=1) / [1.5, 1.5, 1.0]
     numbers = np.concatenate(
         [
             np.log(np.maximum(depth, 0.2))[..., None],
@@ -79,7 +79,7 @@ class RelationHeads(nn.Module):
     def forward(
         self, hidden: torch.Tensor, views: ViewSet, room: np.ndarray, view: np.ndarray
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """hidden (B, n, CELLS, width) of the image tokens; room and view (B, n) -> loss and its parts."""
+        """hidden (B, n, cells, width) of the image tokens; room and view (B, n) -> loss and its parts."""
         n = hidden.shape[1]
         pairs = [(self.to_first, 0, j) for j in range(1, n)] + [(self.to_second, 1, j) for j in range(2, n)]
         turn, place, point = [], [], []
@@ -101,7 +101,7 @@ class RelationHeads(nn.Module):
 def relation_targets(
     views: ViewSet, room: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, CELLS, 6) targets of RelationHeads and (B, CELLS) 1 where the patch has a point."""
+    """(B, cells, 6) targets of RelationHeads and (B, cells) 1 where the patch has a point."""
     heading = np.radians(views.heading[room, first])
     turn = np.radians(views.heading[room, second]) - heading
     axes = np.stack(
@@ -111,7 +111,7 @@ def relation_targets(
     place = np.einsum("bij,bj->bi", axes, views.position[room, second, :2] - origin)
     point = np.einsum("bij,bcj->bci", axes, views.point[room, second, :, :2] - origin[:, None]) / 2
     whole = np.concatenate([np.sin(turn)[:, None], np.cos(turn)[:, None], place], axis=1)
-    whole = np.repeat(whole[:, None], CELLS, axis=1)
+    whole = np.repeat(whole[:, None], views.cells, axis=1)
     target = torch.tensor(np.concatenate([whole, point], axis=-1), dtype=torch.float32)
     return target, torch.tensor(views.depth[room, second] > 0, dtype=torch.float32)
 
@@ -138,14 +138,15 @@ class AnswerHead(nn.Module):
         return (said - asked[:, 3:]).square().mean()
 
 
-def answer_numbers(question: str, answer: str) -> tuple[int, float, float] | None:
+def answer_numbers(question: str, answer: str, grid: int = GRID) -> tuple[int, float, float] | None:
     """(index into FIRST_WORDS, two numbers of size about 1), or None where the answer is a name."""
     word = re.match("[a-z]+", question).group()  # type: ignore[union-attr]
     if word not in FIRST_WORDS or answer == "none":
         return None
     kind = FIRST_WORDS.index(word)
     if word == "match":
-        return kind, int(answer[0]) / 1.5 - 1, int(answer[1]) / 1.5 - 1
+        half = (grid - 1) / 2
+        return kind, int(answer[0]) / half - 1, int(answer[1]) / half - 1
     numbers = signed_numbers(answer)
     if word in ("heading", "facing", "direction"):
         return kind, math.sin(math.radians(numbers[0])), math.cos(math.radians(numbers[0]))

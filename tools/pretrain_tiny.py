@@ -29,6 +29,7 @@ from hatch_ray.data.rooms import RoomOptions
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.run_folder import append_jsonl
 from tools.pretrain_data import (
+    CELL_PX,
     CELLS,
     COMPARING,
     HELDOUT_OFFSET,
@@ -117,13 +118,13 @@ class Packer:
         self.pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self.image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
-    def prefix(self, n_views: int) -> list[int]:
+    def prefix(self, n_views: int, cells: int = CELLS) -> list[int]:
         """Token ids up to the first question."""
         content: list[dict[str, str]] = []
         for index in range(n_views):
             content += [{"type": "text", "text": f"Image {index}: "}, {"type": "image"}, {"type": "text", "text": "\n"}]
         text = self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-        text = text.removesuffix("<|im_end|>\n").replace("<|image_pad|>", "<|image_pad|>" * CELLS)
+        text = text.removesuffix("<|im_end|>\n").replace("<|image_pad|>", "<|image_pad|>" * cells)
         return self.tokenizer.encode(text)
 
     def pack(self, rows: list[list[tuple[str, str]]], n_views: int, chat: bool = False) -> dict[str, torch.Tensor]:
@@ -388,11 +389,16 @@ def evaluate(
 
 
 def greedy(
-    model: Qwen2_5_VLForConditionalGeneration, packer: Packer, questions: list[str], pixels: torch.Tensor, size: int
+    model: Qwen2_5_VLForConditionalGeneration,
+    packer: Packer,
+    questions: list[str],
+    pixels: torch.Tensor,
+    size: int,
+    max_new_tokens: int = 9,
 ) -> list[str]:
     """The answer lines to one question behind each pair of images."""
     tokenizer = packer.tokenizer
-    prefix = packer.prefix(2)
+    prefix = packer.prefix(2, (size // CELL_PX) ** 2)
     ids = [prefix + tokenizer.encode(question) for question in questions]
     length = max(map(len, ids))
     input_ids = torch.tensor([[packer.pad] * (length - len(line)) + line for line in ids])
@@ -402,7 +408,7 @@ def greedy(
         mm_token_type_ids=(input_ids == packer.image).int(),
         pixel_values=pixels,
         image_grid_thw=image_grid(2 * len(questions), size),
-        max_new_tokens=9,
+        max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=tokenizer.encode("\n")[0],
         pad_token_id=packer.pad,
@@ -467,9 +473,15 @@ def main(
     out: Annotated[Path, typer.Option(help="folder to write")],
     seed: Annotated[int, typer.Option(help="seed of rooms, weights and order")] = 0,
     minutes: Annotated[float, typer.Option(min=0.1, help="training time")] = 75.0,
+    marks: Annotated[Path | None, typer.Option(help="go on from this model's folder: wider, and taught marks")] = None,
 ) -> None:
-    """Pretrain hatch-tiny from random weights on rooms of its own."""
-    print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
+    """Pretrain hatch-tiny on rooms of its own: from random weights, or on marks from an earlier pretraining."""
+    if marks is None:
+        print(f"model: {pretrain(out, seed, PretrainOptions(minutes=minutes))}")
+        return
+    from tools.pretrain_more import MoreOptions, pretrain_more  # it imports this file
+
+    print(f"model: {pretrain_more(out, marks, seed, MoreOptions(minutes=minutes))}")
 
 
 if __name__ == "__main__":

@@ -35,16 +35,28 @@ def footprint(width: int, largest: int) -> int:
 
 def draw_circle(draw: ImageDraw.ImageDraw, label: str, at: tuple[int, int], size: tuple[int, int]) -> None:
     """Draw a ring about the pixel `at` of a picture of this size (width, height), and its label."""
-    (x, y), (width, height) = at, size
+    (x, y), width = at, size[0]
     radius, padding = circle_radius(width), _padding(width)
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=GREEN, width=_line(width))
     wide, high = _label_size(width, label)
-    top = y - radius - high if y - radius - high >= 0 else y + radius + 1
-    left = min(max(0, x - wide // 2), max(0, width - wide))
-    top = min(max(0, top), max(0, height - high))
+    left, top = _label_corner(label, at, size)
     draw.rectangle((left, top, left + wide - 1, top + high - 1), fill=BLACK)
     edge = _font(width).getbbox(label)
     draw.text((left + padding - edge[0], top + padding - edge[1]), label, fill=WHITE, font=_font(width))
+
+
+def label_middle(label: str, at: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """Pixel in the middle of the label of a ring about the pixel `at`."""
+    (left, top), (wide, high) = _label_corner(label, at, size), _label_size(size[0], label)
+    return left + (wide - 1) / 2, top + (high - 1) / 2
+
+
+def _label_corner(label: str, at: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Left and top: above the ring where there is room, inside the picture."""
+    (x, y), (width, height) = at, size
+    radius, (wide, high) = circle_radius(width), _label_size(width, label)
+    top = y - radius - high if y - radius - high >= 0 else y + radius + 1
+    return min(max(0, x - wide // 2), max(0, width - wide)), min(max(0, top), max(0, height - high))
 
 
 def thousandth(pixel: int, size: int) -> int:
