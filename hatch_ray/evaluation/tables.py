@@ -47,11 +47,15 @@ def by_task(system: System, before: Summary | None, after: Summary, swapped: Sum
     ]
 
 
-def _cell(interval: dict[str, Any] | None, digits: int) -> str:
+MANY = 6
+"""With more columns an interval stands on two lines, so that the table fits into 80 columns."""
+
+
+def _cell(interval: dict[str, Any] | None, digits: int, between: str) -> str:
     if interval is None:
         return "-"
     value, low, high = (f"{interval[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"[bold]{value}[/bold]\n[dim]{low}-{high}[/dim]"
+    return f"[bold]{value}[/bold]\n[dim]{low}{between}{high}[/dim]"
 
 
 def model_table(system: System, labels: dict[str, str], summaries: list[Summary]) -> Table:
@@ -68,13 +72,14 @@ def model_table(system: System, labels: dict[str, str], summaries: list[Summary]
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    table.add_column("model", no_wrap=True)
+    table.add_column("model")
     columns = {name: system.words.of(name) for name in [*system.terms(), *measures]}
+    between = "-" if len(columns) <= MANY else "-\n"
     for shown in columns.values():
-        table.add_column(shown.heading, justify="right", no_wrap=True)
+        table.add_column(shown.heading, justify="right", no_wrap=len(columns) <= MANY)
     for summary in summaries:
         name = summary["name"]
-        cells = (_cell(summary["overall"].get(column), shown.digits) for column, shown in columns.items())
+        cells = (_cell(summary["overall"].get(column), shown.digits, between) for column, shown in columns.items())
         table.add_row(labels.get(name, name), *cells, end_section=name == FINAL)
     return table
 
