@@ -365,6 +365,7 @@ def test_a_file_that_grows_while_it_is_pushed_is_pushed_again(address, tmp_path)
     assert home.read("metrics.jsonl") == run.metrics_path.read_bytes()
 
 
+@pytest.mark.rest
 def test_the_network_goes_and_comes_and_training_goes_on(server, address, tmp_path, caplog, monkeypatch):
     home = Home(address, tmp_path / "a")
     run = make_run(home.folder, address)

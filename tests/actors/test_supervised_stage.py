@@ -196,6 +196,7 @@ def test_sft_on_two_workers_stopped_and_resumed(
     resume_exactly(run, "qa_sft", stage, caplog)
 
 
+@pytest.mark.rest
 def test_cold_start_with_lora_merges_its_adapters(
     processes: RunProcesses, samples: list[Sample], tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
