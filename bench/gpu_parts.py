@@ -197,7 +197,7 @@ def counted_gb(
     from hatch_ray.model.memory import Footprint, Share, pass_moments
     from hatch_ray.model.size import read_shapes
 
-    shapes = read_shapes(config)
+    shapes = read_shapes(config | {"model_type": "qwen2_5_vl"})
     learning, each = (shapes.adapters(lora), 4) if lora else (shapes.parameters, weight)
     held = weight * shapes.parameters + (each * learning if lora else 0) + (1 + moments) * each * learning
     for name, reply in (("least_gb", sum(load.replies) // len(load.replies)), ("most_gb", max(load.replies))):

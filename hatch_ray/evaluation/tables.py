@@ -72,7 +72,7 @@ def model_table(system: System, labels: dict[str, str], summaries: list[Summary]
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     columns = {name: system.words.of(name) for name in [*system.terms(), *measures]}
     between = "-" if len(columns) <= MANY else "-\n"
     for shown in columns.values():
