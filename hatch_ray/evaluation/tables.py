@@ -47,7 +47,7 @@ def by_task(system: System, before: Summary | None, after: Summary, swapped: Sum
     ]
 
 
-MANY = 6
+MANY = 5
 """With more columns an interval stands on two lines, so that the table fits into 80 columns."""
 
 
