@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
@@ -381,7 +382,9 @@ def train_all(
         if spent > next_save:
             next_save = spent + options.save_minutes * 60
             save(model, tokenizer, out)
-            torch.save(heads.state_dict(), out / "heads.pt")
+            save_file(
+                {name: weight.contiguous() for name, weight in heads.state_dict().items()}, out / "heads.safetensors"
+            )
 
 
 @torch.no_grad()
@@ -444,7 +447,7 @@ def start_wide(
     A model that is wide already stays as it is.
     """
     tokenizer = AutoTokenizer.from_pretrained(base)
-    narrow = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    narrow = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
     if narrow.config.text_config.hidden_size == WIDE.text_width:
         return narrow, tokenizer
     packer, rng = Packer(tokenizer), random.Random(4)
@@ -487,9 +490,9 @@ def pretrain_more(out: Path, base: Path, seed: int = 0, options: MoreOptions | N
     model, tokenizer = start_wide(base, heldout[112], options.calibration, out)
     model.train()
     speed_up_vision(model)
-    heads, kept = Heads(WIDE.text_width), base.parent / "heads.pt"
+    heads, kept = Heads(WIDE.text_width), base.parent / "heads.safetensors"
     if kept.exists():
-        heads.load_state_dict(torch.load(kept, weights_only=True))
+        heads.load_state_dict(load_file(kept))
     elif options.encoder_minutes > 0:
         train_encoder(model, heads, sets, options, out)
     train_all(model, tokenizer, heads, sets, heldout, options, out)

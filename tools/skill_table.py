@@ -138,7 +138,7 @@ def main(
 ) -> None:
     """Print the table of a model's skills."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
     torch.set_float32_matmul_precision("medium")
     speed_up_vision(loaded)
     sets = {size: SpotSet.load(views / f"heldout{size}") for size in (112, 224)}
