@@ -24,7 +24,7 @@ from hatch_ray.ablation.results import summarise
 from hatch_ray.ablation.shared import link_stage, stage_owners
 from hatch_ray.ablation.variants import Variants
 from hatch_ray.config import Config, ConfigError, save_config
-from hatch_ray.data.store import SPLITS, is_dataset, read_dataset
+from hatch_ray.data.store import SPLITS, built_root, is_dataset, read_dataset
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, read_rows, swap_images
 from hatch_ray.run_folder import RunFolder, write_atomic
@@ -37,8 +37,8 @@ class Ablation:
 
     def __init__(self, base: Config, variants: Variants, out: Path, seeds: int) -> None:
         self.out = out.expanduser().resolve()
-        built = base.data.root is not None and is_dataset(base.data.root / "train")
-        self.data = base.data.root.resolve() if built and base.data.root else self.out / "data"
+        built = built_root(base.data.root)
+        self.data = self.out / "data" if built is None else built.resolve()
         self.base = base.model_copy(update={"run_dir": self.out})
         self.seeds = [base.seed + number for number in range(seeds)]
         self.variants = variants

@@ -33,7 +33,7 @@ from hatch_ray.config_sections import DataConfig
 from hatch_ray.control import not_live, read_status
 from hatch_ray.data.rgbd import read_sequences
 from hatch_ray.data.spar.reader import check_spar
-from hatch_ray.data.store import SPLITS, is_dataset, read_dataset
+from hatch_ray.data.store import SPLITS, built_root, is_dataset, read_dataset
 from hatch_ray.disk import clear_leftovers
 from hatch_ray.environment import variables
 from hatch_ray.model.size import check_prefixes, count_parameters
@@ -96,12 +96,13 @@ def check_inputs(config: Config) -> None:
 def _check_data(section: str, config: Config) -> None:
     data: DataConfig = config.settings(section)
     root = data.root
-    if root is not None and is_dataset(root / "train"):
+    built = built_root(root)
+    if built is not None:
         for split in SPLITS:
-            if is_dataset(root / split):
-                read_dataset(root / split)
+            if is_dataset(built / split):
+                read_dataset(built / split)
     if data.kind == "spar":
-        if root is None or not is_dataset(root / "train"):
+        if built is None:
             check_spar(data, config.stages)
         return
     system_of(config).check(section)
@@ -109,22 +110,21 @@ def _check_data(section: str, config: Config) -> None:
         raise ConfigError(f"{section}.kind=rgbd needs {section}.root=PATH, the folder of the posed RGB-D frames")
     if root is not None and not root.is_dir():
         raise ConfigError(f"{section}.root={root} is not a folder")
-    built = RunFolder(config.run_dir).data("train", section)
-    if root is not None and data.kind == "rgbd" and not is_dataset(root / "train") and not is_dataset(built):
+    own = RunFolder(config.run_dir).data("train", section)
+    if root is not None and data.kind == "rgbd" and built is None and not is_dataset(own):
         read_sequences(data)
 
 
 def load_datasets(config: Config, run: RunFolder, console: Console, section: str = "data") -> Datasets:
     """A section's datasets: those below its root where it holds built ones, else built into the run folder once."""
     system = system_of(config)
-    root = config.settings(section).root
-    built = root is not None and is_dataset(root / "train")
+    built = built_root(config.settings(section).root)
     splits: dict[str, list[Sample]] = {}
     for split in SPLITS:
-        path = root / split if built and root is not None else run.data(split, section)
+        path = run.data(split, section) if built is None else built / split
         if not is_dataset(path):
-            if built:
-                raise ConfigError(f"{root} has train/ but no {split}/ dataset; build both with `hatch data build`")
+            if built is not None:
+                raise ConfigError(f"{built} has train/ but no {split}/ dataset; build both with `hatch data build`")
             with progress_bar(console, f"building {split} {section}") as report:
                 system.build(section, split, path, report)
         splits[split] = read_dataset(path)

@@ -42,6 +42,11 @@ def is_dataset(path: str | Path) -> bool:
     return (path / "index.jsonl").is_file() or all((path / split / "index.jsonl").is_file() for split in SPLITS)
 
 
+def built_root(root: Path | None) -> Path | None:
+    """The root of a data section where it holds built datasets; None where a run builds its own in its folder."""
+    return root if root is not None and is_dataset(root / "train") else None
+
+
 def read_dataset(path: str | Path) -> list[Sample]:
     """All samples of one split, with absolute paths; no pixels are loaded.
 

@@ -14,7 +14,7 @@ import numpy as np
 from hatch_ray.config import load_config
 from hatch_ray.data.images import load_image
 from hatch_ray.data.markers import mark_pixels
-from hatch_ray.data.store import is_dataset, read_dataset
+from hatch_ray.data.store import built_root, is_dataset, read_dataset
 from hatch_ray.evaluation.findings import FINAL
 from hatch_ray.evaluation.heldout import SWAPPED, read_rows
 from hatch_ray.evaluation.intervals import MIN_SCENES
@@ -83,9 +83,9 @@ def _of_run(folder: Path) -> Questions:
     run, config = RunFolder(folder), load_config(folder / "config.yaml")
     if not isinstance(config, MatchingConfig):
         raise ValueError(f"{folder} is a run of the system {config.system}, not of matching")
-    root = config.data.root
-    built = root is not None and is_dataset(root / "heldout")
-    found = Questions(read_dataset(root / "heldout" if built and root else run.data("heldout"))[: config.eval.samples])
+    built = built_root(config.data.root)
+    heldout = read_dataset(run.data("heldout") if built is None else built / "heldout")
+    found = Questions(heldout[: config.eval.samples])
     for name in (FINAL, FINAL + SWAPPED):
         if (folder / "eval" / f"{name}.jsonl").is_file():
             replies = {row["id"]: row["completion"] for row in read_rows(run, name)}

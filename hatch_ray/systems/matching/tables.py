@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hatch_ray.config import load_config
-from hatch_ray.data.store import is_dataset, read_dataset
+from hatch_ray.data.store import built_root, read_dataset
 from hatch_ray.evaluation.heldout import read_rows
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.systems.matching.curriculum import Curriculum, make_sampler
@@ -39,9 +39,8 @@ def measured(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def way(run: RunFolder, config: MatchingConfig) -> Iterator[tuple[int, State]]:
     """The steps after which the curriculum asks for other questions, and its state then; none in another order."""
-    root = config.data.root
-    built = root is not None and is_dataset(root / "train")
-    sampler = make_sampler(config, read_dataset(root / "train" if built and root is not None else run.data("train")))
+    built = built_root(config.data.root)
+    sampler = make_sampler(config, read_dataset(run.data("train") if built is None else built / "train"))
     steps: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in read_jsonl(run.ledger):
         if row["status"] == "trained":
