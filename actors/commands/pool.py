@@ -6,7 +6,6 @@ The driver holds the parts that are under way, whatever there is in all; a stopp
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -49,9 +48,7 @@ def make_pools(config: Config, out: Path, pairs: int, console: Console) -> dict[
         for part, found in _made(missing, making):
             if isinstance(found, str):
                 raise ValueError(found)
-            temporary = out / f".{part.name}"
-            temporary.write_bytes(found)
-            os.replace(temporary, out / part.name)
+            write_atomic(out / part.name, found)
             done += 1
             bar(done, len(parts))
     summary = counted(out / part.name for part in parts)
