@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hatch_ray.learning.skills import signed_numbers
 from tools.pretrain_data import GRID, THINGS, ViewSet
 
 
@@ -156,12 +157,6 @@ def answer_numbers(question: str, answer: str, grid: int = GRID) -> tuple[int, f
         return kind, numbers[0], numbers[1]
     angle, far = math.radians(numbers[0]), numbers[1] / (1 if word == "camera" else 2)
     return kind, far * math.sin(angle), far * math.cos(angle)
-
-
-def signed_numbers(text: str) -> list[float]:
-    """Numbers in order; after "left", "west" and "south" negative."""
-    found = re.findall(r"(left|west|south)?[a-z]*?(\d+(?:\.\d+)?)", text)
-    return [-float(number) if sign else float(number) for sign, number in found]
 
 
 def numbers_error(reply: str, gold: str) -> list[float]:

@@ -152,6 +152,10 @@ def score(reply: str, answer: str, unit: Unit) -> float:
     return min(error % 360, 360 - error % 360) if unit == "deg" else error
 
 
+def signed_numbers(text: str) -> list[float]:
+    """Numbers in order; after "left", "west" and "south" negative."""
+    return [-float(number) if sign else float(number) for sign, number in NUMBER.findall(text)]
+
+
 def _first_number(text: str) -> float:
-    found = NUMBER.search(text)
-    return 0.0 if found is None else float(found[2]) * (-1 if found[1] else 1)
+    return next(iter(signed_numbers(text)), 0.0)
