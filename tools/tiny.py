@@ -101,9 +101,16 @@ class TinyConfig:
 
     def qwen(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """The Hugging Face config."""
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+        full = range(self.vision_layers) if self.full_blocks is None else self.full_blocks
+        vision = {"window_size": self.window * PATCH, "fullatt_block_indexes": list(full)}
+        return Qwen2_5_VLConfig(**self.parts(tokenizer, {"rope_parameters": rope}, vision))
+
+    def parts(self, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+        """What configs of all families say alike, with what a family's language model and encoder say beside."""
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-        return Qwen2_5_VLConfig(
-            text_config={
+        return {
+            "text_config": {
                 "vocab_size": self.vocab_size,
                 "hidden_size": self.text_width,
                 "intermediate_size": self.text_inner,
@@ -111,30 +118,27 @@ class TinyConfig:
                 "num_attention_heads": self.text_heads,
                 "num_key_value_heads": self.kv_heads or self.text_heads,
                 "max_position_embeddings": self.max_positions,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
                 "bos_token_id": ids["<|endoftext|>"],
                 "eos_token_id": ids["<|im_end|>"],
                 "pad_token_id": ids["<|endoftext|>"],
-            },
-            vision_config={
+            }
+            | text,
+            "vision_config": {
                 "depth": self.vision_layers,
                 "hidden_size": self.vision_width,
                 "intermediate_size": self.vision_inner,
                 "num_heads": self.vision_heads,
                 "out_hidden_size": self.text_width,
-                "patch_size": PATCH,
+                "patch_size": self.form.patch,
                 "spatial_merge_size": MERGE,
-                "window_size": self.window * PATCH,
-                "fullatt_block_indexes": list(
-                    range(self.vision_layers) if self.full_blocks is None else self.full_blocks
-                ),
-            },
-            image_token_id=ids["<|image_pad|>"],
-            video_token_id=ids["<|video_pad|>"],
-            vision_start_token_id=ids["<|vision_start|>"],
-            vision_end_token_id=ids["<|vision_end|>"],
-            tie_word_embeddings=self.tied,
-        )
+            }
+            | vision,
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+            "tie_word_embeddings": self.tied,
+        }
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

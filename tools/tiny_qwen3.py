@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig
 
-from tools.tiny import CHAT_TEMPLATE, MERGE, SPECIAL_TOKENS, ProcessorForm, TinyConfig, make_tiny
+from tools.tiny import CHAT_TEMPLATE, ProcessorForm, TinyConfig, make_tiny
 
 SYSTEM = (
     "{% if loop.first and message['role'] != 'system' %}"
@@ -43,42 +43,11 @@ class TinyQwen3(TinyConfig):
 
     def qwen(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """The Hugging Face config."""
-        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
         sections = [12, 10, 10]  # of the 32 frequencies of a head, interleaved
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, "mrope_interleaved": True}
-        return Qwen3VLConfig(
-            text_config={
-                "vocab_size": self.vocab_size,
-                "hidden_size": self.text_width,
-                "intermediate_size": self.text_inner,
-                "num_hidden_layers": self.text_layers,
-                "num_attention_heads": self.text_heads,
-                "num_key_value_heads": self.kv_heads,
-                "head_dim": self.head,
-                "max_position_embeddings": self.max_positions,
-                "rope_parameters": rope,
-                "tie_word_embeddings": self.tied,
-                "bos_token_id": ids["<|endoftext|>"],
-                "eos_token_id": ids["<|im_end|>"],
-                "pad_token_id": ids["<|endoftext|>"],
-            },
-            vision_config={
-                "depth": self.vision_layers,
-                "hidden_size": self.vision_width,
-                "intermediate_size": self.vision_inner,
-                "num_heads": self.vision_heads,
-                "out_hidden_size": self.text_width,
-                "patch_size": self.form.patch,
-                "spatial_merge_size": MERGE,
-                "num_position_embeddings": self.side**2,
-                "deepstack_visual_indexes": list(self.deepstack),
-            },
-            image_token_id=ids["<|image_pad|>"],
-            video_token_id=ids["<|video_pad|>"],
-            vision_start_token_id=ids["<|vision_start|>"],
-            vision_end_token_id=ids["<|vision_end|>"],
-            tie_word_embeddings=self.tied,
-        )
+        text = {"head_dim": self.head, "rope_parameters": rope, "tie_word_embeddings": self.tied}
+        vision = {"num_position_embeddings": self.side**2, "deepstack_visual_indexes": list(self.deepstack)}
+        return Qwen3VLConfig(**self.parts(tokenizer, text, vision))
 
 
 if __name__ == "__main__":
