@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from hatch_ray.cli_data import data_app, match_app
+from hatch_ray.cli_shared import CONFIGS, ConfigFile, Overrides, console, load, names
 from hatch_ray.environment import prepare_environment
 from hatch_ray.run_folder import RunFolder, is_bucket
 from hatch_ray.system_errors import in_words
@@ -28,32 +30,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Build and look at datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-match_app = typer.Typer(help="Wide-baseline matching beside other ways to match.", no_args_is_help=True)
 app.add_typer(match_app, name="match")
-console = Console(highlight=False, soft_wrap=True)
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML config, for example configs/tiny.yaml", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="changes to the config, for example grpo.beta=0.02", metavar="[KEY=VALUE]...")
-]
 RunPath = Annotated[
     str, typer.Argument(help="folder of a run, for example runs/tiny, or its home in a bucket, s3://...", metavar="RUN")
 ]
 
-CONFIGS = Path(__file__).parent / "configs"
-"""The configs of the repository, which a wheel has too."""
 MEASURED_COSTS = Path(__file__).parent / "planning" / "measured.json"
 """What `python -m bench.planning` found."""
-
-
-def _load(config: Path, overrides: list[str] | None) -> Config:
-    from hatch_ray.config import load_config
-
-    if not config.is_file():
-        raise ValueError(f"config file {config} does not exist; those of hatch-ray are in {CONFIGS}")
-    return load_config(config, overrides)
 
 
 def _load_run(run: str, wants: str, overrides: list[str] | None = None) -> tuple[Config, RunFolder]:
@@ -88,11 +73,6 @@ def _folder_only(option: str, place: str) -> Path:
     return Path(place)
 
 
-def _names(words: str) -> list[str]:
-    """ "a, b" -> ["a", "b"], each once."""
-    return list(dict.fromkeys(name.strip() for name in words.split(",") if name.strip()))
-
-
 @app.command()
 def train(
     config: ConfigFile,
@@ -100,7 +80,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan, resources and memory, then stop")] = False,
 ) -> None:
     """Run the recipe's stages in order; an unfinished run folder is resumed where it stopped."""
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     if dry_run:
         from actors.stages.dry_run import describe
 
@@ -137,7 +117,7 @@ def evaluate(
     if benchmark:
         from actors.commands.benchmark import evaluate_benchmarks
 
-        evaluate_benchmarks(config, _names(benchmark), root or [], scorer, rescore, console)
+        evaluate_benchmarks(config, names(benchmark), root or [], scorer, rescore, console)
         _push_back(run, folder, "eval/", "benchmarks/")
         return
     if root or rescore:
@@ -318,7 +298,7 @@ def plan(
     from hatch_ray.planning.words import print_plan, run_costs
     from hatch_ray.storage import local_run
 
-    loaded = _load(config, overrides)
+    loaded = load(config, overrides)
     if run:
         first, _ = _load_run(run[0], "report")
         folders = [local_run(each, "report") for each in run]
@@ -338,7 +318,7 @@ def demo(
     ),
 ) -> None:
     """The whole loop on this machine: rooms, PaStA, SFT, GRPO, evaluation, the service, the report."""
-    loaded = _load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}", *(overrides or [])])
+    loaded = load(config, [f"run_dir={_folder_only('--run-dir', run_dir)}", *(overrides or [])])
     from actors.commands.demo import run_demo
 
     run_demo(loaded, console)
@@ -363,7 +343,7 @@ def ablate(
     from actors.commands.ablate import Ablation
     from hatch_ray.ablation.variants import read_variants
 
-    plan = Ablation(_load(config, overrides), read_variants(variants).only(_names(only)), folder, seeds)
+    plan = Ablation(load(config, overrides), read_variants(variants).only(names(only)), folder, seeds)
     (plan.describe if dry_run else plan.train)(console)
 
 
@@ -381,130 +361,6 @@ def show_config() -> None:
     from hatch_ray.config_reference import reference
 
     print(reference(), end="")
-
-
-@data_app.command("build")
-def data_build(
-    config: ConfigFile,
-    out: Annotated[Path, typer.Option("--out", help="folder to write; it must not exist")],
-    overrides: Overrides = None,
-) -> None:
-    """Write the train and held-out datasets of a config to disk: images, depth, one index each.
-
-    Where stages learn from several sections (viewpoint: views, data), each has a folder of its name.
-    """
-    from actors.runtime.progress import progress_bar
-    from hatch_ray.data.build import write_splits
-    from hatch_ray.systems import system_of
-
-    system = system_of(_load(config, overrides))
-    sections = system.sections()
-    with progress_bar(console, "building data") as bar:
-        summaries = write_splits(
-            lambda section, split, folder: system.build(section, split, folder, bar),
-            {section: section if len(sections) > 1 else "" for section in sections}, out,
-        )  # fmt: skip
-    for place, summary in summaries.items():
-        tasks = ", ".join(f"{count} {task}" for task, count in summary.get("by_task", {}).items())
-        scenes = f" of {summary['scenes']} scenes" if "scenes" in summary else ""
-        console.print(f"{out / place}: {summary['samples']} samples{scenes}{f' ({tasks})' if tasks else ''}")
-        console.print(f"  all figures, with what was left out and why: {out / place / 'summary.json'}")
-
-
-@data_app.command("think")
-def data_think(
-    config: ConfigFile,
-    dataset: Annotated[Path, typer.Argument(help="train dataset of views", metavar="DATASET")],
-    overrides: Overrides = None,
-    replies: Annotated[int, typer.Option(min=1, help="thoughts to ask for, for each question")] = 4,
-) -> None:
-    """Let a teacher (model.base=TEACHER, in vLLM) that is given the answers write a viewpoint dataset's thoughts."""
-    from actors.commands.think import think
-
-    think(_load(config, overrides), dataset, replies, console)
-
-
-@data_app.command("pool")
-def data_pool(
-    out: Annotated[Path, typer.Option("--out", help="folder to write, or to go on with")],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(help="YAML config (not with --scene), and changes", metavar="[CONFIG] [KEY=VALUE]..."),
-    ] = None,
-    scene: Annotated[Path | None, typer.Option(help="a scene's folder, or one with scenes below it")] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="view pairs of each scene, at most")] = 200,
-) -> None:
-    """Match pairs of views for wide-baseline matching on all CPUs (docs/wide-baseline.md); a stopped one goes on."""
-    from actors.commands.pool import make_pools
-    from hatch_ray.config import load_config
-
-    given = list(words or [])
-    if scene is None:
-        if not given or "=" in given[0]:
-            raise ValueError("name a config, or a folder of scenes with --scene")
-        config = _load(Path(given[0]), given[1:])
-    else:
-        config = load_config(CONFIGS / "wbm_tiny.yaml", ["data.kind=scenes", f"data.root={scene}", *given])
-    found = make_pools(config, out, pairs, console)
-    made = ", ".join(f"{count} for {split}" for split, count in found["pairs"].items())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in found["refused"].items())
-    console.print(f"{out}: {made or 'no'} view pairs; refused: {reasons or 'none'}", markup=False)
-    for line in found["scenes_left_out"]:
-        console.print(f"  left out: {line}", markup=False)
-
-
-@data_app.command("check")
-def data_check(
-    root: Annotated[Path, typer.Argument(help="posed RGB-D frames, SPAR's tree, or a built dataset", metavar="ROOT")],
-    convention: Annotated[str, typer.Option(help="read the files so, as data.convention would")] = "",
-) -> None:
-    """Compare near views in depth: do poses, depth and intrinsics fit each other, and if not, what would?
-
-    Of a built dataset: is every row well-formed?
-    """
-    from hatch_ray.data.check import check_root
-
-    check_root(root, convention, lambda line: console.print(line, markup=False))
-
-
-@data_app.command("show")
-def data_show(
-    dataset: Annotated[
-        Path, typer.Argument(help="folder with index.jsonl, or one with several datasets", metavar="DATASET")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="HTML page to write")] = Path("samples.html"),
-    count: Annotated[int, typer.Option(min=1, help="samples to show")] = 12,
-    seed: Annotated[int, typer.Option(help="seed of the choice")] = 0,
-) -> None:
-    """Show samples with views, marks, question, gold actions and a plan of the cameras in one HTML page.
-
-    Of a folder with several datasets: a page for each one that is trained on.
-    """
-    from hatch_ray.report.data_page import pages_of, show_dataset
-
-    for path, page in pages_of(dataset, out):
-        console.print(f"page: {show_dataset(path, page, count, seed)}")
-
-
-@match_app.command("baseline")
-def match_baseline(
-    questions: Annotated[Path, typer.Argument(help="a run of the system matching, or a dataset of its questions")],
-    matcher: Annotated[str, typer.Option(help="by commas: sift, xfeat (the extra match), or none of them")] = "sift",
-    samples: Annotated[int, typer.Option(min=0, help="answer the first so many; 0: all")] = 0,
-    out: Annotated[Path | None, typer.Option(help="write all figures here, as JSON")] = None,
-    bootstrap: Annotated[int, typer.Option(min=1, help="resamples for the 95 % intervals")] = 2000,
-) -> None:
-    """Let matchers, true poses and blind replies answer the questions a model is asked; tables by overlap."""
-    from actors.runtime.progress import progress_bar
-    from hatch_ray.run_folder import write_atomic
-    from hatch_ray.systems.matching.compare import compare, questions_of
-
-    with progress_bar(console, "matching") as bar:
-        found = compare(questions_of(questions, samples), _names(matcher), bootstrap, 0, bar)
-    console.print(found.text(), markup=False)
-    if out is not None:
-        write_atomic(out, found.json())
-        console.print(f"figures: {out}", markup=False)
 
 
 def run_command(command: Callable[[], object]) -> None:

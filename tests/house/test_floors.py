@@ -28,6 +28,8 @@ FLOORS = (
     "actors.learner",
     "actors.stages",
     "actors.commands",
+    "hatch_ray.cli_shared",
+    "hatch_ray.cli_data",
     "hatch_ray.cli",
 )
 """From the ground up. `hatch_ray.systems` finds a system by its name; `.base` is what every system is made of."""
