@@ -175,16 +175,16 @@ def test_two_of_each_role_and_the_other_carrier(ray_cluster, taught_model, tmp_p
     """Two engines and two workers of the learner, whose weights NIXL carries; on a machine that holds what a killed
     cluster leaves behind. The run ends as one that lost nothing, and whose weights went through the object store.
     """
-    run, reference = tmp_path / "run", tmp_path / "reference"
+    run, reference, fewer = tmp_path / "run", tmp_path / "reference", "grpo.max_steps=5"
     with tempfile.TemporaryDirectory(prefix="hatch-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
         (Path(scratch) / "ray").mkdir()
         (Path(scratch) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-        said, environment = words(run, taught_model, "rollout.weights=nixl"), {"RAY_TMPDIR": scratch}
+        said, environment = words(run, taught_model, fewer, "rollout.weights=nixl"), {"RAY_TMPDIR": scratch}
         process = start(said, environment)
         for title in ("RolloutEngine.generate", "Verifier", "RayTrainWorker"):
             lose(process, run, title, 1 + len(rows_of(run / "recoveries.jsonl")))
         finished(process)
-    hatch_here(*words(reference, taught_model))
+    hatch_here(*words(reference, taught_model, fewer))
     assert differences(reference, run) == []
 
 
