@@ -125,30 +125,18 @@ def test_the_format_after_cold_start(tmp_path, formats, holds):
     ],
     ids=["looks", "falls by less", "crosses", "just half", "no margin", "margin crosses"],
 )
-def test_whether_its_actions_look(tmp_path, swapped, constant, surplus, holds):
-    claims = judged(
-        RunFolder(tmp_path), final=rows((0.8, 0.8), (0.5, 0.5)), final_swapped=rows(swapped, (0.5, 0.5)),
-        constant=rows(constant, (0.5, 0.5)),
-    )  # fmt: skip
-    assert ends(claims[ACTIONS_LOOK]) == pytest.approx(surplus)
-    assert claims[ACTIONS_LOOK]["holds"] == holds
+@pytest.mark.parametrize("term", ["action", "answer"])
+def test_whether_its_actions_and_its_answers_look(tmp_path, term, swapped, constant, surplus, holds):
+    """Each its own claim: answers are measured where no actions were due, too."""
+    claims = judged(RunFolder(tmp_path), **{
+        name: rows(*((values, (0.5, 0.5)) if term == "action" else ((None, None), values)))
+        for name, values in {"final": (0.8, 0.8), "final_swapped": swapped, "constant": constant}.items()
+    })  # fmt: skip
+    place, other = (ACTIONS_LOOK, ANSWERS_LOOK) if term == "action" else (ANSWERS_LOOK, ACTIONS_LOOK)
+    assert ends(claims[place]) == pytest.approx(surplus)
+    assert claims[place]["holds"] == holds
+    assert claims[other]["holds"] == ("no" if term == "action" else None)
     assert claims[ACTION]["holds"] is claims[ANSWER]["holds"] is None, "there is no cold start to compare with"
-
-
-@pytest.mark.parametrize(
-    ("swapped", "fall", "holds"),
-    [((0.4, 0.3), (0.1, 0.2), "yes"), ((0.4, 0.6), (-0.1, 0.1), "not shown"), ((0.6, 0.7), (-0.2, -0.1), "no"),
-     ((0.5, 0.5), (0.0, 0.0), "no"), ((0.5, 0.4), (0.0, 0.1), "not shown")],
-)  # fmt: skip
-def test_whether_its_answers_look(tmp_path, swapped, fall, holds):
-    """Its own claim: it is measured where no actions were due, too."""
-    claims = judged(
-        RunFolder(tmp_path), final=rows((None, None), (0.5, 0.5)), final_swapped=rows((None, None), swapped),
-        constant=rows((0.4, 0.4), (0.5, 0.5)),
-    )  # fmt: skip
-    assert ends(claims[ANSWERS_LOOK]) == pytest.approx(fall)
-    assert claims[ANSWERS_LOOK]["holds"] == holds
-    assert claims[ACTIONS_LOOK]["holds"] is claims[ACTIONS_LOOK]["interval"] is None
 
 
 @pytest.mark.parametrize(

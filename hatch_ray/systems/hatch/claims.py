@@ -17,7 +17,7 @@ from hatch_ray.evaluation.kept import kept_verdict, row_text, worst
 
 VALID_FORMAT = 0.95
 MARGIN_SHARE = 0.5
-"""A model's actions look when its images are worth at least this share of its margin over the best constant plan."""
+"""A model looks when its images are worth at least this share of its margin over the best constant replies."""
 
 
 def claims(found: Evaluations) -> list[Claim]:
@@ -27,8 +27,8 @@ def claims(found: Evaluations) -> list[Claim]:
         _format(found),
         found.raised("GRPO raises the mean action reward", "action"),
         found.raised("GRPO does not lower the answer reward", "answer", above=False),
-        _actions_look(found),
-        found.looks("Its answers look: another question's images cost answer reward", "answer"),
+        _looks(found, "action", "plan"),
+        _looks(found, "answer", "answers"),
     ]
 
 
@@ -72,29 +72,32 @@ def _format(found: Evaluations) -> Claim:
     return claim(text, interval_text(rate), rate, verdict(rate, VALID_FORMAT, above=False))
 
 
-def _actions_look(found: Evaluations) -> Claim:
-    text = "Its actions look: another question's images cost at least half of the margin over the best constant plan"
+def _looks(found: Evaluations, name: str, fixed: str) -> Claim:
+    """The final model earns more of a term than the best constant replies, and by looking: swapped images cost it."""
+    text = (
+        f"Its {name}s look: another question's images cost at least half of the margin over the best constant {fixed}"
+    )
     names = (FINAL, FINAL + SWAPPED, "constant")
-    if not all(name in found.rows for name in names):
+    if not all(known in found.rows for known in names):
         return claim(text)
-    seen, swapped, constant = (found.rows[name] for name in names)
-    fall, margin, surplus = action_falls(seen, swapped, constant, found.bootstrap, found.seed)
+    seen, swapped, constant = (found.rows[known] for known in names)
+    fall, margin, surplus = falls(seen, swapped, constant, name, found.bootstrap, found.seed)
     if fall is None or margin is None or surplus is None:
         return claim(text)
     measured = (
         f"they cost {interval_text(fall)}, margin {interval_text(margin)}; "
         f"cost less half of the margin: {interval_text(surplus)}"
     )
-    return claim(text, measured, surplus, all_hold(verdict(margin), verdict(surplus, above=False)))
+    return claim(text, measured, surplus, all_hold(verdict(margin), verdict(fall), verdict(surplus, above=False)))
 
 
-def action_falls(
-    seen: Sequence[Row], swapped: Sequence[Row], constant: Sequence[Row], bootstrap: int, seed: int
+def falls(
+    seen: Sequence[Row], swapped: Sequence[Row], constant: Sequence[Row], name: str, bootstrap: int, seed: int
 ) -> tuple[Interval | None, Interval | None, Interval | None]:
-    """By how much the action reward of a model falls with other images; its margin over the best constant plan (chosen
-    on these very samples); the fall less `MARGIN_SHARE` of the margin. None where no actions were due.
+    """By how much a term of a model falls with other images; its margin over the best constant replies (chosen on these
+    very samples); the fall less `MARGIN_SHARE` of the margin. None where the term was not due.
     """
     draws = Bootstrap([row["scene"] for row in seen], bootstrap, seed)
-    action, blind, fixed = (term(in_order_of(seen, rows), "action") for rows in (seen, swapped, constant))
-    fall, margin = action - blind, action - fixed
+    true, blind, fixed = (term(in_order_of(seen, rows), name) for rows in (seen, swapped, constant))
+    fall, margin = true - blind, true - fixed
     return draws.mean(fall), draws.mean(margin), draws.mean(fall - MARGIN_SHARE * margin)
