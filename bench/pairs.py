@@ -19,6 +19,8 @@ from hatch_ray.systems import system_of
 CONFIG = Path(__file__).parent.parent / "configs" / "viewpoint_tiny.yaml"
 SCENES = {"views": 300, "data": 250}
 """Of the config, whose samples they give."""
+MODES = {"views": "orbit", "data": "free"}
+"""Rendered objects, and rooms."""
 SHARE = 5
 """So many times fewer of both."""
 
@@ -27,7 +29,7 @@ def built(section: str, folder: Path) -> dict[str, Any]:
     """Build a fifth of a section's training set; figures by name."""
     config = load_config(CONFIG)
     data = getattr(config, section)
-    changes = [f"{section}.samples={data.samples // SHARE}", f"{section}.rooms.train_scenes={SCENES[section] // SHARE}"]
+    changes = [f"{section}.mode={MODES[section]}", f"{section}.samples={data.samples // SHARE}", f"{section}.rooms.train_scenes={SCENES[section] // SHARE}"]
     system = system_of(load_config(CONFIG, [*changes, "views.think_share=0"]))
     start = time.process_time()
     system.build(section, "train", folder / section)
@@ -35,7 +37,7 @@ def built(section: str, folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / section / "summary.json").read_text(encoding="utf-8"))
     photos = len(list((folder / section / "images").rglob("*.png")))
     return {
-        "mode": data.mode,
+        "mode": MODES[section],
         "pairs": summary["samples"],
         "scenes": summary["scenes"],
         "photos": photos,

@@ -158,11 +158,11 @@ def test_what_does_not_go_together_is_one_line(tree: dict[str, object], told: st
 
 
 def test_variants_share_what_is_the_same(repository: Path, tmp_path: Path) -> None:
-    """configs/ablations/viewpoint.yaml: SFT alone is the first one's; actions have a SFT of their own."""
+    """configs/ablations/viewpoint.yaml: SFT alone is the first one's; letters have a SFT of their own."""
     base = load_config(repository / "configs" / "viewpoint_tiny.yaml")
     plan = Ablation(base, read_variants(repository / "configs" / "ablations" / "viewpoint.yaml"), tmp_path, 1)
     owner = {
         (Path(str(run)).name, stage): Path(str(config.run_dir)).name for (run, stage), config in plan.owners.items()
     }
-    assert owner["sft", "view_sft"] == "letter" and owner["actions", "view_sft"] == "actions"
-    assert owner["rl", "grpo"] == "rl" and ("rl", "view_sft") not in owner and owner["no_thoughts", "grpo"] != "letter"
+    assert owner["sft", "view_sft"] == "actions" and owner["letter", "view_sft"] == "letter"
+    assert owner["rl", "grpo"] == "rl" and ("rl", "view_sft") not in owner
