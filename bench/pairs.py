@@ -29,7 +29,11 @@ def built(section: str, folder: Path) -> dict[str, Any]:
     """Build a fifth of a section's training set; figures by name."""
     config = load_config(CONFIG)
     data = getattr(config, section)
-    changes = [f"{section}.mode={MODES[section]}", f"{section}.samples={data.samples // SHARE}", f"{section}.rooms.train_scenes={SCENES[section] // SHARE}"]
+    changes = [
+        f"{section}.mode={MODES[section]}",
+        f"{section}.samples={data.samples // SHARE}",
+        f"{section}.rooms.train_scenes={SCENES[section] // SHARE}",
+    ]
     system = system_of(load_config(CONFIG, [*changes, "views.think_share=0"]))
     start = time.process_time()
     system.build(section, "train", folder / section)
