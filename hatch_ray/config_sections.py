@@ -220,6 +220,9 @@ class GrpoConfig(Trained):
     """G: completions per prompt."""
     prompts_per_step: Positive = 4
     """Prompt groups in one optimizer step, over all workers; `batch_size` is not used by GRPO."""
+    redraw: Annotated[int, Field(ge=0)] = 0
+    """Times in a step that other prompts are drawn for the groups whose replies all earned the same (DAPO's dynamic
+    sampling); groups without variance that are left then are trained as ever, with advantage 0."""
     beta: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the KL term (k3 estimator) to the stage's first model; 0 leaves it out."""
     clip: Rate = 0.2

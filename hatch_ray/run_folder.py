@@ -10,7 +10,7 @@ RUN/<stage>/model/           the stage's result, a Hugging Face folder
 RUN/<stage>/checkpoints/     the stage's resumable states
 RUN/<stage>/gauge/           of PaStA: what its input and its result could do, question by question
 RUN/samples/<stage>.jsonl    completions with every reward term
-RUN/ledger.jsonl             every prompt group of GRPO, what it earned: trained once, or set aside
+RUN/ledger.jsonl             every prompt group of GRPO, what it earned: trained once, redrawn, or set aside
 RUN/experience.jsonl         what the driver knows of each GRPO step: rewards, lengths, seconds
 RUN/recoveries.jsonl         every process that was lost, and what it cost
 RUN/status.json              what a live run says of itself, every second (`hatch status`)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.experience.ledger import mean, means, trained_row
+from actors.experience.ledger import group_row, mean, means
 from actors.reward.verifier import Scores
 from actors.runtime.messages import Group
 from hatch_ray.sample import Sample
@@ -74,38 +74,72 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A step's prompt groups, rewarded. All tuples have one entry a group, in the order of `places`.
+class Asked:
+    """A prompt group of a step, rewarded.
 
-    places   the groups' places in the step, those set aside left out.
-    scores   of each group's replies.
-    seconds  of each part of the making, as metrics.
+    place   the group's in the step.
+    draw    0, or for the how manieth time other prompts were drawn (grpo.redraw).
+    scores  of its replies.
     """
 
+    place: int
+    draw: int
+    sample: Sample
+    group: Group
+    scores: tuple[Scores, ...]
+
+
+def newest(asked: Sequence[Asked]) -> dict[int, Asked]:
+    """By place the group that was drawn last: it is the one that is trained. asked: in the order of draws."""
+    return {one.place: one for one in asked}
+
+
+def without_variance(asked: Sequence[Asked]) -> list[int]:
+    """The places that other prompts are drawn for: the replies of their newest group all earned the same.
+
+        DAPO's dynamic sampling, arXiv 2503.14476, section 3.2, eq. 11:   0 < |{o_i : o_i is right}| < G
+
+    There a reply is right or wrong, and whole batches are sampled until one is full. Rewards here are sums of terms:
+    max r > min r (`learning.grpo.group_advantages`); and prompts are drawn for these places alone.
+    """
+    return [place for place, one in newest(asked).items() if one.group.zero_variance]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's prompt groups, rewarded. asked: by draw and place, those set aside left out; made: how, as metrics."""
+
     step: int
-    places: tuple[int, ...]
-    samples: tuple[Sample, ...]
-    groups: tuple[Group, ...]
-    scores: tuple[tuple[Scores, ...], ...]
-    seconds: dict[str, float]
+    asked: tuple[Asked, ...]
+    made: dict[str, float]
+
+    @property
+    def groups(self) -> list[Group]:
+        """Those that are trained, by place."""
+        return [one.group for one in newest(self.asked).values()]
 
     @property
     def versions(self) -> list[int]:
-        """Of the weights that sampled each group."""
+        """Of the weights that sampled each of these groups."""
         return [group.rollout.version for group in self.groups]
 
     def ledger_rows(self, per_step: int) -> list[dict[str, Any]]:
         """Rows of RUN/ledger.jsonl."""
+        trained, first = newest(self.asked), self.step * per_step
         return [
-            trained_row(self.step, self.step * per_step + place, sample.id, group.rollout.version, scores)
-            for place, sample, group, scores in zip(self.places, self.samples, self.groups, self.scores, strict=True)
-        ]
+            group_row(
+                self.step, first + one.place, one.sample.id, one.group.rollout.version, one.scores, one.draw,
+                trained[one.place] is one,
+            )
+            for one in self.asked
+        ]  # fmt: skip
 
     def sample_rows(self) -> list[dict[str, Any]]:
         """Lines of RUN/samples/grpo.jsonl: one reply with its question, images, what was read, terms, advantage."""
         rows = []
-        for number, (sample, group, scores) in enumerate(zip(self.samples, self.groups, self.scores, strict=True)):
-            for reply, score, advantage in zip(group.rollout.replies, scores, group.advantages, strict=True):
+        for number, one in enumerate(self.asked):
+            sample, group = one.sample, one.group
+            for reply, score, advantage in zip(group.rollout.replies, one.scores, group.advantages, strict=True):
                 rows.append(
                     {
                         "step": self.step,
@@ -128,16 +162,18 @@ class Batch:
         return rows
 
     def metrics(self) -> dict[str, float]:
-        """Means over the replies of the step: total, every term and measure, lengths, what the groups are worth."""
-        scores = [score for group in self.scores for score in group]
-        replies = [reply for group in self.groups for reply in group.rollout.replies]
+        """Means over all replies of the step: total, every term and measure, lengths; of the groups that are trained,
+        what they are worth.
+        """
+        scores = [score for one in self.asked for score in one.scores]
+        replies = [reply for one in self.asked for reply in one.group.rollout.replies]
         metrics = {f"reward_{name}": value for name, value in means(scores, "terms").items()}
         metrics |= means(scores, "measures") | {
             "reply_tokens": mean([len(reply.token_ids) for reply in replies]),
             "ended_share": mean([reply.ended for reply in replies]),
-            "reward_std": mean([np.std(group.rewards) for group in self.groups]),
+            "reward_std": mean([np.std(one.group.rewards) for one in self.asked]),
             "groups": float(len(self.groups)),
             "zero_variance_groups": float(sum(group.zero_variance for group in self.groups)),
             "staleness": mean([self.step - version for version in self.versions]),
         }
-        return {name: value for name, value in metrics.items() if value is not None} | self.seconds
+        return {name: value for name, value in metrics.items() if value is not None} | self.made

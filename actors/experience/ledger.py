@@ -1,9 +1,11 @@
-"""The ledger of a GRPO run: every prompt group that was trained, once, and every sample that was set aside.
+"""The ledger of a GRPO run: every prompt group that was trained, once, or redrawn, and every sample that was set aside.
 
 RUN/ledger.jsonl, one row a group:
-    {"step", "place", "id", "version", "status": "trained" | "set aside", "terms"?, "reason"?}
+    {"step", "place", "id", "version", "status": "trained" | "redrawn" | "set aside", "draw"?, "terms"?, "reason"?}
 step: counted from 0; place: the group's number in the run's order of prompts, from 0; version: of the weights that
-sampled it; terms: means over its replies, "total" among them (null: a term that was due for none of them).
+sampled it; terms: means over its replies, "total" among them (null: a term that was due for none of them). redrawn: a
+group without variance whose place another one took, that of the next "draw" (grpo.redraw; 0 where it is not said). Of
+each place one row is trained, or set aside at draw 0.
 
 The rows of a step are on disk before the learner trains it, so a checkpoint has those of all steps behind it; a resumed
 run drops the rows beyond.
@@ -19,6 +21,7 @@ from typing import Any
 from hatch_ray.run_folder import append_jsonl, read_jsonl, write_atomic
 
 TRAINED = "trained"
+REDRAWN = "redrawn"
 ASIDE = "set aside"
 
 
@@ -46,38 +49,45 @@ class Ledger:
         self.rows += rows
         append_jsonl(self.path, list(rows), durable=True)
 
-    def trained(self) -> dict[int, list[dict[str, Any]]]:
-        """The rows of the groups that were trained, by step, in order."""
+    def told(self) -> dict[int, list[dict[str, Any]]]:
+        """What a sampler is told: the rows of the groups that earned something, trained or not, by step, in order."""
         steps: dict[int, list[dict[str, Any]]] = {}
         for row in sorted(self.rows, key=lambda row: row["step"]):
-            if row["status"] == TRAINED:
+            if row["status"] != ASIDE:
                 steps.setdefault(row["step"], []).append(row)
         return steps
 
-    def set_aside(self, step: int, place: int, sample: str, reason: str) -> bool:
+    def set_aside(self, step: int, place: int, sample: str, reason: str, draw: int = 0) -> bool:
         """The row of a group whose sample is set aside, unless it is there; whether the sample is a new one."""
         new = sample not in self.aside
-        if all(row["place"] != place for row in self.rows):
+        if new if draw else all(row["place"] != place or row.get("draw") for row in self.rows):
             row = {"step": step, "place": place, "id": sample, "version": -1, "status": ASIDE, "reason": reason}
-            self.append([row])
+            self.append([row | _of_draw(draw)])
         return new
 
     def problems(self, steps: int, per_step: int) -> list[str]:
         """What is wrong with the ledger of a run of `steps` steps: places missing, or trained twice. Empty: nothing."""
         seen: dict[int, int] = {}
         for row in self.rows:
-            seen[row["place"]] = seen.get(row["place"], 0) + 1
+            if row["status"] == TRAINED or (row["status"] == ASIDE and not row.get("draw")):
+                seen[row["place"]] = seen.get(row["place"], 0) + 1
         found = [f"place {place}: {count} times" for place, count in sorted(seen.items()) if count > 1]
         found += [f"place {place}: missing" for place in range(steps * per_step) if place not in seen]
         return found + [f"place {place}: beyond the last step" for place in seen if place >= steps * per_step]
 
 
-def trained_row(
-    step: int, place: int, sample: str, version: int, scores: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The row of a group that enters training. scores: `Score.row` of its replies."""
-    row = {"step": step, "place": place, "id": sample, "version": version, "status": TRAINED}
+def group_row(
+    step: int, place: int, sample: str, version: int, scores: Sequence[Mapping[str, Any]], draw: int = 0,
+    trained: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """The row of a group that enters training, or whose place another one took. scores: `Score.row` of its replies."""
+    status = TRAINED if trained else REDRAWN
+    row = {"step": step, "place": place, "id": sample, "version": version, "status": status} | _of_draw(draw)
     return row | {"terms": means(scores, "terms")}
+
+
+def _of_draw(draw: int) -> dict[str, int]:
+    return {"draw": draw} if draw else {}
 
 
 def means(scores: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float | None]:

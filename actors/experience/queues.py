@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
 from actors.runtime.messages import Group, ProbeScores, Shard, WeightsHandle
 
+if TYPE_CHECKING:
+    from actors.experience.batch import Batch
 
-def hand_over(board: ray.actor.ActorHandle, step: int, groups: Sequence[Group], workers: int) -> ray.ObjectRef:
+
+def hand_over(board: ray.actor.ActorHandle, batch: Batch, workers: int) -> ray.ObjectRef:
     """Leave a step's groups on the experience board, a shard for every learner worker."""
-    return board.put.remote(make_shards(step, groups, workers))
+    return board.put.remote(make_shards(batch.step, batch.groups, workers, [one.group for one in batch.asked]))
 
 
-def make_shards(step: int, groups: Sequence[Group], workers: int) -> list[Shard]:
+def make_shards(step: int, groups: Sequence[Group], workers: int, asked: Sequence[Group] = ()) -> list[Shard]:
     """A shard for every worker, dealt by length so that the workers finish together; numbers differ by one at most.
 
-    Raises RuntimeError when so many groups were set aside that a worker would have none.
+    asked: all groups of the step, where these are not all; the mean reward is theirs. Raises RuntimeError when so many
+    groups were set aside that a worker would have none.
     """
     if len(groups) < workers:
         raise RuntimeError(
@@ -33,7 +38,7 @@ def make_shards(step: int, groups: Sequence[Group], workers: int) -> list[Shard]
             "(RUN/ledger.jsonl says why): fix those samples, or raise grpo.prompts_per_step"
         )
     tokens = sum(group.tokens for group in groups)
-    reward = float(np.concatenate([group.rewards for group in groups]).mean())
+    reward = float(np.concatenate([group.rewards for group in asked or groups]).mean())
     ordered = sorted(groups, key=lambda group: group.tokens, reverse=True)
     replies = sum(len(group.rollout.replies) for group in groups)
     return [Shard(step, tuple(ordered[rank::workers]), tokens, replies, reward) for rank in range(workers)]

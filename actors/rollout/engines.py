@@ -129,6 +129,10 @@ class EnginePool:
         self.held = Held(str(folder), version)
         self.pool.call_all(lambda engine: engine.load_folder.remote(str(folder), version), "loading a model")
 
+    def forget(self) -> None:
+        """Every engine empties its caches: what it says next is what a new engine in its place would say."""
+        self.pool.call_all(lambda engine: engine.reset_caches.remote(), "emptying the engines' caches")
+
     def try_generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int, int], None] | None = None
     ) -> list[Rollout | Failed]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from actors.runtime.messages import Request, StoredImage, StoredPatches
 from actors.runtime.spans import Spans
 from hatch_ray.config import Config, ConfigError
 from hatch_ray.data.images import image_hash, image_size, shrunk_size
-from hatch_ray.data.store import Sampler, model_images
+from hatch_ray.data.store import Redraws, Sampler, model_images
 from hatch_ray.model.base import load_processor
 from hatch_ray.model.prompt_tokens import process_image, prompt_length
 from hatch_ray.sample import Sample
@@ -29,6 +29,12 @@ class Questions:
     """What a GRPO stage asks, step by step."""
 
     def __init__(self, config: Config, maker: PromptMaker, sampler: Sampler, spans: Spans) -> None:
+        """Raises ConfigError where grpo.redraw is set and the sampler has no others."""
+        if config.grpo.redraw and not isinstance(sampler, Redraws):
+            raise ConfigError(
+                f"grpo.redraw={config.grpo.redraw}: {type(sampler).__name__}, the sampler of {config.system}, has no "
+                "method `others` (docs/your-own-system.md); write it, or set grpo.redraw=0"
+            )
         self.config, self.maker, self.sampler, self.spans = config, maker, sampler, spans
         self._prepared: tuple[int, list[Sample], list[Request]] | None = None
 
@@ -40,10 +46,22 @@ class Questions:
                 samples = self.sampler.samples(step)
                 if len(samples) != per_step:
                     raise RuntimeError(f"grpo: the sampler gave {len(samples)} samples for step {step}, not {per_step}")
-                seeds = np.random.SeedSequence([self.config.seed, step]).generate_state(per_step)
-                made = [self.maker.request(sample, int(seed)) for sample, seed in zip(samples, seeds, strict=True)]
-                self._prepared = (step, samples, made)
+                self._prepared = (step, samples, self._requests(samples, step))
         return self._prepared[1:]
+
+    def others(self, step: int, draw: int, asked: Set[str], count: int) -> tuple[list[Sample], list[Request]]:
+        """Up to `count` samples that a step has not asked (ids), and their prompts. draw: 1, 2, .. of the step."""
+        assert isinstance(self.sampler, Redraws)
+        with self.spans.at(step, "prepare"):
+            samples = self.sampler.others(step, draw, asked, count)
+            if len(samples) > count or not asked.isdisjoint(sample.id for sample in samples):
+                raise RuntimeError(f"grpo: the sampler gave more than {count} others for step {step}, or asked ones")
+            return samples, self._requests(samples, step, draw)
+
+    def _requests(self, samples: Sequence[Sample], *draw: int) -> list[Request]:
+        """draw: the step, and which of its draws from the second on; all seeds follow from it."""
+        seeds = np.random.SeedSequence([self.config.seed, *draw]).generate_state(len(samples))
+        return [self.maker.request(sample, int(seed)) for sample, seed in zip(samples, seeds, strict=True)]
 
 
 class PromptMaker:

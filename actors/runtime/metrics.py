@@ -39,6 +39,7 @@ TABLE = (
     Metric("hatch_tokens_per_second", "gauge", "reply tokens learned a second, last step"),
     Metric("hatch_tokens", "counter", "reply tokens learned"),
     Metric("hatch_groups", "counter", "prompt groups learned"),
+    Metric("hatch_redrawn_groups", "counter", "prompt groups without variance that others took the place of"),
     Metric("hatch_phase_seconds", "histogram", "seconds of a step by phase", ("phase",)),
     Metric("hatch_reward", "gauge", "mean reward of the last step, by term", ("term",)),
     Metric("hatch_asks", "gauge", "what the last step's sampler asked for, by name (a curriculum's bin)", ("value",)),
@@ -84,7 +85,7 @@ class Metrics:
         self._set("staleness", metrics.get("staleness"))
         if metrics.get("tokens"):
             self._set("tokens_per_second", metrics["tokens"] / metrics["seconds"])
-        for name in ("tokens", "groups"):
+        for name in ("tokens", "groups", "redrawn_groups"):
             if metrics.get(name):
                 self._of[f"hatch_{name}"].inc(metrics[name])
         for phase in PHASES:

@@ -53,6 +53,7 @@ def grpo_view(
             "engines_version": now.engines_version,
             "sampled_steps": now.sampled_steps,
             "set_aside": now.set_aside,
+            "redrawn": now.latest.get("redrawn_groups"),
             "tokens_per_s": round(now.latest["tokens"] / now.latest["seconds"], 1) if now.latest else None,
             "asks": dict(now.asks),
             "staleness": now.latest.get("staleness"),

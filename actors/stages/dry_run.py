@@ -52,6 +52,8 @@ def describe(config: Config, console: Console) -> None:
         batch = f"{section.batch_size} " + ("pairs" if stage.kind == "pasta" else "samples")
         if stage.kind == "grpo":
             batch = f"{config.grpo.prompts_per_step} prompts x {config.grpo.group_size}"
+            if config.grpo.redraw:
+                batch += f", sampled at most {1 + config.grpo.redraw} times (grpo.redraw)"
         plan.add_row(stage.title, str(planned_steps(config, stage.name) or "by pairs"), batch, f"{section.lr:g}")
     console.print(plan)
 

@@ -173,7 +173,7 @@ class GrpoRun:
                 continue
             self.record.sampled(batch, seconds)
             with self.spans.at(step, "hand over"):
-                put = hand_over(self.experience, step, batch.groups, self.config.learner.workers)
+                put = hand_over(self.experience, batch, self.config.learner.workers)
                 wait_for(put, "grpo: handing over a batch", limits.call, self.learner.check)
             if not self.schedule.done:
                 self.questions.prepare(step + 1)  # while the learner is at work

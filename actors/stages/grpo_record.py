@@ -39,7 +39,7 @@ class Record:
         run.forget_after(STAGE, first)
         for path in (run.samples(STAGE), run.experience):
             drop_steps(path, first)
-        for step, groups in self.ledger.trained().items():
+        for step, groups in self.ledger.told().items():
             sampler.observe(step, groups)
         self.health = Health(config.grpo, system.rates())
         self.latest: dict[str, float] = {}

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from hatch_ray.config import Config
+from hatch_ray.config import Config, ConfigError
 from hatch_ray.config_sections import Trained
 from hatch_ray.data.images import load_image, shrink
 from hatch_ray.data.markers import draw_marks
@@ -143,19 +144,45 @@ class Sampler(Protocol):
 
         Called once a step, in order, before `samples` of the next one. A resumed run is told all steps again, so what
         a sampler knows must come from here, from the config and from the seed alone. With grpo.max_staleness k, a step
-        may have been sampled with weights k versions old ("version").
+        may have been sampled with weights k versions old ("version"). With grpo.redraw a step has more groups than
+        places: those without variance come first, then what was drawn for their places ("draw": 1, 2, ..).
+        """
+
+
+@runtime_checkable
+class Redraws(Sampler, Protocol):
+    """A sampler that grpo.redraw can ask for more."""
+
+    def others(self, step: int, draw: int, asked: Collection[str], count: int) -> list[Sample]:
+        """Up to `count` samples whose ids are not among those that the step has asked; draw: 1, 2, .. of the step.
+
+        Called after `samples` and before `observe` of the step. It must not change what the sampler knows: a step that
+        is done again asks again, and gets the same.
         """
 
 
 class Shuffled:
-    """Every sample once an epoch, in an order that follows from the seed: grpo.fraction of them."""
+    """Every sample once an epoch, in an order that follows from the seed: grpo.fraction of them. What is drawn again
+    comes at random from all of them, and leaves the order as it is.
+    """
 
     def __init__(self, config: Config, samples: Sequence[Sample]) -> None:
+        """Raises ConfigError where there are no others for grpo.redraw."""
         self.known: Sequence[Sample] = share_of(samples, config.grpo.fraction, config.seed)
-        self._order = SampleOrder(len(self.known), config.grpo.prompts_per_step, config.seed)
+        per_step, self._seed = config.grpo.prompts_per_step, config.seed
+        if config.grpo.redraw and len(self.known) <= per_step:
+            raise ConfigError(
+                f"grpo.redraw={config.grpo.redraw} draws samples that a step has not asked, but a step asks "
+                f"{per_step} and there are {len(self.known)}: set grpo.redraw=0, or raise data.samples or grpo.fraction"
+            )
+        self._order = SampleOrder(len(self.known), per_step, config.seed)
 
     def samples(self, step: int) -> list[Sample]:
         return [self.known[index] for index in self._order.indices(step)]
+
+    def others(self, step: int, draw: int, asked: Collection[str], count: int) -> list[Sample]:
+        order = np.random.default_rng([self._seed, step, draw]).permutation(len(self.known))
+        return list(islice((self.known[i] for i in order if self.known[i].id not in asked), count))
 
     def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
         """The order does not depend on rewards."""

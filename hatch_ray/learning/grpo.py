@@ -11,6 +11,8 @@ Variants, each a setting of its own:
     1 + eps_high in place of 1 + eps                          clip-higher (DAPO; grpo.clip_high)
     rho_t = exp(1/|y| sum_t log pi(t)/pi_old(t))              one ratio a reply y (GSPO; grpo.ratio=sequence)
     1/R sum_y 1/|y| sum_t in place of 1/T sum_t               R replies count alike (grpo.mean=sequence)
+    groups with max r = min r are drawn again                 dynamic sampling (DAPO; grpo.redraw, before it comes here:
+                                                              `actors.experience.batch.without_variance`)
 
 T counts the reply tokens of the whole batch over all workers ("dapo" in TRL's terms). A reply's end token is part of
 it. rho_t beside k3_t makes the term's gradient the unbiased one of the reverse KL (DeepSeek-V3.2, TRL's default).

@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -163,18 +164,28 @@ class Measured:
                 f"{WARM_UP} of which are not counted"
             )
 
+        per_step = config.grpo.prompts_per_step
+
+        def draws(row: dict[str, Any]) -> float:
+            """How many times as many prompts a step sampled and rewarded as it has places (grpo.redraw)."""
+            return 1 + float(row.get("redrawn_groups", 0.0)) / per_step
+
         def median(name: str) -> float:
             return float(statistics.median(row[name] for row in used))
+
+        def of_one_draw(name: str) -> float:
+            return float(statistics.median(row[name] / draws(row) for row in used))
 
         phases = ("sync", "prepare", "generate", "reward", "learn")
         own = [row["seconds"] - sum(row[f"seconds_{name}"] for name in phases) for row in used]
         return cls(
             Sizes.of(config),
             median("seconds"),
-            **{name: median(f"seconds_{name}") for name in ("generate", "reward", "learn", "sync")},
+            **{name: of_one_draw(f"seconds_{name}") for name in ("generate", "reward")},
+            **{name: median(f"seconds_{name}") for name in ("learn", "sync")},
             # With max_staleness the learner works meanwhile, so that what is left of the step says nothing.
             control=0.0 if config.grpo.max_staleness else max(0.0, statistics.median(own)),
-            prepare=float(rows[0]["seconds_prepare"]) / config.grpo.prompts_per_step,
+            prepare=float(rows[0]["seconds_prepare"]) / draws(rows[0]) / per_step,
             reply_tokens=median("reply_tokens"),
         )
 

@@ -56,6 +56,11 @@ def print_plan(
             f"  with {plan.sizes.groups} prompts a step, not {config.grpo.prompts_per_step}: a multiple of the "
             f"{plan.sizes.workers} learner workers"
         )
+    if config.grpo.redraw:
+        say(
+            f"  of one draw of prompts: with grpo.redraw={config.grpo.redraw} a step prepares, samples and rewards "
+            f"at most {1 + config.grpo.redraw} times as many; how many depends on the rewards"
+        )
     say(NEVER_MEASURED)
     console.print(_phases(plan, nodes, head))
     moved = ", ".join(f"{name} {_size(count)}" for name, count in plan.moved.items())

@@ -41,5 +41,6 @@ def status_text(status: dict[str, Any], ended: str | None) -> str:
         f"{status['tokens_per_s']:.0f} tokens/s" if status.get("tokens_per_s") else "",
         f"a reward waits {waits['p50']:.3g} s (p50), {waits['p95']:.3g} s (p95)" if waits else "",
         f"{status['set_aside']} samples set aside" if status["set_aside"] else "",
+        f"{status['redrawn']:.0f} groups redrawn in the last step" if status.get("redrawn") is not None else "",
     ]
     return "\n".join([*lines, "; ".join(fact for fact in facts if fact)])

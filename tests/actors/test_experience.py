@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.experience.batch import MAX_REFUSED, Batch, Schedule
+from actors.experience.batch import MAX_REFUSED, Asked, Batch, Schedule
 from actors.experience.queues import ExperienceBoard, WeightsBoard, make_shards
 from actors.reward.verifier import make_groups
 from actors.runtime.messages import Reply, Request, Rollout, Shard, WeightsHandle
@@ -126,7 +126,7 @@ def test_shards_cover_all_groups_evenly_and_know_the_tokens_of_all():
 def test_metrics_leave_out_terms_that_do_not_apply():
     scores = [make_score(0.0), make_score(1.0, action=None)]
     groups = make_groups([Request("a", "", ())], [make_rollout([2, 4], version=4)], scores)
-    metrics = Batch(5, (0,), (), tuple(groups), (tuple(scores),), {"seconds_generate": 2.0}).metrics()
+    metrics = Batch(5, (Asked(0, 0, None, groups[0], tuple(scores)),), {"seconds_generate": 2.0}).metrics()
     assert metrics["reward_total"] == 0.5
     assert metrics["reward_action"] == 0.5
     assert metrics["reply_tokens"] == 3

@@ -46,7 +46,7 @@ STATUS = {
 }  # fmt: skip
 STEP = {
     "tokens": 100.0, "seconds": 2.0, "seconds_learn": 1.5, "reward_total": 0.5, "staleness": 1.0, "loss": 0.25,
-    "groups": 2.0, "asks_bin": 3.0,
+    "groups": 2.0, "redrawn_groups": 1.0, "asks_bin": 3.0,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.experience.batch import Schedule
-from actors.experience.ledger import Ledger, trained_row
+from actors.experience.ledger import Ledger, group_row
 from actors.runtime.actor_set import Loss
 from actors.runtime.recovery import Recovery, WorkerDiedError, lost_part
 from actors.stages.grpo import GrpoRun
@@ -79,8 +79,8 @@ def test_too_many_samples_set_aside_stop_the_run(tmp_path):
 
 def test_a_ledger_goes_back_to_its_checkpoint_and_keeps_what_was_set_aside(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append([trained_row(0, place, f"s{place}", 0, SCORES) for place in range(2)])
-    ledger.append([trained_row(1, 2, "s2", 1, SCORES)])
+    ledger.append([group_row(0, place, f"s{place}", 0, SCORES) for place in range(2)])
+    ledger.append([group_row(1, 2, "s2", 1, SCORES)])
     assert ledger.set_aside(1, 3, "bad", "killed three engines")
     assert not ledger.set_aside(1, 3, "bad", "again")
     assert ledger.problems(2, 2) == []
@@ -94,19 +94,33 @@ def test_a_ledger_goes_back_to_its_checkpoint_and_keeps_what_was_set_aside(tmp_p
     assert [row["id"] for row in read_jsonl(later.path)] == ["bad"]
 
 
+def test_a_sample_set_aside_in_a_later_draw_leaves_its_place_to_another_group(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert ledger.set_aside(0, 0, "bad", "killed three engines", draw=1)
+    assert not ledger.set_aside(0, 1, "bad", "set aside at an earlier step", draw=2)
+    ledger.append([group_row(0, 0, "a", 0, SCORES), group_row(0, 1, "flat", 0, SCORES, trained=False)])
+    assert ledger.problems(1, 2) == ["place 1: missing"]
+    ledger.append([group_row(0, 1, "b", 0, SCORES, draw=1)])
+    assert ledger.problems(1, 2) == [] and len(ledger.rows) == 4
+    ledger.restore(0)
+    assert ledger.set_aside(0, 0, "worse", "killed three engines") and len(ledger.rows) == 2
+
+
 def test_a_row_has_what_its_group_earned_and_steps_are_told_in_order(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append([trained_row(1, 2, "b", 0, SCORES)])
+    ledger.append([group_row(1, 2, "b", 0, SCORES)])
     ledger.set_aside(1, 3, "bad", "killed three engines")
-    ledger.append([trained_row(0, 0, "a", 0, SCORES)])
-    told = Ledger(ledger.path).trained()
-    assert list(told) == [0, 1] and [row["id"] for rows in told.values() for row in rows] == ["a", "b"]
+    ledger.append([group_row(0, 0, "a", 0, SCORES)])
+    ledger.append([group_row(2, 4, "flat", 2, SCORES, trained=False), group_row(2, 4, "c", 2, SCORES, draw=1)])
+    told = Ledger(ledger.path).told()
+    assert [[row["id"] for row in rows] for rows in told.values()] == [["a"], ["b"], ["flat", "c"]]
+    assert [(row["status"], row.get("draw")) for row in told[2]] == [("redrawn", None), ("trained", 1)]
     assert told[0][0]["terms"] == {"answer": 0.5, "action": 0.25, "never_due": None, "total": 1.5}
 
 
 def test_problems_name_what_was_trained_twice_or_never(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append([trained_row(0, place, "s", 0, SCORES) for place in (0, 1, 1, 9)])
+    ledger.append([group_row(0, place, "s", 0, SCORES) for place in (0, 1, 1, 9)])
     assert ledger.problems(2, 2) == [
         "place 1: 2 times", "place 2: missing", "place 3: missing", "place 9: beyond the last step"
     ]  # fmt: skip
@@ -158,7 +172,7 @@ def test_any_deaths_and_delays_leave_each_group_trained_once_and_none_too_old(
                     learned = learn(waiting, learned, staleness)
                 assert schedule.admit(step, [version])
                 ledger.append([
-                    trained_row(step, step * per_step + number, index, version, SCORES)
+                    group_row(step, step * per_step + number, index, version, SCORES)
                     for number, index in enumerate(order.indices(step))
                 ])  # fmt: skip
                 waiting.append((step, version))

@@ -98,7 +98,9 @@ def test_dry_run_shows_plan_resources_and_memory_without_a_gpu(hatch, config):
     if config == "viewpoint_7b":
         assert "64 GPUs" in done.stdout and "1024 prompts x 16" in done.stdout and "8.29 B" in done.stdout
     if config == "hatch_3b":
-        assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout
+        assert "4 GPUs" in done.stdout and "3.75 B" in done.stdout and "grpo.redraw" not in done.stdout
+        done = hatch("train", f"configs/{config}.yaml", "--dry-run", "grpo.redraw=2")
+        assert "4 prompts x 8, sampled at most 3 times" in " ".join(done.stdout.replace("│", " ").split()), done.stdout
     if config == "hatch_qwen3_4b":
         assert "4 GPUs" in done.stdout and "4.44 B" in done.stdout
 

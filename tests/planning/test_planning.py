@@ -18,7 +18,7 @@ from hatch_ray.config import ConfigError, load_config, make_config, save_config
 from hatch_ray.planning.costs import Costs, Line, Measured, Sizes, costs_of, fit, read_costs
 from hatch_ray.planning.model import TURNS, Plan, Work, gpus_of, grown, on_nodes, predict
 from hatch_ray.planning.nodes import PRICES, Nodes, parse_nodes, read_prices
-from hatch_ray.run_folder import RunFolder
+from hatch_ray.run_folder import RunFolder, read_jsonl, write_jsonl
 
 KINDS, _ = read_prices()
 HEAD = KINDS["m7i.2xlarge"]
@@ -162,6 +162,19 @@ def test_costs_of_a_run_are_medians_without_the_warm_up(tmp_path):
     assert predicted.seconds == pytest.approx(one.seconds)
 
 
+def test_costs_of_a_run_that_drew_again_are_of_one_draw(tmp_path):
+    run = write_run(tmp_path / "a", {"grpo": {"redraw": 3}}, learn=2.4)
+    rows = read_jsonl(run.metrics_path)
+    for row in rows:  # six of ten groups lost their place
+        row |= {"redrawn_groups": 6.0, "groups": 4.0} | {f"seconds_{n}": 2.5 * row[f"seconds_{n}"] for n in DRAWN}
+    write_jsonl(run.metrics_path, rows)
+    again, once = Measured.of_run(run), Measured.of_run(write_run(tmp_path / "b", {}, learn=2.4))
+    assert (again.generate, again.reward, again.prepare) == pytest.approx((once.generate, once.reward, once.prepare))
+
+
+DRAWN = ("prepare", "generate", "reward")
+
+
 def test_several_on_one_machine_slow_each_other_down(tmp_path):
     """One engine and worker give the line, runs of two what being two costs; it is not laid on machines with GPUs."""
     two_engines = {"rollout": {"actors": 2}, "grpo": {"group_size": 8}}
@@ -285,4 +298,6 @@ def test_the_command_plans_from_a_run(repository, tmp_path):
     assert "measured in 2 runs" in done.output and "USD an hour" in done.output and "learner" in done.output
     assert "a guess until a run on such a machine is measured" in " ".join(done.output.split())
     assert "never measured: how well a plan fits several machines" in done.output
-    assert "64" in done.output and "example" in done.output
+    assert "64" in done.output and "example" in done.output and "redraw" not in done.output
+    done = CliRunner().invoke(app, [*words, "grpo.redraw=2"])
+    assert "prepares, samples and rewards at most 3 times as many" in " ".join(done.output.split())

@@ -22,8 +22,8 @@ SHORT = [
     "data.samples=54", "data.heldout_samples=18", "data.rooms.train_scenes=3", "data.rooms.heldout_scenes=2",
     "data.rooms.views_per_scene=4", "curriculum.bins=2", "curriculum.window=1", "curriculum.demote_after=1",
     "match_sft.max_steps=2", "match_sft.save_every=1", "grpo.max_steps=2", "grpo.prompts_per_step=2",
-    "grpo.group_size=4", "grpo.max_new_tokens=24", "grpo.save_every=1", "eval.samples=18", "eval.bootstrap=100",
-    "eval.max_new_tokens=24", *ALONE,
+    "grpo.group_size=4", "grpo.max_new_tokens=24", "grpo.save_every=1", "grpo.redraw=1", "eval.samples=18",
+    "eval.bootstrap=100", "eval.max_new_tokens=24", *ALONE,
 ]  # fmt: skip
 
 
@@ -50,12 +50,19 @@ def test_its_ledger_is_all_that_the_curriculum_needs(run: Path) -> None:
     config = load_config(run / "config.yaml")
     assert isinstance(config, MatchingConfig)
     sampler = Curriculum(config, read_dataset(run / "data" / "train"))
-    ledger = rows_of(run / "ledger.jsonl")
+    ledger, redrawn = rows_of(run / "ledger.jsonl"), 0
     for step in range(2):
         rows = [row for row in ledger if row["step"] == step]
-        assert [row["id"] for row in rows] == [one.id for one in sampler.samples(step)]
+        first, again = ([row["id"] for row in rows if bool(row.get("draw")) is late] for late in (False, True))
+        assert first == [one.id for one in sampler.samples(step)]
+        assert again == [one.id for one in sampler.others(step, 1, set(first), len(again))]
+        flat = [row["place"] for row in rows if row["status"] == "redrawn"]
+        assert flat == [row["place"] for row in rows if row.get("draw")], "each gave its place to another one"
+        redrawn += len(flat)
         sampler.observe(step, rows)
     assert list(way(RunFolder(run), config))[-1][1].window == sampler.state.window
+    counted = [row["redrawn_groups"] for row in rows_of(run / "metrics.jsonl") if row["stage"] == "grpo"]
+    assert sum(counted) == redrawn > 0
     told = [row["asks_bin"] for row in rows_of(run / "metrics.jsonl") if row["stage"] == "grpo"]
     assert len(told) == 2 and told[0] == 0 and set(told) <= {0, 1, 2}
 

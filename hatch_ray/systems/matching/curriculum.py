@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -58,15 +58,27 @@ class Curriculum:
                 )
 
     def samples(self, step: int) -> list[Sample]:
-        rng, state = np.random.default_rng([self.config.seed, step]), self.state
-        taken: list[Sample] = []
+        rng, taken = np.random.default_rng([self.config.seed, step]), list[Sample]()
         for _ in range(self.config.grpo.prompts_per_step):
-            place = int(rng.integers(self.rules.bins)) if state.mastered else state.bin
-            level = int(rng.choice(len(LEVELS), p=STAGES[state.stage.rung]))
-            known = self._of[Cell(place, level, state.spreads[level].rung)]
+            known = self._of[self._drawn(rng)]
             fresh = [one for one in known if one not in taken] or known
             taken.append(fresh[int(rng.integers(len(fresh)))])
         return taken
+
+    def others(self, step: int, draw: int, asked: Collection[str], count: int) -> list[Sample]:
+        """Of the kinds that the step asks; fewer where all of a kind were asked."""
+        rng, taken = np.random.default_rng([self.config.seed, step, draw]), list[Sample]()
+        for _ in range(count):
+            fresh = [one for one in self._of[self._drawn(rng)] if one.id not in asked and one not in taken]
+            if fresh:
+                taken.append(fresh[int(rng.integers(len(fresh)))])
+        return taken
+
+    def _drawn(self, rng: np.random.Generator) -> Cell:
+        """A kind of question, as the state asks them."""
+        place = int(rng.integers(self.rules.bins)) if self.state.mastered else self.state.bin
+        level = int(rng.choice(len(LEVELS), p=STAGES[self.state.stage.rung]))
+        return Cell(place, level, self.state.spreads[level].rung)
 
     def observe(self, step: int, groups: Sequence[Mapping[str, Any]]) -> None:
         earned = [(self.cell[group["id"]], float(group["terms"]["match"])) for group in groups]

@@ -43,7 +43,7 @@ def way(run: RunFolder, config: MatchingConfig) -> Iterator[tuple[int, State]]:
     sampler = make_sampler(config, read_dataset(run.data("train") if built is None else built / "train"))
     steps: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for row in read_jsonl(run.ledger):
-        if row["status"] == "trained":
+        if row["status"] != "set aside":
             steps[row["step"]].append(row)
     before = None
     for step in sorted(steps):
