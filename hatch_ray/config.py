@@ -64,7 +64,8 @@ class Config(Section):
     (docs/cluster.md)."""
     environment: tuple[str, ...] = ()
     """Environment variables of the driver that the workers of a cluster get too, by name or with * for any text:
-    [NCCL_*, GLOO_SOCKET_IFNAME]. On this machine they get all."""
+    [NCCL_*, GLOO_SOCKET_IFNAME]. * stands for no name of a key, token, secret or password. Values are kept nowhere. On
+    this machine workers get all."""
     tensorboard: bool = True
     """Write the metrics to RUN/tensorboard while a stage trains."""
     wandb: Project = ""

@@ -90,6 +90,8 @@ def test_secrets_are_not_passed_to_rays_workers(monkeypatch: pytest.MonkeyPatch)
     assert passed and not set(passed) & set(SECRETS) and not set(passed.values()) & set(SECRETS.values())
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     assert variables(["NCCL_*", "GLOO_SOCKET_IFNAME"]) == passed | {"NCCL_DEBUG": "INFO"}
+    assert not set(variables(["*"])) & set(SECRETS) and variables(["*"])["NCCL_DEBUG"] == "INFO"
+    assert variables(["HF_TOKEN"]) == passed | {"HF_TOKEN": SECRETS["HF_TOKEN"]}, "who names a secret wants it"
 
 
 def test_secrets_are_not_in_the_resolved_config_or_the_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
