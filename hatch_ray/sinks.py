@@ -62,7 +62,6 @@ def check_sinks(config: Config) -> None:
 @contextmanager
 def mirrored(config: Config, run: RunFolder) -> Iterator[None]:
     """While the block runs, each sink that the config names gets the metrics. One that fails is told once, by name."""
-    (run.path / "sinks").mkdir(parents=True, exist_ok=True)
     started = [_start(name, run) for name in SINKS if getattr(config, name)]
     try:
         yield
@@ -82,6 +81,7 @@ def _start(name: str, run: RunFolder) -> tuple[subprocess.Popen[bytes], threadin
     places = os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"WANDB_ERROR_REPORTING": "false"} | os.environ | {"PYTHONPATH": places}
     said = run.path / "sinks" / f"{name}.log"
+    said.parent.mkdir(parents=True, exist_ok=True)
     with said.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "hatch_ray.sinks", name, str(run.path)], stdin=subprocess.PIPE, stdout=out,
@@ -119,7 +119,22 @@ class Sent:
     last: dict[str, int] = field(default_factory=dict)
 
 
-class TensorBoard:
+class Sink:
+    """A run of a package that sends by itself, and keeps what it has when rows are taken back."""
+
+    run: Any
+
+    def anew(self, sent: Sent) -> None:
+        """All rows come again, from the first on."""
+
+    def flush(self) -> None:
+        """Show what was sent."""
+
+    def end(self) -> None:
+        self.run.finish()
+
+
+class TensorBoard(Sink):
     """RUN/tensorboard/STAGE, under plain names: always what metrics.jsonl has, so it is written anew with that."""
 
     def __init__(self, run: RunFolder, tree: dict[str, Any], sent: Sent) -> None:
@@ -150,38 +165,27 @@ class TensorBoard:
             writer.close()
 
 
-class Wandb:
+class Wandb(Sink):
     """A run of W&B; its own settings (WANDB_MODE=offline, WANDB_ENTITY, ...) come from the environment. Its step is the
     number of the row, so that segments which were written offline follow each other."""
 
     def __init__(self, run: RunFolder, tree: dict[str, Any], sent: Sent) -> None:
         import wandb
 
+        quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
         self.run = wandb.init(
             project=sent.project, id=sent.id, resume="allow", name=Path(tree["run_dir"]).name, config=tree,
-            dir=str(run.path),
-            settings=wandb.Settings(
-                console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True
-            ),
+            dir=str(run.path), settings=quiet,
         )  # fmt: skip
         for stage in tree["stages"]:
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
-    def anew(self, sent: Sent) -> None:
-        """It keeps what it has."""
-
     def send(self, row: dict[str, Any], values: dict[str, float], sent: Sent) -> None:
-        named = {f"{row['stage']}/{name}": value for name, value in values.items()}
-        self.run.log(named | {f"{row['stage']}/step": row["step"]}, step=sent.rows, commit=True)
-
-    def flush(self) -> None:
-        """It sends by itself."""
-
-    def end(self) -> None:
-        self.run.finish()
+        named = {f"{row['stage']}/{name}": value for name, value in (values | {"step": row["step"]}).items()}
+        self.run.log(named, step=sent.rows, commit=True)
 
 
-class Trackio:
+class Trackio(Sink):
     """A run of trackio; where to (TRACKIO_DIR, TRACKIO_SPACE_ID, ...) comes from the environment."""
 
     def __init__(self, run: RunFolder, tree: dict[str, Any], sent: Sent) -> None:
@@ -192,17 +196,8 @@ class Trackio:
             embed=False, auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
 
-    def anew(self, sent: Sent) -> None:
-        """It keeps what it has."""
-
     def send(self, row: dict[str, Any], values: dict[str, float], sent: Sent) -> None:
         self.run.log({f"{row['stage']}/{name}": value for name, value in values.items()}, step=row["step"])
-
-    def flush(self) -> None:
-        """It sends by itself."""
-
-    def end(self) -> None:
-        self.run.finish()
 
 
 SINKS: dict[str, type[TensorBoard | Wandb | Trackio]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
@@ -225,8 +220,8 @@ def follow(name: str, run: RunFolder) -> None:
                 sink.anew(sent)
             new = [row for row in rows if row["step"] > sent.last.get(row["stage"], 0)]
             for row in new:
-                values = {key: value for key, value in row.items() if isinstance(value, int | float)}
-                sink.send(row, {key: values[key] for key in values if key not in ("step", "time")}, sent)
+                measured = ((name, value) for name, value in row.items() if name not in ("step", "time"))
+                sink.send(row, {name: value for name, value in measured if isinstance(value, int | float)}, sent)
                 sent.rows, sent.last[row["stage"]] = sent.rows + 1, row["step"]
             if new:
                 sink.flush()
