@@ -349,7 +349,7 @@ def ablate(
 
 @app.command()
 def doctor() -> None:
-    """Check Python, CPU, memory, torch, vLLM, Ray and GPU, with a fix for each failure."""
+    """Check Python, CPU, memory, torch, vLLM, Ray, GPU, compiler and NCCL, with a fix for each failure."""
     from hatch_ray.doctor import main as check
 
     raise typer.Exit(check())

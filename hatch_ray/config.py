@@ -31,6 +31,9 @@ def _place(path: object) -> object:
     return bucket_address(str(path))
 
 
+Project = Annotated[str, Field(pattern=r"^[\w.-]*$", max_length=128)]
+
+
 class Config(Section):
     """What every system's config has; `systems.base.System.Config` adds its own sections (HATCH: `HatchConfig`)."""
 
@@ -61,9 +64,14 @@ class Config(Section):
     (docs/cluster.md)."""
     environment: tuple[str, ...] = ()
     """Environment variables of the driver that the workers of a cluster get too, by name or with * for any text:
-    [NCCL_*, GLOO_SOCKET_IFNAME]. On this machine they get all."""
+    [NCCL_*, GLOO_SOCKET_IFNAME]. * stands for no name of a key, token, secret or password. Values are kept nowhere. On
+    this machine workers get all."""
     tensorboard: bool = True
-    """Write a stage's scalars to RUN/tensorboard when it is done."""
+    """Write the metrics to RUN/tensorboard while a stage trains."""
+    wandb: Project = ""
+    """Project of Weights & Biases that gets the metrics too (docs/observability.md#elsewhere); empty: none."""
+    trackio: Project = ""
+    """Project of trackio that gets the metrics too; empty: none."""
 
     @property
     def precision(self) -> Precision:

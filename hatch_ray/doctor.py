@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ SHARED_MEMORY_GIB = 1
 DISK_GIB = 5
 IMPORT_DEADLINE_S = 180
 REINSTALL = "make install (or: pip install -e '.[cpu]')"
+LEAST_DRIVER = {"12": 525, "13": 580}
+"""NVIDIA's first driver branch for each major version of CUDA; it runs all minor ones (CUDA Compatibility)."""
 PINNED = ("torch", "torchvision", "transformers", "ray")
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 
@@ -196,26 +199,80 @@ def check_versions(locks: Path = LOCKS) -> Check:
 
 
 def check_gpu() -> Check:
-    """A GPU, if any, is seen by the driver and by torch."""
-    names: list[str] = []
+    """A GPU, if any, is seen by a driver that is new enough for torch, and by torch."""
+    gpus, why = list[str](), ""
     if tool := shutil.which("nvidia-smi"):
-        query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-        names = answer.stdout.strip().splitlines() if answer.returncode == 0 else []
-    if not names:
+        lines = (answer.stdout or answer.stderr).strip().splitlines()
+        gpus, why = (lines, "") if answer.returncode == 0 else ([], f" (nvidia-smi: {' '.join(lines[:1])})")
+    if not gpus:
         fix = "vllm's GPU build is installed: fix the NVIDIA driver, or make clean install BACKEND=cpu"
-        return Check("GPU", "none; that is fine for the demo", "" if has_cpu_engine() else fix)
-    found = "; ".join(names)
+        return Check("GPU", f"none{why}; that is fine for the demo", "" if has_cpu_engine() else fix)
+    found, driver = "; ".join(gpus), gpus[0].split(", ")[-1]
     if has_cpu_engine():
         return Check("GPU", f"{found}: unused, the CPU build is installed (make clean install BACKEND=gpu)")
-    ok, detail = in_own_process("import torch; assert torch.cuda.is_available(); print(torch.cuda.device_count())")
-    fix = "torch sees no GPU: the driver must support CUDA 13 (nvidia-smi shows it); look at CUDA_VISIBLE_DEVICES"
-    return Check("GPU", found) if ok else Check("GPU", detail, fix)
+    ok, detail = in_own_process("import torch; print(torch.version.cuda, torch.cuda.device_count())")
+    if not ok:
+        return Check("GPU", detail, REINSTALL)
+    cuda, seen = detail.split()
+    found = f"{found} (name, memory, driver); torch is built for CUDA {cuda} and sees {seen}"
+    least = LEAST_DRIVER.get(cuda.partition(".")[0])
+    fix = ""
+    if cuda == "None":
+        fix = "torch's CPU build is installed beside vllm's GPU build: make clean install BACKEND=gpu"
+    elif least and driver.partition(".")[0].isdigit() and int(driver.partition(".")[0]) < least:
+        fix = f"install an NVIDIA driver of version {least} or newer, which CUDA {cuda} needs, and restart the machine"
+    elif int(seen) == 0:
+        fix = "look at CUDA_VISIBLE_DEVICES, and in a container at --gpus all; dmesg says what the driver misses"
+    return Check("GPU", found, fix)
+
+
+def check_compiler() -> Check:
+    """Triton, which vLLM and torch.compile use on GPUs, compiles C against Python's headers at its first kernel."""
+    known = [os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang")]  # as Triton looks for one
+    compiler = next((name for name in known if name), None)
+    install = f"apt-get install gcc python3.{sys.version_info.minor}-dev (dnf: gcc python3-devel)"
+    if compiler is None:
+        return _on_gpus("C compiler", "no gcc or clang", install)
+    command = [compiler, "-fsyntax-only", "-I", sysconfig.get_path("include"), "-x", "c", "-"]
+    try:
+        done = subprocess.run(
+            command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=60, check=False
+        )
+    except OSError as error:
+        return _on_gpus("C compiler", f"CC={compiler}: {error.strerror}", f"unset CC; {install}")
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it failed"])[0]
+        return _on_gpus("C compiler", f"{compiler}: {said}", install)
+    return Check("C compiler", f"{compiler}, with Python's headers")
+
+
+def check_nccl() -> Check:
+    """NCCL, by which GPUs exchange gradients, is the one that torch was installed with."""
+    if has_cpu_engine():
+        return Check("NCCL", "not needed: CPUs exchange by gloo")
+    ok, version = in_own_process("import torch; print('.'.join(map(str, torch.cuda.nccl.version()[:3])))")
+    if not ok:
+        return Check("NCCL", version, "make clean install BACKEND=gpu: torch was built without NCCL, or cannot load it")
+    wheel = next(filter(None, map(installed, ("nvidia-nccl-cu13", "nvidia-nccl-cu12"))), version)
+    if not f"{wheel}.".startswith(f"{version}."):
+        named = [name for name in ("LD_PRELOAD", "LD_LIBRARY_PATH") if os.environ.get(name)]
+        fix = f"another libnccl.so.2 comes first: take it out of {' and '.join(named) or '/etc/ld.so.conf'}"
+        return Check("NCCL", f"{version} is loaded, {wheel} is installed", fix)
+    if other := os.environ.get("VLLM_NCCL_SO_PATH"):
+        return Check("NCCL", f"{version}, but vLLM loads {other}", "unset VLLM_NCCL_SO_PATH: both must be one version")
+    return Check("NCCL", version)
+
+
+def _on_gpus(name: str, detail: str, fix: str) -> Check:
+    """What only a GPU's environment needs."""
+    return Check(name, f"{detail}; that is fine without GPUs") if has_cpu_engine() else Check(name, detail, fix)
 
 
 CHECKS: tuple[Callable[[], Check], ...] = (
     check_python, check_cpu, check_memory, check_shared_memory, check_disk, check_libnuma, check_versions, check_torch,
-    check_audio, check_vllm, check_ray, check_gpu,
+    check_audio, check_vllm, check_ray, check_gpu, check_compiler, check_nccl,
 )  # fmt: skip
 """In order; all of them take about half a minute, most of it vLLM's import."""
 

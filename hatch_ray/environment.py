@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from importlib import metadata
@@ -52,6 +53,10 @@ WITH_CPU_ENGINE = {
 }
 
 
+SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+"""Names of variables that no pattern fits: Ray shows what workers are given to everybody who sees its dashboard."""
+
+
 def installed(package: str) -> str | None:
     """The installed version of a distribution, None where it is absent."""
     try:
@@ -67,13 +72,18 @@ def has_cpu_engine() -> bool:
 
 def variables(also: Iterable[str] = ()) -> dict[str, str]:
     """Every variable named here with the value it has, or else the one it is given; and those of this process whose
-    names fit `also` ("NCCL_*").
+    names are in `also` or fit it ("NCCL_*"; a secret's name fits none).
 
     Hand them to Ray (`runtime_env={"env_vars": variables()}`): workers of a cluster that was started elsewhere do not
     inherit this process's environment.
     """
     defaults = {**EVERYWHERE, **(WITH_CPU_ENGINE if has_cpu_engine() else {})}
-    own = {name: value for name, value in os.environ.items() if any(fnmatchcase(name, one) for one in also)}
+    wanted = tuple(also)
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name in wanted or (not SECRET.search(name) and any(fnmatchcase(name, one) for one in wanted))
+    }
     return own | {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 

@@ -4,7 +4,9 @@ RUN/config.yaml              the resolved config
 RUN/version.json             {"hatch_ray": the version that wrote last, "format": of this layout}
 RUN/progress.json            stage -> {"done": bool, "step": int}
 RUN/metrics.jsonl            one object a line: {"stage", "step", "time", name: value, ...}
-RUN/tensorboard/             the same scalars
+RUN/tensorboard/<stage>/     the same scalars, written meanwhile (`hatch_ray.sinks`)
+RUN/sinks/<name>.json        what a sink of metrics was sent; RUN/sinks/<name>.log what its package says
+RUN/wandb/                   of W&B: what it writes itself
 RUN/data/{train,heldout}/    datasets built for this run (data.root points elsewhere when given)
 RUN/<stage>/model/           the stage's result, a Hugging Face folder
 RUN/<stage>/checkpoints/     the stage's resumable states
@@ -171,6 +173,28 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} is not JSON ({error}); fix or delete the line") from None
     return rows
+
+
+class Tail:
+    """Follows a JSONL file to which another process appends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._place, self._file = path, 0, -1
+
+    def rows(self) -> tuple[list[dict[str, Any]], bool]:
+        """The whole rows since the last call; and whether these are all from the first on, because the file is another
+        one than then (`RunFolder.forget_after`).
+        """
+        if not self.path.exists():
+            return [], False
+        with self.path.open("rb") as file:
+            if anew := (number := os.fstat(file.fileno()).st_ino) != self._file:
+                self._place, self._file = 0, number
+            file.seek(self._place)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._place += len(whole)
+        return [json.loads(line) for line in whole.splitlines()], anew
 
 
 class RunFolder:

@@ -36,7 +36,7 @@ from hatch_ray.run_folder import RunFolder, bucket_address, is_bucket, write_ato
 MARK, PROGRESS, STATUS = ".mirror.json", "progress.json", "status.json"
 RESULTS = ("eval/", "benchmarks/", "report.html", "trace.json")
 """What commands write into a finished run: of two machines' the bucket has the one that was pushed last."""
-STAYS_OUT = re.compile(r"(.*/)?(\.|bad-step-)|(control|stacks|model)/|[^/]+/trainer/|.*\.pull$").match
+STAYS_OUT = re.compile(r"(.*/)?(\.|bad-step-)|(control|stacks|model|wandb/latest-run)/|[^/]+/trainer/|.*\.pull$").match
 DROPPED = re.compile(r"[^/]+/checkpoints/step-\d+/|bad_batches/[^/]+/|tensorboard/.+").match
 """What a run drops again, each as a whole."""
 WHOLE = re.compile(rf"[^/]+/checkpoints/step-\d+/{re.escape(MANIFEST)}$").match

@@ -41,7 +41,7 @@ def deployment_options(config: Config) -> dict[str, Any]:
         few, many, load = serving.replicas, serving.max_replicas, serving.target_ongoing_requests
         scaling = {"autoscaling_config": {"min_replicas": few, "max_replicas": many, "target_ongoing_requests": load}}
     places = serving.max_running + serving.max_waiting
-    environment = variables() | proxy_variables(config) | _key(serving.api_key_env)
+    environment = variables(config.environment) | proxy_variables(config) | _key(serving.api_key_env)
     return scaling | {
         "max_ongoing_requests": places + SPARE_PLACES,
         "max_queued_requests": places,

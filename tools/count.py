@@ -34,7 +34,7 @@ PURPOSES = {
     "placement, status, scaling, metrics, trace": """
         actors/*live.py actors/*status.py actors/*metrics.py actors/*notices.py actors/*placement.py
         actors/*resources.py actors/*scaling.py actors/*spans.py hatch_ray/cluster_address.py hatch_ray/control.py
-        hatch_ray/report/status.py hatch_ray/report/trace.py""",
+        hatch_ray/report/status.py hatch_ray/report/trace.py hatch_ray/sinks.py""",
     "planning, memory": """
         hatch_ray/planning/*.py hatch_ray/model/activations.py hatch_ray/model/memory.py hatch_ray/model/shapes.py
         hatch_ray/model/size.py actors/*memory_check.py""",

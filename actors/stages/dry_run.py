@@ -11,6 +11,7 @@ from hatch_ray.config_sections import Trained
 from hatch_ray.data.store import stage_steps
 from hatch_ray.model.memory import engine_memory, gb_text, host_memory, learner_memory, workers_used
 from hatch_ray.model.size import check_prefixes, count_parameters
+from hatch_ray.sinks import check_sinks
 from hatch_ray.systems import system_of
 
 
@@ -25,6 +26,7 @@ def planned_steps(config: Config, name: str) -> int | None:
 
 def describe(config: Config, console: Console) -> None:
     """Print the plan, the resources and the memory estimate of a config."""
+    check_sinks(config)
     parameters = count_parameters(config.model.base)
     check_prefixes(config.model.base, config.grpo.shared_prefix)
     console.print(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from actors.stages.run_processes import RunProcesses
 from actors.stages.train_workers import TrainWorkers
 from hatch_ray.config import Config
 from hatch_ray.model.memory import workers_used
-from hatch_ray.run_folder import RunFolder, read_jsonl
+from hatch_ray.run_folder import RunFolder, Tail, read_jsonl
 
 POLL_SECONDS = 0.3
 BACK_SECONDS = 60.0
@@ -104,21 +102,12 @@ def before_restart(config: Config, stage: str, error: BaseException) -> None:
 
 def _follow(run: RunFolder, stage: str, steps: int, report: Report, stop: threading.Event) -> None:
     """Tail the metrics file that rank 0 writes and report its last step of the stage; pass on the workers' notices."""
-    position, known = 0, -1
+    tail = Tail(run.metrics_path)
     while True:
         last = stop.wait(POLL_SECONDS)
         for line in arrived(run.path):
             log.warning("%s", line)
-        if run.metrics_path.exists():
-            with run.metrics_path.open("rb") as file:
-                if (number := os.fstat(file.fileno()).st_ino) != known:
-                    position, known = 0, number  # `forget_after` put another file in its place
-                file.seek(position)
-                text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            position += len(whole)
-            rows = [row for row in map(json.loads, whole.splitlines()) if row["stage"] == stage]
-            if rows:
-                report(rows[-1]["step"], steps)
+        if steps_done := [row["step"] for row in tail.rows()[0] if row["stage"] == stage]:
+            report(steps_done[-1], steps)
         if last:
             return

@@ -38,15 +38,16 @@ from hatch_ray.disk import clear_leftovers
 from hatch_ray.environment import variables
 from hatch_ray.model.size import check_prefixes, count_parameters
 from hatch_ray.model.source import model_source
-from hatch_ray.run_folder import RunFolder, read_jsonl
+from hatch_ray.run_folder import RunFolder
 from hatch_ray.run_version import compare_with_run, write_version
 from hatch_ray.sample import Sample
+from hatch_ray.sinks import check_sinks, mirrored
 from hatch_ray.systems import system_of
 from hatch_ray.systems.base import Stage
 
 FREE_TO_CHANGE = {
     "run_dir", "stages", "rollout", "reward_actors", "learner", "recovery", "checkpoints", "deadlines", "eval", "serve",
-    "colocated", "tensorboard", "storage",
+    "colocated", "environment", "tensorboard", "wandb", "trackio", "storage",
 }  # fmt: skip
 """Parts of the config that may differ when a run is resumed: they change no result, or say only what to run."""
 
@@ -83,6 +84,7 @@ def open_run(config: Config, console: Console | None = None) -> RunFolder:
 
 def check_inputs(config: Config) -> None:
     """Refuse a missing data folder or package, a wrong model folder or an unknown task before anything is made."""
+    check_sinks(config)
     if "grpo" in config.stages:
         check_carrier(config)
     source = Path(model_source(config.model.base))
@@ -205,19 +207,6 @@ def both(first: Report, second: Report) -> Report:
     return report
 
 
-def write_tensorboard(run: RunFolder, stage: str) -> None:
-    """The stage's scalars of metrics.jsonl as TensorBoard events, in place of older ones."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    folder = run.path / "tensorboard" / stage
-    shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
-        for row in read_jsonl(run.metrics_path):
-            for name, value in row.items():
-                if row["stage"] == stage and name not in ("step", "time") and isinstance(value, int | float):
-                    writer.add_scalar(name, value, row["step"], row["time"])
-
-
 def run_recipe(
     config: Config,
     console: Console,
@@ -267,7 +256,7 @@ def _run_stages(
     for section, found in data.items():
         console.print(f"{section}: {len(found.train)} training and {len(found.heldout)} held-out samples")
     system = system_of(config)
-    with Live(run, config.stages, config.deadlines, processes.notes) as live:
+    with mirrored(config, run), Live(run, config.stages, config.deadlines, processes.notes) as live:
         for number, stage in enumerate(map(system.stage, config.stages), start=1):
             if asked():
                 raise StopAsked
@@ -284,8 +273,6 @@ def _run_stages(
                 achieved = run_stage(stage, config, run, data[stage.data], told_both, live, processes)
             run.set_progress(stage.name, step=int(achieved["steps"]), done=True)
             run.link_model(stage.name)
-            if config.tensorboard:
-                write_tensorboard(run, stage.name)
             console.print(f"  {achieved['line']} ({time.monotonic() - start:.0f} s)", markup=False)
             for text in achieved.get("warnings", []):
                 console.print(f"  warning: {text}", markup=False)

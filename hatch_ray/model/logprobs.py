@@ -78,10 +78,12 @@ class ReplyScorer(nn.Module):
             kept.backward()
 
     @torch.no_grad()
-    def distributions(self, batch: PackedBatch) -> torch.Tensor:
-        """(N, vocabulary) float32: the log-probabilities of every token in the place of each scored one."""
+    def distributions(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, vocabulary) float32 each: logits as the head gives them, and log-probabilities, of every token in the
+        place of each scored one."""
         with self._computing():
-            return self._logprobs(self._hidden(batch))
+            logits = self.model.lm_head(self._hidden(batch)).float()
+            return logits, self._logprobs(logits)
 
     def _computing(self) -> torch.autocast:
         return computing(self.model, self.compute, self.bias.device)
@@ -120,8 +122,8 @@ class ReplyScorer(nn.Module):
         embedded: torch.Tensor = self.model.model.language_model.embed_tokens(ids).to(self.residual)
         return embedded
 
-    def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:
-        return ((self.model.lm_head(hidden).float() + self.bias) / self.temperature).log_softmax(-1)
+    def _logprobs(self, logits: torch.Tensor) -> torch.Tensor:
+        return ((logits + self.bias) / self.temperature).log_softmax(-1)
 
     def _scored(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         step = max(1, HEAD_CHUNK // len(self.bias))
@@ -134,7 +136,7 @@ class ReplyScorer(nn.Module):
         return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
 
     def _score(self, hidden: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs = self._logprobs(hidden)
+        logprobs = self._logprobs(self.model.lm_head(hidden).float())
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, target[:, None])[:, 0].clone(), entropy  # FSDP's hooks are lost on a view

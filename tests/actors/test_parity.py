@@ -13,10 +13,11 @@ from actors.rollout.engines import EnginePool
 from actors.rollout.prompts import PromptMaker
 from actors.runtime.messages import GateAnswer, ProbeAnswer, Sampling, SyncAnswer, WeightsHandle
 from actors.weights.parity import ParityError, check_engines, check_gate, check_sync, gap, make_probes
-from actors.weights.probe_scores import BOUND
+from actors.weights.probe_scores import FLOOR, STEPS, logit_step, parity_bound
 from actors.weights.publish import pack_weights
 from hatch_ray.config import make_config
 from hatch_ray.model.base import load_model, load_processor, save_model
+from hatch_ray.model.source import model_source
 from hatch_ray.sample import Sample, View
 from tests.support.faulty_engine import NORM, FaultyEngine, flip_bit
 from tests.support.pictures import photo
@@ -184,6 +185,49 @@ def test_replies_do_not_depend_on_probes(pair):
     assert all(np.array_equal(a.logprobs, b.logprobs) for a, b in zip(plain.replies, probed.replies, strict=True))
 
 
+# --- bounds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_bound_follows_from_how_numbers_of_the_dtype_step(dtype):
+    kind = getattr(torch, dtype)
+    for size in (0.8, 1.0, 9.5, 16.0, 20.0, 31.9):
+        number = torch.tensor(size).to(kind)
+        above = torch.nextafter(number, torch.tensor(float("inf"), dtype=kind))
+        assert logit_step(dtype, float(number)) == float(above - number)
+    logits = torch.from_numpy(np.random.default_rng(0).uniform(16, 32, size=(200, 500))).double()
+    rounded = (logits + 0.4 * logit_step(dtype, 20)).to(kind).double(), logits.to(kind).double()
+    moved = (rounded[0].log_softmax(-1) - rounded[1].log_softmax(-1)).abs()
+    assert 0 < float(moved.max()) <= 2 * logit_step(dtype, 20), "what rounding the logits alone can do"
+    assert parity_bound("bfloat16", 20) == 0.5 and parity_bound("bfloat16", 20, temperature=0.5) == 1
+    assert parity_bound("float32", 20) == FLOOR > 5 * NOISE - 1e-12
+
+
+@pytest.mark.rest
+def test_a_bfloat16_model_stays_within_its_bound_and_another_one_does_not(ray_cluster, config, samples):
+    """hatch-tiny, whose logits reach 13; learner and engine compute in bfloat16."""
+    kinds = {"learner": {"compute": "bfloat16"}, "rollout": {"cpus": 0.5, "kv_cache_mb": 64, "dtype": "bfloat16"}}
+    tree = config.model_dump(mode="json")
+    tree["model"]["base"] = "hatch-tiny"
+    folder = model_source("hatch-tiny")
+    pair = Pair(ray_cluster, make_config(tree | kinds), folder, samples)
+    try:
+        scores = pair.scores()
+        check_engines([pair.engine], scores)
+        found = [(gap(pair.ask("probe", score).real.logprobs, score.logprobs), score.bound) for score in scores]
+        print([f"{difference:.3g} of {bound:.3g}" for difference, bound in found])
+        assert all(2 * NOISE < difference < bound for difference, bound in found)
+        assert {bound for _, bound in found} <= {STEPS * step / 0.8 for step in (2**-5, 2**-4, 2**-3)}
+        pair.update()
+        pair.sync()
+        with torch.no_grad():
+            pair.learner.model.lm_head.weight.mul_(1.5)
+        with pytest.raises(ParityError, match=r"learner and vLLM differ by \d\.\d+ nats a token .* \(bound 0\."):
+            check_engines([pair.engine], pair.scores())
+    finally:
+        pair.engines.stop()
+
+
 # --- weight updates ---------------------------------------------------------------------------------------------
 
 
@@ -192,7 +236,7 @@ def test_one_update_is_far_above_the_bound_and_the_answer_far_below(pair):
     handle = pair.handle()
     answer = pair.ask("load_weights", handle)
     check_sync("engine 0", handle, answer)
-    assert gap(answer.before.logprobs, handle.probe.logprobs) > 5 * BOUND["float32"]
+    assert gap(answer.before.logprobs, handle.probe.logprobs) > 5 * handle.probe.bound == 5 * FLOOR
     assert gap(answer.after.logprobs, handle.probe.logprobs) < NOISE
     assert (answer.version, answer.checksum) == (pair.version, handle.checksum)
     assert answer.before.cached > 0  # of the rollouts: a cache that is not reset has something to show

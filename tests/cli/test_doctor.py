@@ -98,3 +98,67 @@ def test_a_process_that_hangs_is_a_failed_check():
         False,
         "OSError: libnuma.so.1: no such file",
     )
+
+
+GPU = "NVIDIA H100 80GB HBM3, 81559 MiB, 550.54.15"
+
+
+@pytest.fixture
+def gpu_machine(tmp_path, monkeypatch):
+    """vLLM's GPU build, and a driver's nvidia-smi; torch answers what is asked for."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{GPU}'\n", encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "has_cpu_engine", lambda: False)
+    return lambda answer: monkeypatch.setattr(doctor, "in_own_process", lambda code: (True, answer))
+
+
+@pytest.mark.parametrize(
+    ("answer", "fix"),
+    [
+        ("13.0 0", "install an NVIDIA driver of version 580 or newer, which CUDA 13.0 needs"),
+        ("12.8 0", "look at CUDA_VISIBLE_DEVICES"),
+        ("None 0", "make clean install BACKEND=gpu"),
+        ("12.8 1", ""),
+    ],
+)
+def test_a_driver_that_is_too_old_and_a_gpu_that_torch_does_not_see(gpu_machine, answer, fix):
+    gpu_machine(answer)
+    check = doctor.check_gpu()
+    assert GPU in check.detail and fix in check.fix and check.ok == (not fix)
+
+
+def test_a_compiler_is_tried_and_needed_with_gpus_alone(tmp_path, monkeypatch):
+    headers, path = doctor.sysconfig.get_path("include"), doctor.os.environ["PATH"]
+    for engine_on_cpu in (True, False):
+        monkeypatch.setattr(doctor, "has_cpu_engine", lambda cpu=engine_on_cpu: cpu)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CC", raising=False)
+        absent = doctor.check_compiler()
+        assert absent.ok == engine_on_cpu and "no gcc or clang" in absent.detail
+        monkeypatch.setenv("CC", str(tmp_path / "icc"))
+        assert doctor.check_compiler().ok == engine_on_cpu
+        monkeypatch.delenv("CC")
+        monkeypatch.setenv("PATH", path)
+        if not doctor.shutil.which("gcc"):
+            pytest.skip("no gcc here")
+        assert doctor.check_compiler().detail.endswith("with Python's headers"), headers
+        monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path))
+        lacks = doctor.check_compiler()
+        monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: headers)
+        assert lacks.ok == engine_on_cpu and "Python.h" in lacks.detail
+    assert "apt-get install gcc python3." in lacks.fix
+
+
+def test_another_nccl_than_torchs_is_named(gpu_machine, monkeypatch):
+    gpu_machine("2.28.9")
+    have = {"nvidia-nccl-cu13": "2.28.9"}
+    monkeypatch.setattr(doctor, "installed", have.get)
+    assert doctor.check_nccl() == Check("NCCL", "2.28.9")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/usr/local/nccl/lib")
+    have["nvidia-nccl-cu13"] = "2.27.5"
+    check = doctor.check_nccl()
+    assert check.detail == "2.28.9 is loaded, 2.27.5 is installed" and "LD_LIBRARY_PATH" in check.fix
+    monkeypatch.setattr(doctor, "has_cpu_engine", lambda: True)
+    assert doctor.check_nccl().ok

@@ -18,7 +18,7 @@ FLOORS = (
     "hatch_ray.config_sections hatch_ray.control hatch_ray.protocol",
     "hatch_ray.config hatch_ray.rewards hatch_ray.storage",
     "hatch_ray.cluster_address hatch_ray.config_reference hatch_ray.data hatch_ray.model hatch_ray.planning "
-    "hatch_ray.run_version",
+    "hatch_ray.run_version hatch_ray.sinks",
     "hatch_ray.systems.base actors.runtime",
     "hatch_ray.evaluation hatch_ray.learning actors.weights",
     "hatch_ray.report hatch_ray.systems.hatch hatch_ray.systems.matching "

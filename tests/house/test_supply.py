@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -90,6 +94,25 @@ def test_secrets_are_not_passed_to_rays_workers(monkeypatch: pytest.MonkeyPatch)
     assert passed and not set(passed) & set(SECRETS) and not set(passed.values()) & set(SECRETS.values())
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     assert variables(["NCCL_*", "GLOO_SOCKET_IFNAME"]) == passed | {"NCCL_DEBUG": "INFO"}
+    assert not set(variables(["*"])) & set(SECRETS) and variables(["*"])["NCCL_DEBUG"] == "INFO"
+    assert variables(["HF_TOKEN"]) == passed | {"HF_TOKEN": SECRETS["HF_TOKEN"]}, "who names a secret wants it"
+
+
+@pytest.mark.rest
+def test_workers_of_a_cluster_get_the_variables_that_the_config_names(ray_cluster: Any) -> None:
+    code = (
+        "import os, ray; from actors.stages.recipe import start_ray; from hatch_ray.config import make_config\n"
+        "start_ray(make_config({'environment': ['NCCL_*', 'WANDB_*']}), needs=[])\n"
+        "asked = {'NCCL_DEBUG', 'WANDB_API_KEY', 'OTHER'}\n"
+        "print(ray.get(ray.remote(lambda: sorted(asked & set(os.environ))).remote()))"
+    )
+    own = {"NCCL_DEBUG": "INFO", "WANDB_API_KEY": "canary", "OTHER": "1"}
+    environment = os.environ | own | {"RAY_ADDRESS": ray_cluster.get_runtime_context().gcs_address}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, text=True, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("['NCCL_DEBUG']"), done.stdout
 
 
 def test_secrets_are_not_in_the_resolved_config_or_the_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
