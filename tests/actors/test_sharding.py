@@ -20,7 +20,6 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from actors.experience.queues import make_shards
-from actors.learner.learner import split_rows
 from actors.runtime.deadlines import CollectiveError, collectives
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.disk import is_full
@@ -193,7 +192,7 @@ def test_a_long_groups_prompt_and_images_are_computed_once_for_all_its_parts(tin
     for one in (config, in_one_pass(config)):
         learner = learner_of(one)
         (shard,) = make_shards(0, groups_of(tiny_model), 1)
-        batches = split_rows([learner.prompt(g) for g in shard.groups], shard.groups, one.grpo.token_budget)
+        batches = learner.batches([learner.prompt(g) for g in shard.groups], shard.groups)
         units = learner.units(batches)
         metrics = learner.update(shard)
         passes.append([unit.passes for unit in units])
