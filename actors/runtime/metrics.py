@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from hatch_ray.systems.words import ASKS
+from hatch_ray.run_folder import ASKS
 
 SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Bounds of the histograms."""

@@ -13,12 +13,12 @@ from typing import Any
 
 from hatch_ray.config import load_config
 from hatch_ray.evaluation.heldout import read_rows
-from hatch_ray.run_folder import RunFolder, read_jsonl
+from hatch_ray.run_folder import ASKS, RunFolder, read_jsonl
 from hatch_ray.systems.matching.curriculum import ladders_of
 from hatch_ray.systems.matching.measures import LEGEND, MEASURES, Case, Measured, figure, text_table
 from hatch_ray.systems.matching.reply import NONE, NONE_TEXT
 from hatch_ray.systems.matching.settings import MatchingConfig
-from hatch_ray.systems.words import ASKS, standing_in_words
+from hatch_ray.systems.words import standing_in_words
 
 
 def measured(name: str, rows: Sequence[dict[str, Any]], bootstrap: int, seed: int) -> Measured:
