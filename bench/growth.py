@@ -76,7 +76,7 @@ class Stepper:
         self.learner.update(shard)
         marks.append(time.perf_counter())
         self.version += 1
-        weights = {name: tensor.clone() for name, tensor in self.learner.learned_weights().items()}
+        weights = {name: tensor.clone() for name, tensor in self.learner.each_learned_weight()}
         self.engine.load(ray.get(ray.put(pack_weights(weights, self.version))))
         marks.append(time.perf_counter())
         phases = ("prepare", "generate", "reward", "learn", "sync")

@@ -40,6 +40,9 @@ from typing import Any
 
 from hatch_ray.disk import when_there_is_room
 
+ASKS = "asks_"
+"""Before the names of a sampler's numbers in the metrics of a step."""
+
 
 def is_bucket(place: str | Path) -> bool:
     """Whether a run's place is a bucket, which `hatch_ray.storage` brings to a folder."""

@@ -64,17 +64,13 @@ def mark(text: str, index: int, given: Sequence[Sequence[float]] | None, max_pix
         points = np.array(given, dtype=float)
         places = np.rint((points + 0.5) * scale - 0.5).clip(0, np.array(seen.size) - 1)
         _check(points, places, index, photo, guard)
-    seen, draw = _drawable(seen)
+    seen = seen.copy()
+    draw = ImageDraw.Draw(seen)
     for number, (x, y) in enumerate(places, start=1):
         draw_circle(draw, str(number), (int(x), int(y)), seen.size)
     buffer = io.BytesIO()
     seen.save(buffer, "PNG", compress_level=1)
     return Marked(base64.b64encode(buffer.getvalue()).decode(), points)
-
-
-def _drawable(image: Image.Image) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    copy = image.copy()
-    return copy, ImageDraw.Draw(copy)
 
 
 def _check(points: np.ndarray, places: np.ndarray, index: int, photo: Image.Image, guard: int) -> None:

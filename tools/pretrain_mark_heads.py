@@ -7,17 +7,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
 
 from hatch_ray.data.markers import COLORS
 from hatch_ray.data.numbered import label_middle
 from tools.pretrain_data import CELL_PX
-from tools.pretrain_heads import FIRST_WORDS, answer_numbers
+from tools.pretrain_heads import FIRST_WORDS, DenseHeads, RelationHeads, answer_numbers
 from tools.pretrain_marks import LARGEST, Asked, Shown
+from tools.pretraining import image_grid
+from tools.tiny import PATCH
 
 COLOR_NAMES = tuple(COLORS)
 NUMBERS = max(LARGEST.values())
@@ -189,3 +193,46 @@ def mark_answer_numbers(asked: Asked, grid: int) -> tuple[int, float, float, flo
             numbers = list(known[1:])
     first, second, third, fourth = (np.array([*numbers, 0, 0, 0])[:4]).tolist()
     return WORDS.index(word), first, second, third, fourth
+
+
+class Heads(nn.Module):
+    """Everything that is thrown away after the training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense, self.relations, self.marks = DenseHeads(width), RelationHeads(width), MarkHeads(width)
+        self.mentions, self.answers = MentionHead(width), MarkAnswerHead(width)
+
+
+def forward(
+    model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor], pixels: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Attended]]:
+    """Last hidden state; the merged tokens in raster order; the hidden state after, and what went into the attention
+    of, the layers that MentionHead reads.
+    """
+    seen: list[torch.Tensor] = []
+    attended: list[Attended] = []
+
+    def keep(module: nn.Module, _arguments: object, given: dict[str, Any]) -> None:
+        attended.append(Attended(module, given["hidden_states"], given["position_embeddings"]))
+
+    layers = model.model.language_model.layers
+    hooks = [
+        model.model.visual.register_forward_hook(lambda _module, _input, output: seen.append(output.pooler_output)),
+        layers[MentionHead.LAYER].register_forward_hook(lambda _module, _input, output: seen.append(output)),
+        *(
+            layers[layer].self_attn.register_forward_pre_hook(keep, with_kwargs=True)
+            for layer in (MentionHead.LAYER, MentionHead.FOUND_LAYER)
+        ),
+    ]
+    output = model.model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        mm_token_type_ids=batch["mm_token_type_ids"],
+        pixel_values=pixels,
+        image_grid_thw=image_grid(len(pixels) // (size // PATCH) ** 2, size),
+        use_cache=False,
+    )
+    for hook in hooks:
+        hook.remove()
+    return output.last_hidden_state, *seen, attended

@@ -17,7 +17,7 @@ import torch
 import typer
 
 from actors.learner.bad_batches import BadBatch
-from actors.learner.learner import Learner, Row, TokenTerms, split_rows
+from actors.learner.learner import Learner, Row, TokenTerms
 from hatch_ray.cli import run_command
 from hatch_ray.learning.workers import Workers
 from hatch_ray.storage import local_run
@@ -98,8 +98,7 @@ def load_learner(batch: BadBatch, weights: Mapping[str, torch.Tensor], model: st
 
 def replay_batch(learner: Learner, batch: BadBatch) -> Replay:
     """Forward and backward as the run did it; where a gradient is not finite, once more for each reply alone."""
-    grpo = learner.config.grpo
-    batches = split_rows(batch.prompts, batch.groups, grpo.token_budget, grpo.shared_prefix)
+    batches = learner.batches(batch.prompts, batch.groups)
     old = _split_old(batches, batch) if batch.update else {}
     learner.optimizer.zero_grad(set_to_none=True)
     with _watch(learner) as watch:

@@ -23,10 +23,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLForCo
 from hatch_ray.cli import run_command
 from hatch_ray.model.fast_vision import speed_up_vision
 from tools.pretrain_data import QUESTIONS, TEXTS, ask
+from tools.pretrain_evaluation import greedy
 from tools.pretrain_heads import numbers_error
-from tools.pretrain_marks import Asked, Style, ask_about, show
+from tools.pretrain_mark_questions import ask_about
+from tools.pretrain_marks import Asked, Style, show
+from tools.pretrain_packing import Packer, draw_views
 from tools.pretrain_spots import SpotSet
-from tools.pretrain_tiny import Packer, draw_views, greedy, patchify
+from tools.pretraining import patchify
 
 app = typer.Typer(add_completion=False)
 

@@ -19,7 +19,7 @@ from hatch_ray.data.rooms import PRETRAIN_SEEDS, RoomOptions
 from hatch_ray.learning.skills import FILE
 from hatch_ray.run_folder import write_atomic
 from tools.pretrain_data import HELDOUT_OFFSET, ask, render_views
-from tools.pretrain_tiny import draw_views
+from tools.pretrain_packing import draw_views
 
 SKILLS = {
     "heading": ("heading", "deg"),

@@ -39,7 +39,8 @@ actors/stages/grpo.py:drive -> actors/experience/queues.py:hand_over
 actors/experience/queues.py:hand_over -> actors/experience/queues.py:put
 actors/learner/worker.py:learner_loop -> actors/experience/queues.py:take
 actors/learner/worker.py:learner_loop -> actors/learner/learner.py:update
-actors/learner/learner.py:update -> actors/learner/learner.py:split_rows
+actors/learner/learner.py:update -> actors/learner/learner.py:batches
+actors/learner/learner.py:batches -> actors/learner/learner.py:split_rows
 actors/learner/learner.py:packed -> hatch_ray/model/packing.py:pack
 actors/learner/learner.py:_gradients -> hatch_ray/model/logprobs.py:each
 actors/learner/learner.py:token_terms -> hatch_ray/learning/grpo.py:grpo_loss

@@ -8,14 +8,22 @@ heads share a key-value head, which no choice of weights can do without a loss: 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
+from hatch_ray.model.fast_vision import speed_up_vision
+from tools.pretrain_mark_heads import forward
+from tools.pretrain_packing import Packer, draw_questions, draw_views
+from tools.pretrain_spots import SpotSet
+from tools.pretraining import patchify, report
 from tools.tiny import TinyConfig, initialise
 
 WIDE = TinyConfig(text_width=256, text_heads=4, kv_heads=4)
@@ -113,3 +121,39 @@ def _reorder(attention: nn.Module, before: dict[str, torch.Tensor], order: tuple
         else:
             heads = by_head if name.startswith("q_proj") else first
             value.copy_(old.unflatten(0, (-1, width))[heads].flatten(0, 1))
+
+
+def start_wide(
+    base: Path, views: SpotSet, rows: int, out: Path
+) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
+    """The model of a folder, made wider and its key-value heads grouped; what that did to its answers is reported.
+
+    A model that is wide already stays as it is.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    narrow = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    if narrow.config.text_config.hidden_size == WIDE.text_width:
+        return narrow, tokenizer
+    packer, rng = Packer(tokenizer), random.Random(4)
+    drawn = [draw_views(views, 2, rng) for _ in range(rows)]
+    batch = packer.pack([draw_questions(views, room, seen, 8, 0.6, rng) for room, seen in drawn], 2)
+    pixels = patchify(np.concatenate([views.rgb[room, list(seen)] for room, seen in drawn]))
+    keep = batch["labels"][:, 1:] != -100
+
+    @torch.no_grad()
+    def logits(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
+        speed_up_vision(model)
+        last, *_ = forward(model.eval(), batch, pixels, views.size)
+        result: torch.Tensor = model.lm_head(last[:, :-1][keep])
+        return result
+
+    def loss(model: Qwen2_5_VLForConditionalGeneration) -> float:
+        return float(nn.functional.cross_entropy(logits(model), batch["labels"][:, 1:][keep]))
+
+    wide = widen(narrow, tokenizer)
+    away = float((logits(wide) - logits(narrow)).abs().max())
+    row = {"stage": "widen", "logits_away": away, "loss_before": loss(narrow), "loss_wide": loss(wide)}
+    kept = narrow.config.text_config.num_attention_heads
+    grouped, orders = group_heads(wide, tokenizer, WIDE, kept, loss)
+    report(out, row | {"loss_grouped": loss(grouped), "heads": orders})
+    return grouped, tokenizer

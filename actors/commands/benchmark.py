@@ -22,12 +22,12 @@ from actors.runtime.messages import Request, StoredImage
 from actors.runtime.placement import engine_needs
 from actors.runtime.progress import Report, progress_bar
 from actors.stages.recipe import start_ray
-from hatch_ray.benchmarks.files import find_files, local_root
+from hatch_ray.benchmarks.files import choose_root, find_files, local_root
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.kept import Kept
 from hatch_ray.benchmarks.matching_report import report_matching
 from hatch_ray.benchmarks.matching_scenes import SCENES, build_scenes
-from hatch_ray.benchmarks.registry import KNOWN, MATCHING, ROOMS, Benchmark, check_bad_rows, choose_root, survey
+from hatch_ray.benchmarks.registry import KNOWN, MATCHING, ROOMS, Benchmark, check_bad_rows, survey
 from hatch_ray.benchmarks.report import report_benchmarks
 from hatch_ray.benchmarks.results import predict_row, rescored
 from hatch_ray.benchmarks.rooms import build_rooms
@@ -75,8 +75,9 @@ def open_source(name: str, config: Config, run: RunFolder, roots: Sequence[str],
         with progress_bar(console, "building rooms") as report:
             paths = build_rooms(config.data, config.seed, config.eval.samples, folder, report)
     else:
-        root = local_root(choose_root(benchmark, roots), benchmark.part.patterns)
-        paths = find_files(root, benchmark.part.patterns, benchmark.title)
+        part = benchmark.part
+        root = local_root(choose_root(part.name, roots, part.hub), part.patterns)
+        paths = find_files(root, part.patterns, benchmark.title)
     return Source(name, benchmark, paths, *survey(benchmark, paths))
 
 

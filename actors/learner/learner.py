@@ -18,6 +18,7 @@ from actors.learner.policy import Policy
 from actors.runtime.messages import Group, Reply, Shard
 from hatch_ray.learning.grpo import TokenLoss, alike, grpo_loss
 from hatch_ray.learning.workers import whole
+from hatch_ray.model.families import family_of
 from hatch_ray.model.kept_prompts import Unit, make_units, with_passes
 from hatch_ray.model.packing import PackedBatch, pack
 from hatch_ray.model.prompt_tokens import Prompt
@@ -26,8 +27,6 @@ MISMATCH = {"float32": 0.02, "bfloat16": 0.2}
 """Largest mean difference (nats) between the learner's and vLLM's log-probability of a token at equal weights."""
 SUMS = ("loss", "kl", "clip_share", "correction_share", "entropy", "sampler_gap")
 """Metrics summed over tokens, then over workers, then divided by the step's tokens."""
-PATCHES_PER_TOKEN = 4
-"""Patches that the encoder's merger makes one token of."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Learner(Policy):
         """
         grpo = self.config.grpo
         prompts = [self.prompt(group) for group in shard.groups]
-        batches = split_rows(prompts, shard.groups, grpo.token_budget, grpo.shared_prefix)
+        batches = self.batches(prompts, shard.groups)
         units = self.units(batches)
         units = with_passes(units, self.workers.most([unit.passes for unit in units]))
         packed = [self.packed(rows) for rows in batches]
@@ -94,6 +93,12 @@ class Learner(Policy):
             self.bad_in_a_row = 0
         metrics["tokens"] = float(shard.global_tokens)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    def batches(self, prompts: Sequence[Prompt], groups: Sequence[Group]) -> list[list[Row]]:
+        """What is computed at a time (`split_rows`)."""
+        grpo, config = self.config.grpo, self.model.config
+        merged = family_of(config).patches_per_token(vars(config.vision_config))
+        return split_rows(prompts, groups, grpo.token_budget, merged, grpo.shared_prefix)
 
     def _gradients(
         self,
@@ -239,12 +244,13 @@ class Learner(Policy):
 
 
 def split_rows(
-    prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int, shared: bool = True
+    prompts: Sequence[Prompt], groups: Sequence[Group], token_budget: int, merged: int, shared: bool = True
 ) -> list[list[Row]]:
     """Batches of at most `token_budget` tokens: whole groups, as many as fit; a group that alone is longer is cut into
     parts that fit beside its prompt, each of at least one reply. shared=False counts a prompt for every reply.
 
-    The image encoder's work on an image's patches counts as much as the image's tokens do, once for each image.
+    The image encoder's work on an image's patches counts as much as the image's tokens do (one for `merged` patches),
+    once for each image.
 
     Attention pads to the longest prompt and reply of a batch, so a batch is also full when its replies would hold more
     than G times as many padded keys as it may have tokens: one long prompt takes few short ones along.
@@ -257,7 +263,7 @@ def split_rows(
         part = shared and len(rows) > 1
         for row in rows:
             joined = [*batches[-1], row] if batches else [row]
-            fits = sum(row_tokens(r, shared) for r in joined) + encoded_tokens(joined) <= token_budget
+            fits = sum(row_tokens(r, shared) for r in joined) + encoded_tokens(joined, merged) <= token_budget
             if not batches or part or cut or not fits or padded_keys(joined) > size * token_budget:
                 batches.append([])
             batches[-1].append(row)
@@ -271,11 +277,10 @@ def row_tokens(row: Row, shared: bool = True) -> int:
     return prompts * len(row.prompt.token_ids) + sum(len(reply.token_ids) for reply in row.replies)
 
 
-def encoded_tokens(rows: Sequence[Row]) -> int:
+def encoded_tokens(rows: Sequence[Row], merged: int) -> int:
     """Image tokens that the encoder makes for a batch; an image that is shown several times is encoded once."""
     images = {image.key or id(image): image for row in rows for image in row.prompt.images}
-    merged = sum(math.prod(image.grid) for image in images.values())
-    return merged // PATCHES_PER_TOKEN
+    return sum(image.patches for image in images.values()) // merged
 
 
 def padded_keys(rows: Sequence[Row]) -> int:

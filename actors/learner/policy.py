@@ -131,13 +131,11 @@ class Policy:
             pixels = torch.from_numpy(ray.get(image.patches.ref, timeout=60))
         return ImagePatches(pixels, image.patches.grid, image.hash)
 
-    def learned_weights(self) -> dict[str, torch.Tensor]:
-        """What an engine needs to become this version: the parts in which something learns, in the engine's dtype."""
-        return dict(self.each_learned_weight())
-
     def each_learned_weight(self) -> Iterable[tuple[str, torch.Tensor]]:
-        """The same pair by pair, each made when it is asked for; of a sharded model all at once, in the CPU's memory
-        of rank 0."""
+        """What an engine needs to become this version: the parts in which something learns, in the engine's dtype.
+
+        Pair by pair, each made when it is asked for; of a sharded model all at once, in the CPU's memory of rank 0.
+        """
         learned, dtype = only_learned(final_weights(self.model), self.learned_parts), self.config.rollout.dtype
         if self.workers.sharded:
             return self.workers.gathered(learned, dtype).items()

@@ -12,6 +12,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from hatch_ray.run_folder import ASKS
+
 SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 """Bounds of the histograms."""
 
@@ -50,8 +52,6 @@ TABLE = (
 PHASES = ("prepare", "generate", "reward", "wait", "sync", "learn")
 TERM = "reward_"
 """Before a reward term's name in a step's metrics."""
-ASKS = "asks_"
-"""Before the name of a sampler's number there."""
 SPREAD = "reward_std"
 """What is no term."""
 LEARNER = ("loss", "kl", "entropy", "grad_norm", "clip_share", "lr")

@@ -16,9 +16,9 @@ from actors.learner.worker import REPORTS
 from hatch_ray.config import Config
 from hatch_ray.data.store import Sampler
 from hatch_ray.learning.health import Health
-from hatch_ray.run_folder import RunFolder, append_jsonl, drop_steps, read_jsonl
+from hatch_ray.run_folder import ASKS, RunFolder, append_jsonl, drop_steps, read_jsonl
 from hatch_ray.systems.base import System
-from hatch_ray.systems.words import ASKS, standing_in_words
+from hatch_ray.systems.words import standing_in_words
 
 STAGE = "grpo"
 

@@ -12,12 +12,11 @@ import base64
 import binascii
 import csv
 import json
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_uppercase
 
-from hatch_ray.benchmarks.files import read_member
+from hatch_ray.benchmarks.files import read_member, zip_folder
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.paper import PARTS
 from hatch_ray.benchmarks.reading import item_of, items_of, letter_of, text_of
@@ -131,14 +130,10 @@ def read_sat_real(paths: tuple[Path, ...]) -> Found:
 
 def read_omnispatial(paths: tuple[Path, ...]) -> Found:
     """The test set, zipped as published or unpacked. Raises ValueError: data.json is missing or no list."""
-    place: Path | zipfile.Path = paths[0].parent
-    if paths[0].suffix == ".zip":
-        try:
-            place = zipfile.Path(paths[0], f"{OMNI_FOLDER}/")
-        except zipfile.BadZipFile:
-            raise ValueError(f"{paths[0]} is no readable zip; download it again") from None
-        if not (place / OMNI_FILE).is_file():
-            raise ValueError(f"{paths[0]} holds no {OMNI_FOLDER}/{OMNI_FILE}; download it again")
+    zipped = paths[0].suffix == ".zip"
+    place = zip_folder(paths[0], OMNI_FOLDER) if zipped else paths[0].parent
+    if zipped and not (place / OMNI_FILE).is_file():
+        raise ValueError(f"{paths[0]} holds no {OMNI_FOLDER}/{OMNI_FILE}; download it again")
     try:
         rows = json.loads(read_member(place / OMNI_FILE, f"{OMNI_FILE} of {paths[0]}"))
     except json.JSONDecodeError as error:

@@ -18,6 +18,19 @@ from hatch_ray.data.parquet import Row
 MOST_NAMED = 8
 
 
+def choose_root(name: str, roots: Sequence[str], hub: str = "") -> str:
+    """The root for one benchmark: NAME=ROOT, else the common one (its subfolder named as on the hub), else the hub."""
+    common = hub
+    for root in roots:
+        named, equals, value = root.partition("=")
+        if equals and named == name:
+            return value
+        if not equals:
+            below = Path(root).expanduser() / hub.rpartition("/")[2]
+            common = str(below) if hub and below.is_dir() else root
+    return common
+
+
 def local_root(root: str, patterns: Sequence[str]) -> Path:
     """A folder or zip of this machine as it is; the name of a hub dataset is fetched (only what the patterns name).
 
@@ -63,6 +76,14 @@ def read_member(file: Path | zipfile.Path, name: str) -> bytes:
         return file.read_bytes()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{name} cannot be read ({error}); download it again") from None
+
+
+def zip_folder(path: Path, folder: str) -> zipfile.Path:
+    """A folder inside a zip. Raises ValueError when it is no zip."""
+    try:
+        return zipfile.Path(path, f"{folder}/")
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path} is no readable zip; download it again") from None
 
 
 def json_lines(data: bytes) -> Iterator[Row | None]:

@@ -22,7 +22,6 @@ from hatch_ray.benchmarks.report import MARKS, counts_line
 from hatch_ray.benchmarks.results import beyond_noise, is_whole
 from hatch_ray.evaluation.intervals import Interval
 from hatch_ray.run_folder import RunFolder, write_atomic
-from hatch_ray.systems.matching.blind import LABELS, blind_pairs
 from hatch_ray.systems.matching.measures import (
     LEGEND,
     MEASURES,
@@ -30,7 +29,6 @@ from hatch_ray.systems.matching.measures import (
     figure,
     markdown_table,
     text_table,
-    written,
 )
 
 PUBLISHED = "reasonmatch"
@@ -85,8 +83,7 @@ def measure(model: str, rows: Sequence[Mapping[str, Any]], bootstrap: int, seed:
     """The model's replies, and blind ones to the same questions."""
     measured = Measured([case_of_gold(row["gold"], row["cluster"], row["parts"]) for row in rows], bootstrap, seed)
     measured.add(model, [row["completion"] for row in rows])
-    for name, pairs in blind_pairs([case.target for case in measured.cases]).items():
-        measured.add(LABELS[name], [written(each) for each in pairs])
+    measured.add_blind()
     return measured
 
 
@@ -153,8 +150,7 @@ def _beside_published(measured: Measured, compared: Sequence[Mapping[str, Any]])
 
 
 def _whole(measured: Measured) -> Table:
-    rows = [[name, *(figure(each) for each in measured.whole(name).values())] for name in measured.lines]
-    return f"All {len(measured.cases)} questions, blind replies beside", ["", *MEASURES.values()], rows
+    return f"All {len(measured.cases)} questions, blind replies beside", ["", *MEASURES.values()], measured.rows()
 
 
 def _by_part(measured: Measured) -> Table:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hatch_ray.benchmarks.files import choose_root
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.config import Config
 from hatch_ray.config_sections import DataConfig
@@ -47,9 +48,7 @@ def _data(name: str, config: Config, roots: Sequence[str]) -> DataConfig:
     data = config.data
     root: str | Path | None = None
     if SCENES[name] == "rgbd":
-        given = [text.partition("=")[2] if "=" in text else text for text in roots if text.startswith(f"{name}=")]
-        given += [text for text in roots if "=" not in text]
-        root = given[0] if given else (data.root if data.kind == "rgbd" else None)
+        root = choose_root(name, roots) or (data.root if data.kind == "rgbd" else None)
         if root is None or is_dataset(root):
             raise ValueError(f"{name} needs posed RGB-D frames: give --root {name}=FOLDER (docs/data.md)")
     changes: dict[str, Any] = {"kind": SCENES[name], "root": root, "tasks": [], "heldout_samples": config.eval.samples}

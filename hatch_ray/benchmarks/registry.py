@@ -5,9 +5,8 @@ A new benchmark is one entry in BENCHMARKS with a function that reads its rows, 
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 
 from hatch_ray.benchmarks import letter_scorers, spar_scorers
 from hatch_ray.benchmarks.choice_readers import read_3dsrbench, read_blink, read_omnispatial, read_sat_real
-from hatch_ray.benchmarks.files import decode_image, json_lines, read_member
+from hatch_ray.benchmarks.files import decode_image, json_lines, read_member, zip_folder
 from hatch_ray.benchmarks.item import BadRowError, Item
 from hatch_ray.benchmarks.matching_scenes import read_scenes
 from hatch_ray.benchmarks.paper import PARTS, Part
@@ -60,19 +59,6 @@ class Benchmark:
     def title(self) -> str:
         """Its name in print."""
         return self.titled or self.part.title
-
-
-def choose_root(benchmark: Benchmark, roots: Sequence[str]) -> str:
-    """The root for one benchmark: NAME=ROOT, else the common one (its subfolder named as on the hub), else the hub."""
-    common = benchmark.part.hub
-    for root in roots:
-        name, equals, value = root.partition("=")
-        if equals and name == benchmark.part.name:
-            return value
-        if not equals:
-            below = Path(root).expanduser() / benchmark.part.hub.split("/")[1]
-            common = str(below) if below.is_dir() else root
-    return common
 
 
 def survey(benchmark: Benchmark, paths: tuple[Path, ...]) -> tuple[int, Counter[str], dict[str, str]]:
@@ -137,12 +123,7 @@ MINDCUBE_FILE = "raw/MindCube_tinybench.jsonl"
 
 def read_mindcube(paths: tuple[Path, ...]) -> Iterator[Item | BadRowError]:
     """MindCube-Tiny: data.zip as published, or unpacked. Raises ValueError when the zip lacks the tiny benchmark."""
-    place: Path | zipfile.Path = paths[0].parent.parent
-    if paths[0].suffix == ".zip":
-        try:
-            place = zipfile.Path(paths[0], "data/")
-        except zipfile.BadZipFile:
-            raise ValueError(f"{paths[0]} is no readable zip; download it again") from None
+    place = zip_folder(paths[0], "data") if paths[0].suffix == ".zip" else paths[0].parent.parent
     if not (place / MINDCUBE_FILE).is_file():
         raise ValueError(f"{paths[0]} holds no data/{MINDCUBE_FILE}; download MindCube's data.zip again")
 

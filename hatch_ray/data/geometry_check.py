@@ -40,7 +40,6 @@ class SceneVerdict:
 
     name: str
     verdict: Verdict
-    read_as: Convention
 
     def words(self) -> str:
         """One line: the figure, and what would fit."""
@@ -89,7 +88,7 @@ def _check_scene(scene: StoredScene, read_as: Convention, thorough: bool) -> Sce
             views[place] = scene.load(numbers[place])
     order = {place: number for number, place in enumerate(views)}
     kept = [(order[i], order[j]) for i, j in pairs if i in views and j in views]
-    return SceneVerdict(scene.name, judge(PairsOfViews(list(views.values()), kept), read_as, thorough), read_as)
+    return SceneVerdict(scene.name, judge(PairsOfViews(list(views.values()), kept), read_as, thorough))
 
 
 def refuse_misread(verdicts: Sequence[SceneVerdict], root: object) -> None:

@@ -14,7 +14,7 @@ from hatch_ray.data.scene import Frame, Scene
 from hatch_ray.data.scenes.posed import Landmarks, PosedScene
 from hatch_ray.data.visibility import Target, surface_point, visible_object
 from hatch_ray.geometry.actions import MAX_METRES, plan_between
-from hatch_ray.geometry.overlap import PosedDepth, view_overlap
+from hatch_ray.geometry.overlap import view_overlap
 from hatch_ray.geometry.se3 import as_transform, pose_error
 from hatch_ray.sample import PairPlan
 
@@ -79,9 +79,7 @@ class SceneViews:
             return float(np.mean(landmarks.shared(i, j)))
         x, y = (self.scene.frame(index) for index in (i, j))
         stride = max(1, x.depth.shape[1] // OVERLAP_SAMPLES_ACROSS)
-        return view_overlap(
-            PosedDepth(x.depth, x.depth_intrinsics, x.pose), PosedDepth(y.depth, y.depth_intrinsics, y.pose), stride
-        )
+        return view_overlap(x.posed_depth, y.posed_depth, stride)
 
     def _motion_of(self, i: int, j: int) -> tuple[float, float]:
         """Metres and degrees between two cameras."""

@@ -8,6 +8,7 @@ from typing import Any
 EXAMPLES_A_REASON = 3
 MAX_BAD_SHARE = 0.05
 REASONS_SHOWN = 10
+OF_SPAR = "Complete the download or leave these tasks or sources out (data.tasks, data.spar.sources)"
 
 
 class Refusal(ValueError):
@@ -26,8 +27,9 @@ def reasons_to_stop(reasons: Counter[str], rows: int) -> list[tuple[str, int]]:
 class BadRows:
     """Counts rows read and rows refused."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, advice: str = OF_SPAR) -> None:
+        """advice: what to do where too many are refused."""
+        self.place, self.advice = place, advice
         self.read = 0
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
@@ -46,8 +48,7 @@ class BadRows:
         reasons = "; ".join(f"{count} {reason} (first: {self.examples[reason][0]})" for reason, count in worst)
         raise ValueError(
             f"{self.reasons.total()} of {self.read} rows of {self.place} cannot be used, "
-            f"more than {MAX_BAD_SHARE:.0%}: {reasons}. "
-            "Complete the download or leave these tasks or sources out (data.tasks, data.spar.sources)"
+            f"more than {MAX_BAD_SHARE:.0%}: {reasons}. {self.advice}"
         )
 
     def summary(self) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from hatch_ray.config_sections import DataConfig
 from hatch_ray.data.camera_files import read_intrinsics, read_matrix, read_pose
 from hatch_ray.data.geometry_check import StoredScene, words_or_refusal
 from hatch_ray.data.images import image_size, load_depth
+from hatch_ray.data.refusals import EXAMPLES_A_REASON
 from hatch_ray.data.rgbd_frames import FrameFiles, Recording, RgbdScene
 from hatch_ray.data.unique import UniqueNames
 from hatch_ray.geometry.agreement import StoredView
@@ -44,7 +45,7 @@ SEVEN_SCENES_ZOOM = 525 / 585
 """Its colour camera's focal length over the depth camera's: a Kinect's usual one, which fits the photos
 (`tests/data/test_rgbd.py`); it was not published."""
 PARTS = {"color": "jpg", "depth": "png", "pose": "txt"}
-EXAMPLES_A_REASON = 3
+Item = TypeVar("Item")
 EXPECTED = (
     "expected frame-000000.color.png|jpg, .depth.png, .pose.txt (7-Scenes form), "
     "or color/, depth/, pose/ and intrinsic/ (ScanNet form), in it or in folders below it"
@@ -98,7 +99,7 @@ class Recordings:
         return scenes
 
 
-def time_split(frames: tuple[FrameFiles, ...], name: str, data: DataConfig) -> list[FrameFiles]:
+def time_split(frames: Sequence[Item], name: str, data: DataConfig) -> list[Item]:
     """Every `frame_step`-th frame; the last `heldout_fraction` is held out, a gap before it is used by neither."""
     stepped = list(frames[:: data.frame_step])
     heldout = int(np.ceil(data.heldout_fraction * len(stepped)))

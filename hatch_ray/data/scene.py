@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from hatch_ray.geometry.overlap import PosedDepth
+
 
 @dataclass(frozen=True)
 class SceneObject:
@@ -40,6 +42,11 @@ class Frame:
     depth_intrinsics: np.ndarray
     pose: np.ndarray
     instances: np.ndarray | None = None
+
+    @property
+    def posed_depth(self) -> PosedDepth:
+        """What reprojection needs of it."""
+        return PosedDepth(self.depth, self.depth_intrinsics, self.pose)
 
 
 class Scene(Protocol):

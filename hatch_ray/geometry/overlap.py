@@ -30,7 +30,7 @@ class Reprojection:
 
     u, v          pixel of X (depth grid).
     u_in, v_in    where its point falls in Y (float, depth grid of Y).
-    depth_in      its z-depth in Y's camera, metres.
+    depth_in      its z-depth in Y's camera, metres; NaN behind it, as u_in and v_in.
     consistent    it falls inside Y, in front of the camera, and Y's own depth there agrees within
                   t = max(0.05 m, 5 % of the depth).
     """
@@ -43,6 +43,18 @@ class Reprojection:
     consistent: np.ndarray
 
 
+def carry(
+    u: np.ndarray, v: np.ndarray, z: np.ndarray, x: PosedDepth, y: PosedDepth
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of X with their depth, in the grid of Y: u, v and z-depth there, NaN behind the camera."""
+    k, k_in = x.intrinsics, y.intrinsics
+    points = np.stack([(u - k[0, 2]) / k[0, 0] * z, (v - k[1, 2]) / k[1, 1] * z, z])
+    to_y = np.linalg.inv(y.pose) @ x.pose
+    x_in, y_in, z_in = to_y[:3, :3] @ points + to_y[:3, 3:]
+    z_in = np.where(z_in > 0, z_in, np.nan)
+    return k_in[0, 0] * x_in / z_in + k_in[0, 2], k_in[1, 1] * y_in / z_in + k_in[1, 2], z_in
+
+
 def reproject(x: PosedDepth, y: PosedDepth, stride: int = 4) -> Reprojection:
     """Carry every `stride`-th valid pixel of X into Y."""
     height, width = x.depth.shape
@@ -51,16 +63,9 @@ def reproject(x: PosedDepth, y: PosedDepth, stride: int = 4) -> Reprojection:
     row_index, column_index = np.nonzero(depth > 0)
     z = depth[row_index, column_index].astype(np.float64)
     u, v = columns[column_index], rows[row_index]
-    k = x.intrinsics
-    points = np.stack([(u - k[0, 2]) / k[0, 0] * z, (v - k[1, 2]) / k[1, 1] * z, z])
-    to_y = np.linalg.inv(y.pose) @ x.pose
-    x_in, y_in, z_in = to_y[:3, :3] @ points + to_y[:3, 3:]
-    front = z_in > 1e-6
-    safe = np.where(front, z_in, 1.0)
-    u_in = y.intrinsics[0, 0] * x_in / safe + y.intrinsics[0, 2]
-    v_in = y.intrinsics[1, 1] * y_in / safe + y.intrinsics[1, 2]
+    u_in, v_in, z_in = carry(u, v, z, x, y)
     height_y, width_y = y.depth.shape
-    inside = front & (u_in >= -0.5) & (u_in < width_y - 0.5) & (v_in >= -0.5) & (v_in < height_y - 0.5)
+    inside = (z_in > 1e-6) & (u_in >= -0.5) & (u_in < width_y - 0.5) & (v_in >= -0.5) & (v_in < height_y - 0.5)
     column = np.where(inside, np.rint(u_in), 0).astype(np.int64)
     row = np.where(inside, np.rint(v_in), 0).astype(np.int64)
     seen = y.depth[np.clip(row, 0, height_y - 1), np.clip(column, 0, width_y - 1)]

@@ -34,6 +34,13 @@ def as_transform(pose: np.ndarray) -> RigidTransform:
     return RigidTransform.from_components(pose[:3, 3], Rotation.from_matrix(rotation))
 
 
+def camera_to_world(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """The (4, 4) pose of x_camera = rotation @ x_world + translation."""
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation.T, -rotation.T @ translation
+    return pose
+
+
 def relative(pose_i: RigidTransform, pose_j: RigidTransform) -> RigidTransform:
     """Pose of camera j in camera i's frame: x_i = T x_j, with T = pose_i^-1 pose_j."""
     return pose_i.inv() * pose_j

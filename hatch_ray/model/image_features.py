@@ -31,6 +31,7 @@ class ImageEncoder:
     def __init__(self, visual: nn.Module, kept_bytes: int = KEPT_BYTES) -> None:
         self.visual = visual
         self._family = family_of(visual.config)
+        self._merged = self._family.patches_per_token(vars(visual.config))
         self.kept_bytes = kept_bytes
         self.encoded = 0
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -52,17 +53,13 @@ class ImageEncoder:
                                              if image.key in self._kept}  # fmt: skip
         if fresh:
             with torch.no_grad():
-                rows = self._encode(fresh).split([self._length(image) for image in fresh])
+                rows = self._encode(fresh).split([image.patches // self._merged for image in fresh])
             parts |= {image.key or id(image): row for image, row in zip(fresh, rows, strict=True)}
             for image, row in zip(fresh, rows, strict=True):
                 self._keep(image.key, row)
         for key in parts.keys() & self._kept.keys():
             self._kept.move_to_end(str(key))
         return torch.cat([parts[image.key or id(image)] for image in images])
-
-    def _length(self, image: ImagePatches) -> int:
-        t, h, w = image.grid
-        return t * h * w // int(self.visual.config.spatial_merge_size) ** 2  # type: ignore[union-attr, arg-type]
 
     def _encode(self, images: Sequence[ImagePatches]) -> torch.Tensor:
         self.encoded += len(images)

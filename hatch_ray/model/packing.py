@@ -101,14 +101,14 @@ def _unique_images(
     images: Sequence[ImagePatches], model: nn.Module, once: bool
 ) -> tuple[tuple[ImagePatches, ...], torch.Tensor]:
     """Each image once (or every time), and for every image token the place of its feature."""
-    merge = model.config.vision_config.spatial_merge_size**2
+    merged = family_of(model.config).patches_per_token(vars(model.config.vision_config))
     places: dict[object, torch.Tensor] = {}
     unique: list[ImagePatches] = []
     feature, total = [], 0
     for number, image in enumerate(images):
         name: object = (image.key or id(image)) if once else number
         if name not in places:
-            count = image.grid[0] * image.grid[1] * image.grid[2] // merge
+            count = image.patches // merged
             places[name] = total + torch.arange(count)
             unique.append(image)
             total += count

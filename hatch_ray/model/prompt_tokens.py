@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,11 @@ class ImagePatches:
     grid: tuple[int, int, int]
     key: str = ""
 
+    @property
+    def patches(self) -> int:
+        """How many there are."""
+        return math.prod(self.grid)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -35,11 +41,6 @@ def process_image(processor: Any, image: Image.Image, key: str = "") -> ImagePat
     out = processor.image_processor(images=[image], return_tensors="pt")
     t, h, w = out["image_grid_thw"][0].tolist()
     return ImagePatches(out["pixel_values"], (t, h, w), key)
-
-
-def image_tokens(processor: Any, grid: tuple[int, int, int]) -> int:
-    """Tokens that an image takes in the prompt: its patches after the merger."""
-    return grid[0] * grid[1] * grid[2] // processor.image_processor.merge_size**2
 
 
 def image_tokens_by_size(processor: Any, width: int, height: int) -> int:
@@ -67,8 +68,8 @@ def tokenize_prompt(processor: Any, text: str, images: Sequence[ImagePatches]) -
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     if ids.count(image_id) != len(images):
         raise ValueError(f"the prompt has {ids.count(image_id)} image placeholders for {len(images)} images")
-    remaining = iter(images)
+    lengths = iter([image.patches // processor.image_processor.merge_size**2 for image in images])
     wide: list[int] = []
     for token in ids:
-        wide += [token] * (image_tokens(processor, next(remaining).grid) if token == image_id else 1)
+        wide += [token] * (next(lengths) if token == image_id else 1)
     return Prompt(tuple(wide), tuple(images))

@@ -32,11 +32,10 @@ from hatch_ray.report.pasta import kept, matches
 from hatch_ray.report.plan import PlanCamera, plan_svg
 from hatch_ray.report.words import atoms_in_words
 from hatch_ray.rewards.score import TOTAL
-from hatch_ray.run_folder import RunFolder, read_jsonl, write_atomic
+from hatch_ray.run_folder import ASKS, RunFolder, read_jsonl, write_atomic
 from hatch_ray.sample import ActionFrame, Atom, Mark
 from hatch_ray.systems import system_of
 from hatch_ray.systems.base import Stage, System
-from hatch_ray.systems.words import ASKS
 
 SAMPLES = 8
 CHOICE_SEED = 0

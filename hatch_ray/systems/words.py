@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 
 from hatch_ray.rewards.score import TOTAL
 
-ASKS = "asks_"
-"""Before the names of a sampler's numbers in the metrics of a step."""
-
 
 @dataclass(frozen=True)
 class Shown:

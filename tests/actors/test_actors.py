@@ -297,7 +297,7 @@ def test_batches_hold_every_reply_once_and_keep_to_the_budget(sizes, budget, sha
         replies = tuple(Reply((number,) * n, "", np.zeros(n, np.float32), True) for n in lengths)
         advantages = np.arange(len(lengths), dtype=np.float32)
         groups.append(Group(Request(str(number), "", ()), Rollout(replies, 0, prompt), (), advantages, False))
-    batches = split_rows(prompts, groups, budget, shared)
+    batches = split_rows(prompts, groups, budget, 4, shared)
     rows = [row for batch in batches for row in batch]
     for prompt, group in zip(prompts, groups, strict=True):
         own = [row for row in rows if row.prompt is prompt]
@@ -328,10 +328,10 @@ def test_a_long_prompt_takes_few_short_ones_along():
         Group(Request(str(i), "", ()), Rollout((reply,) * 8, 0, length), (), np.zeros(8, np.float32), False)
         for i, length in enumerate(lengths)
     ]
-    batches = split_rows(prompts, groups, 8192)
+    batches = split_rows(prompts, groups, 8192, 4)
     assert sum(map(len, batches)) == 14
     assert max(map(padded_keys, batches)) <= 8 * 8192
-    assert len(split_rows(prompts[1:], groups[1:], 8192)) == 1
+    assert len(split_rows(prompts[1:], groups[1:], 8192, 4)) == 1
 
 
 def test_an_image_counts_for_the_encoder_too_once():
@@ -344,7 +344,7 @@ def test_an_image_counts_for_the_encoder_too_once():
             Group(Request(str(i), "", ()), Rollout((reply,) * 2, 0, 110), (), np.zeros(2, np.float32), False)
             for i in range(2)
         ]
-        return len(split_rows(prompts, groups, 400))
+        return len(split_rows(prompts, groups, 400, 4))
 
     assert batches("one", "one") == 1
     assert batches("one", "another") == 2
@@ -360,7 +360,7 @@ def test_rewarded_replies_become_likelier_and_the_clip_acts_from_the_second_upda
     assert first["clip_share"] == 0.0
     assert second["loss"] != first["loss"]
     prompts = [learner.prompt(group) for group in groups]
-    batch = learner.packed(split_rows(prompts, groups, 9999)[0])
+    batch = learner.packed(split_rows(prompts, groups, 9999, 4)[0])
     weight = torch.tensor([a for group in groups for a in group.advantages])[batch.reply]
     with torch.no_grad():
         gained = learner.scorer(batch)[0] - Learner(make_settings(tiny_model), tiny_model, 10).scorer(batch)[0]

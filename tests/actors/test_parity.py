@@ -91,7 +91,7 @@ class Pair:
 
     def handle(self, without=(), change=None):
         """The learner's present weights as it publishes them, without some tensors, or changed on the way."""
-        state = {name: t.clone() for name, t in self.learner.learned_weights().items() if name not in without}
+        state = {name: t.clone() for name, t in self.learner.each_learned_weight() if name not in without}
         packed = pack_weights(state, self.version)
         published = packed.checksum
         if change is not None:

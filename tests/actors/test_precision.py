@@ -76,7 +76,7 @@ def test_engines_get_their_own_dtype_and_what_is_saved_is_the_master(
     from hatch_ray.model.base import load_model
 
     learner = Learner(config_of(tiny_model, "bfloat16"), tiny_model, 10)
-    assert {tensor.dtype for tensor in learner.learned_weights().values()} == {torch.bfloat16}
+    assert {tensor.dtype for _, tensor in learner.each_learned_weight()} == {torch.bfloat16}
     (shard,) = make_shards(0, make_batch(ray_cluster, tiny_model), 1)
     learner.update(shard)
     learner.save(tmp_path / "model", tiny_model)

@@ -20,7 +20,6 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from actors.experience.queues import make_shards
-from actors.learner.learner import split_rows
 from actors.runtime.deadlines import CollectiveError, collectives
 from hatch_ray.config import Config, ConfigError, make_config
 from hatch_ray.disk import is_full
@@ -193,7 +192,7 @@ def test_a_long_groups_prompt_and_images_are_computed_once_for_all_its_parts(tin
     for one in (config, in_one_pass(config)):
         learner = learner_of(one)
         (shard,) = make_shards(0, groups_of(tiny_model), 1)
-        batches = split_rows([learner.prompt(g) for g in shard.groups], shard.groups, one.grpo.token_budget)
+        batches = learner.batches([learner.prompt(g) for g in shard.groups], shard.groups)
         units = learner.units(batches)
         metrics = learner.update(shard)
         passes.append([unit.passes for unit in units])
@@ -371,7 +370,7 @@ def test_a_model_that_others_fill_ends_its_replies_as_the_read_one(tiny_model: P
 
 
 def weights_sent(rank: int, world: int, config: Config) -> dict[str, Any]:
-    return {name: tensor.detach().numpy() for name, tensor in learner_of(config, rank, world).learned_weights().items()}
+    return {name: tensor.detach().numpy() for name, tensor in learner_of(config, rank, world).each_learned_weight()}
 
 
 @pytest.mark.parametrize("lora_rank", [0, pytest.param(4, marks=pytest.mark.rest)])
@@ -390,7 +389,8 @@ def test_a_frozen_encoder_is_never_sent_and_does_not_change(tiny_model: Path, tm
     before = learner.frozen_checksum()
     assert learner.update(make_shards(0, groups_of(tiny_model), 1)[0])["grad_norm"] > 0
     assert learner.frozen_checksum() == before
-    assert learner.learned_weights() and not any("visual" in name for name in learner.learned_weights())
+    learned = [name for name, _ in learner.each_learned_weight()]
+    assert learned and not any("visual" in name for name in learned)
 
 
 def test_what_cannot_be_trained_so_is_refused(tiny_model: Path, tmp_path: Path) -> None:

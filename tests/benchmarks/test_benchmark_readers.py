@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hatch_ray.benchmarks.files import find_files, local_root
+from hatch_ray.benchmarks.files import choose_root, find_files, local_root
 from hatch_ray.benchmarks.item import BadRowError
-from hatch_ray.benchmarks.registry import BENCHMARKS, choose_root, survey
+from hatch_ray.benchmarks.registry import BENCHMARKS, survey
 from tests.support import benchmark_files as files
 from tests.support.pictures import photo
 
@@ -219,12 +219,14 @@ def test_other_wrong_files(tmp_path):
 
 
 def test_which_root_belongs_to_which_benchmark(tmp_path):
-    spar, mmsi = BENCHMARKS["spar_mv"], BENCHMARKS["mmsi"]
-    assert choose_root(spar, []) == "jasonzhango/SPAR-Bench"
+    spar, mmsi = (("spar_mv", "jasonzhango/SPAR-Bench"), ("mmsi", "RunsenXu/MMSI-Bench"))
+    assert all(BENCHMARKS[name].part.hub == hub for name, hub in (spar, mmsi))
+    assert choose_root(spar[0], [], spar[1]) == spar[1] and choose_root("matching_rgbd", []) == ""
     (tmp_path / "SPAR-Bench").mkdir()
-    assert choose_root(spar, [str(tmp_path)]) == str(tmp_path / "SPAR-Bench")
-    assert choose_root(mmsi, [str(tmp_path)]) == str(tmp_path)
-    assert choose_root(mmsi, [str(tmp_path), "mmsi=RunsenXu/MMSI-Bench"]) == "RunsenXu/MMSI-Bench"
+    assert choose_root(spar[0], [str(tmp_path)], spar[1]) == str(tmp_path / "SPAR-Bench")
+    assert choose_root(mmsi[0], [str(tmp_path)], mmsi[1]) == choose_root("matching_rgbd", [str(tmp_path)])
+    assert choose_root(mmsi[0], [str(tmp_path)], mmsi[1]) == str(tmp_path)
+    assert choose_root(mmsi[0], [str(tmp_path), "mmsi=OWNER/NAME"], mmsi[1]) == "OWNER/NAME"
 
 
 def stored(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:

@@ -26,10 +26,11 @@ from hatch_ray.benchmarks.results import predict_row
 from hatch_ray.config import Config, load_config, make_config
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.systems import system_of
-from hatch_ray.systems.matching.measures import Case, Measured, score, written
+from hatch_ray.systems.matching.measures import Case, Measured, score
 from hatch_ray.systems.matching.metrics import Counts
 from hatch_ray.systems.matching.official import official
 from hatch_ray.systems.matching.overlaps import BINS, bin_of
+from hatch_ray.systems.matching.reply import write_reply
 from hatch_ray.systems.matching.settings import MatchingConfig
 from tests.support import benchmark_files as files
 
@@ -98,14 +99,14 @@ def test_of_whole_replies_both_readings_say_the_same(data: st.DataObject) -> Non
     gold, said = (data.draw(st.lists(st.integers(0, m), min_size=n, max_size=n)) for _ in range(2))
     case = Case.of(gold, m, "a", {})
     counts = Counts.of(dict(enumerate(said, 1)), dict(enumerate(gold, 1)))
-    found = official(written(dict(enumerate(said, 1))), case.answer)
+    found = official(write_reply(dict(enumerate(said, 1))), case.answer)
     assert (found.precision, found.recall) == (counts.precision, counts.recall)
     assert found.f1 == pytest.approx(counts.f1) and found.read
 
 
 def test_figures_are_means_over_questions_and_sums_over_pairs() -> None:
     measured = Measured([VECTOR, Case.of((1,), 2, "b", {})], 50, 0)
-    measured.add("it", [REPLY, written({1: 1})])
+    measured.add("it", [REPLY, write_reply({1: 1})])
     whole = {name: each and each["value"] for name, each in measured.whole("it").items()}
     assert whole["f1"] == pytest.approx(70) and whole["micro_f1"] == pytest.approx(100 * 4 / 7)
     assert whole["accuracy"] == 75 and whole["none_recall"] == 50
@@ -209,7 +210,7 @@ def keep(run: RunFolder, name: str, items: list[Item], reply: Any, rows: int = 0
 
 
 def right(item: Item) -> str:
-    return written(dict(enumerate(case_of_gold(item.gold).gold, start=1)))
+    return write_reply(dict(enumerate(case_of_gold(item.gold).gold, start=1)))
 
 
 def printed(run: RunFolder, name: str) -> tuple[str, str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hatch_ray.data.scenes.forms import FORMS, read_scene
+from hatch_ray.data.scenes.posed import PosedScene
 from tests.support.scene_forms import (
     WRITERS,
     synthetic,
@@ -157,6 +159,11 @@ def test_a_model_of_another_capture_below_transforms_is_refused(tmp_path: Path) 
         read_scene(scene)
 
 
+def left_out(scene: PosedScene) -> Counter[str]:
+    """How many frames by reason."""
+    return Counter(refusal.reason for refusal in scene.left_out)
+
+
 @pytest.mark.parametrize("form", [name for name in WRITERS if name != "sens"])
 def test_missing_pictures_are_counted_and_the_rest_goes_on(form: str, tmp_path: Path) -> None:
     scene = written(form, tmp_path)
@@ -167,12 +174,12 @@ def test_missing_pictures_are_counted_and_the_rest_goes_on(form: str, tmp_path: 
         Image.new("RGB", (48, 64)).save(names[2])
     read = read_scene(scene)
     assert [view.image for view in read.views] == [name for name in names if name not in names[1 : 2 + turned]]
-    summary = read.summary()
-    assert summary["frames"] == 3 - turned and summary["frames_left_out"]["missing image"] == 1
-    assert any(names[1].name in example for example in summary["examples_left_out"])
+    reasons = left_out(read)
+    assert len(read) == 3 - turned and reasons["missing image"] == 1
+    assert any(names[1].name in str(refusal) for refusal in read.left_out)
     if read.landmarks is not None:
         assert set(read.landmarks.view) == {0, 1}
-    assert summary["frames_left_out"].get("intrinsics of another grid", 0) == turned
+    assert reasons["intrinsics of another grid"] == turned
     for name in (names[0], names[2], names[3]):
         name.unlink()
     with pytest.raises(ValueError, match="none of its 4 frames can be used; the first: missing image"):
@@ -187,7 +194,7 @@ def test_a_frame_with_a_broken_pose_is_left_out(form: str, fault: str, tmp_path:
     scene = WRITERS[form](stored, tmp_path / "bad")
     spoil(scene, form.partition(",")[0], -np.inf if fault == "infinite" else 7.0)
     read = read_scene(scene)
-    assert read.summary()["frames_left_out"] == {"broken pose": 1}
+    assert left_out(read) == {"broken pose": 1}
     np.testing.assert_array_equal(read.poses, good.poses[1:])
 
 
@@ -232,7 +239,7 @@ def test_frames_of_co3d_without_a_viewpoint_or_with_other_intrinsics(tmp_path: P
     frames = json.loads(gzip.decompress(file.read_bytes()))
     frames[2]["viewpoint"] = None
     file.write_bytes(gzip.compress(json.dumps(frames).encode()))
-    assert read_scene(sequence).summary()["frames_left_out"] == {"missing pose": 1}
+    assert left_out(read_scene(sequence)) == {"missing pose": 1}
     frames[3]["viewpoint"]["intrinsics_format"] = "pixels"
     file.write_bytes(gzip.compress(json.dumps(frames).encode() + b" "))
     with pytest.raises(ValueError, match=r"frame_annotations\.jgz: frame 2 .* has intrinsics_format pixels; read are"):

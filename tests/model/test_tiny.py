@@ -18,7 +18,8 @@ from hatch_ray.model import source
 from hatch_ray.model.fast_vision import speed_up_vision
 from hatch_ray.model.source import tiny_model_path
 from tools.pretrain_data import CELLS, ViewSet, render_views
-from tools.pretrain_tiny import encode_images, image_grid, patchify
+from tools.pretrain_tiny import encode_images
+from tools.pretraining import image_grid, patchify
 from tools.tiny import TinyConfig, make_tiny, new_tiny, train_tokenizer
 from tools.tiny_text import random_reply, tokenizer_corpus
 

@@ -23,7 +23,7 @@ from hatch_ray.systems.matching.baselines import by_matches, by_pose
 from hatch_ray.systems.matching.compare import questions_of
 from hatch_ray.systems.matching.epipolar import fundamental, line_distances
 from hatch_ray.systems.matching.matchers import MATCHERS, Matched, check_matchers, fit_motion, sift
-from hatch_ray.systems.matching.measures import written
+from hatch_ray.systems.matching.reply import write_reply
 from tests.support.room_truth import room_of, seen_at, surface
 from tests.support.runs import REPOSITORY
 
@@ -116,7 +116,7 @@ def test_the_command_and_what_it_reads(tmp_path: Path) -> None:
     data = tmp_path / "bench" / "data"
     system_of(config).build("data", "heldout", data)
     samples = read_dataset(data)
-    kept = [{"id": one.id, "completion": written(dict(enumerate(one.meta["gold"], start=1)))} for one in samples]
+    kept = [{"id": one.id, "completion": write_reply(dict(enumerate(one.meta["gold"], start=1)))} for one in samples]
     write_jsonl(data.parent / "predictions.jsonl", kept)
     assert [case.gold for case in questions_of(data, 9).cases()] == [tuple(one.meta["gold"]) for one in samples[:9]]
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from hatch_ray.protocol.response import MAX_ANSWER_CHARS, MAX_REPLY_CHARS
 from hatch_ray.rewards.score import check_scores
-from hatch_ray.systems.matching.metrics import Counts, one_to_one, table
+from hatch_ray.systems.matching.metrics import Counts, one_to_one
 from hatch_ray.systems.matching.reply import read_reply, write_reply
 from hatch_ray.systems.matching.reward import MatchReward, Target, score_reply
 from tests.support.hostile import GIANTS, ODD, babble, mutate
@@ -37,22 +37,12 @@ def answer(text: str) -> str:
 def test_the_measures_of_a_worked_example() -> None:
     counts = Counts.of(SAID, GOLD)
     assert counts.precision == pytest.approx(1 / 3) and counts.recall == 0.5 and counts.f1 == pytest.approx(0.4)
-    assert counts.accuracy == 0.5 and counts.none_precision == 1.0 and counts.none_recall == 0.5 and not counts.exact
+    assert counts.accuracy == 0.5 and not counts.exact
+    assert (counts.right_none, counts.said_none, counts.gold_none) == (1, 1, 2)
+    assert not one_to_one({1: 2, 2: 2}) and one_to_one({1: 0, 2: 0, 3: None, 4: None})
     score = score_reply(answer(json.dumps({str(k): str(v) if v else "none" for k, v in SAID.items()})), TARGET, OURS)
     assert score.terms["match"] == 0.5 and score.terms["f1"] == pytest.approx(0.4)
     assert score.total(OURS.weights()) == 1.5 and score.total(PAPER.weights()) == 2.5
-
-
-def test_measures_of_many_are_means_and_of_all_pairs_together() -> None:
-    found = table([SAID, {1: 1}], [GOLD, {1: 1}])
-    assert found["precision"] == pytest.approx((1 / 3 + 1) / 2) and found["micro_precision"] == pytest.approx(2 / 4)
-    assert found["f1"] == pytest.approx(0.7) and found["micro_f1"] == pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3))
-    assert found["exact"] == 0.5 and found["one_to_one"] == 1.0
-    nothing = table([{1: 0, 2: 0, 3: 0, 4: 0}], [GOLD])
-    assert nothing["f1"] == nothing["precision"] == 0 and nothing["accuracy"] == 0.5 and nothing["none_recall"] == 1
-    assert not one_to_one({1: 2, 2: 2}) and one_to_one({1: 0, 2: 0, 3: None, 4: None})
-    with pytest.raises(ValueError, match="no question"):
-        table([], [])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hatch_ray.data.store import read_dataset
 from hatch_ray.run_folder import RunFolder
 from hatch_ray.systems.matching.curriculum import Curriculum
 from hatch_ray.systems.matching.settings import MatchingConfig
-from hatch_ray.systems.matching.tables import main, measured, way
+from hatch_ray.systems.matching.tables import by_level, main, measured, way
 from tests.support.runs import ALONE, differences, hatch_here, kill_and_go_on, rows_of
 
 pytestmark = pytest.mark.rest
@@ -60,25 +60,29 @@ def test_its_ledger_is_all_that_the_curriculum_needs(run: Path) -> None:
         assert flat == [row["place"] for row in rows if row.get("draw")], "each gave its place to another one"
         redrawn += len(flat)
         sampler.observe(step, rows)
-    assert list(way(RunFolder(run), config))[-1][1].window == sampler.state.window
     counted = [row["redrawn_groups"] for row in rows_of(run / "metrics.jsonl") if row["stage"] == "grpo"]
     assert sum(counted) == redrawn > 0
     told = [row["asks_bin"] for row in rows_of(run / "metrics.jsonl") if row["stage"] == "grpo"]
     assert len(told) == 2 and told[0] == 0 and set(told) <= {0, 1, 2}
+    steps = list(way(RunFolder(run), config))
+    assert [step for step, _ in steps] == ([1] if told[0] == told[1] else [1, 2])
+    assert steps[0][1] == {"bin": "1 of 2", "level": "L1"} | dict.fromkeys(("L1", "L2", "L3"), "sparse")
 
 
 def test_it_is_evaluated_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = hatch_here("eval", str(run))
     assert "best constant" in output and "all none" in output and "F1" in output
     rows = rows_of(run / "eval" / "none.jsonl")
-    figures = measured(rows)
-    assert set(figures) == {"L1", "L2", "L3", "all"} and figures["all"]["f1"] == 0 and figures["L1"]["accuracy"] == 0
+    figures = measured("none", rows, 100, 0)
+    whole = {name: found["value"] for name, found in figures.whole("none").items() if found}
+    assert [line[1] for line in by_level(figures)] == ["all", "L1", "L2", "L3"] and whole["f1"] == 0
+    assert figures.of("none", "accuracy", figures.parts("level")["L1"])["value"] == 0  # type: ignore[index]
     assert json.loads((run / "eval" / "none.json").read_text())["overall"]["match"]["value"] == pytest.approx(
-        figures["all"]["accuracy"], abs=1e-6
+        whole["accuracy"] / 100, abs=1e-6
     )
     main(run)
     printed = capsys.readouterr().out
-    assert "one_to_one" in printed and "identity" in printed and "after step 1: bin 1 of 2, stage 1 of 3" in printed
+    assert "1:1" in printed and "identity" in printed and "step 1: bin 1 of 2, level L1, L1 sparse" in printed
     hatch_here("report", str(run))
     page = (run / "report.html").read_text()
     assert "Match SFT" in page and "what was asked by step" in page

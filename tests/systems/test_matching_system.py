@@ -17,10 +17,11 @@ from hatch_ray.sample import Sample
 from hatch_ray.systems import load_system, system_of
 from hatch_ray.systems.matching.curriculum import Curriculum
 from hatch_ray.systems.matching.data import KINDS, build_matching
-from hatch_ray.systems.matching.metrics import table
+from hatch_ray.systems.matching.measures import MEASURES, Case, Measured
+from hatch_ray.systems.matching.questions import LEVELS
 from hatch_ray.systems.matching.reply import read_reply
 from hatch_ray.systems.matching.system import Matching
-from hatch_ray.systems.matching.tables import measured
+from hatch_ray.systems.matching.tables import by_level, measured
 from tests.support.runs import REPOSITORY
 
 CONFIG = REPOSITORY / "configs" / "wbm_tiny.yaml"
@@ -98,19 +99,19 @@ def test_prompts_ask_for_what_is_read(samples: list[Sample]) -> None:
 def test_blind_replies(samples: list[Sample]) -> None:
     system = system_of(config_of())
     replies = system.blind_replies(samples)
-    golds = [dict(enumerate(one.meta["gold"], 1)) for one in samples]
+    found = Measured([Case.of(one.meta["gold"], one.meta["second"], one.id, {}) for one in samples], 10, 0)
+    for name, texts in replies.items():
+        for text, one in zip(texts, samples, strict=True):
+            assert not read_reply(text, len(one.meta["gold"]), one.meta["second"], False).problems
+        found.add(name, texts)
 
-    def of(name: str) -> dict[str, float]:
-        said = [
-            read_reply(text, len(one.meta["gold"]), one.meta["second"], False)
-            for text, one in zip(replies[name], samples, strict=True)
-        ]
-        assert all(not one.problems for one in said)
-        return table([one.pairs for one in said], golds)
+    def of(name: str, measure: str) -> float:
+        interval = found.of(name, measure)
+        assert interval is not None
+        return interval["value"]
 
-    none, constant = of("none"), of("constant")
-    assert none["f1"] == 0 and none["none_recall"] == 1 and of("random")["one_to_one"] == 1
-    assert constant["accuracy"] >= max(of(name)["accuracy"] for name in ("none", "identity", "random"))
+    assert of("none", "f1") == 0 and of("none", "none_recall") == 100 and of("random", "one_to_one") == 100
+    assert of("constant", "accuracy") >= max(of(name, "accuracy") for name in ("none", "identity", "random"))
 
 
 def test_the_service_reads_replies_of_any_size() -> None:
@@ -153,11 +154,12 @@ def test_a_setting_that_contradicts_the_paper_is_refused() -> None:
 def test_figures_of_an_evaluation_are_those_of_its_rows(samples: list[Sample]) -> None:
     system = system_of(config_of())
     golds = [system.gold(one, "grpo") for one in samples]
-    best = measured(score_rows(system, "grpo", samples, golds))
-    assert list(best) == ["all", "L3", "L2", "L1"] and best["all"]["questions"] == 54
-    assert all(best[part][name] == 1 for part in best for name in ("f1", "micro_f1", "accuracy", "exact"))
-    none = measured(score_rows(system, "grpo", samples, ["hm"] * len(samples)))
-    assert none["all"]["f1"] == none["all"]["accuracy"] == none["all"]["none_recall"] == 0
+    best = list(by_level(measured("final", score_rows(system, "grpo", samples, golds), 10, 0)))
+    assert [line[:3] for line in best] == [["final", "all", "54"], *(["final", level, "18"] for level in LEVELS)]
+    assert {cell for line in best for cell in line[3:]} == {"100.0", "-"}
+    (none, *_) = by_level(measured("final", score_rows(system, "grpo", samples, ["hm"] * len(samples)), 10, 0))
+    told = dict(zip(MEASURES, none[3:], strict=True))
+    assert told["f1"] == told["accuracy"] == told["none_recall"] == told["parsed"] == "0.0"
 
 
 def test_real_frames_give_the_same_kinds(redkitchen: Path, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from hatch_ray.data.markers import COLORS
 from hatch_ray.data.rooms import RoomOptions
-from tools.pretrain_marks import MARK_QUESTIONS, ask_about, draw_asked, show
-from tools.pretrain_more import MarkPacker, MoreOptions, pretrain_more
+from tools.pretrain_mark_questions import MARK_QUESTIONS, ask_about, draw_asked
+from tools.pretrain_marks import show
+from tools.pretrain_more import MoreOptions, pretrain_more
+from tools.pretrain_packing import MarkPacker
 from tools.pretrain_spots import SpotSet, render_spots
 from tools.tiny import make_tiny, new_tiny
 from tools.widen_tiny import WIDE, group_heads, widen

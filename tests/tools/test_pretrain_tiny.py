@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from hatch_ray.data.rooms import PRETRAIN_SEEDS, RoomOptions
 from tools.pretrain_data import CELLS, QUESTIONS, ViewSet, ask, render_views
 from tools.pretrain_heads import numbers_error
-from tools.pretrain_tiny import Packer, PretrainOptions, app, draw_questions, pretrain
+from tools.pretrain_packing import Packer, draw_questions
+from tools.pretrain_tiny import PretrainOptions, app, pretrain
 from tools.tiny import TinyConfig, train_tokenizer
 from tools.tiny_text import tokenizer_corpus
 

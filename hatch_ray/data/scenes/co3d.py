@@ -19,6 +19,7 @@ from PIL import Image
 from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, gather, posed_image
 from hatch_ray.geometry.lens import Lens
+from hatch_ray.geometry.se3 import camera_to_world
 
 FORM = "co3d"
 LOOKS_LIKE = "a sequence's folder with images/, below a category's with frame_annotations.jgz (CO3D)"
@@ -66,10 +67,7 @@ def _posed(path: Path, frame: dict[str, Any]) -> PosedImage:
     if viewpoint is None:
         raise Refusal("missing pose", f"{name} has no viewpoint")
     rotation, translation = np.array(viewpoint["R"], dtype=float), np.array(viewpoint["T"], dtype=float)
-    to_camera = np.eye(4)
-    to_camera[:3, :3], to_camera[:3, 3] = (rotation * FLIP).T, translation * FLIP
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = to_camera[:3, :3].T, -to_camera[:3, :3].T @ to_camera[:3, 3]
+    pose = camera_to_world((rotation * FLIP).T, translation * FLIP)
     depth = frame.get("depth")
     load = None if depth is None else partial(_depth, root, depth)
     return posed_image(frame["image"]["path"], root / frame["image"]["path"], _lens(viewpoint, frame, name), pose, load)

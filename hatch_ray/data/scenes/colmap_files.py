@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scenes.cursor import Cursor
 from hatch_ray.geometry.lens import Lens
+from hatch_ray.geometry.se3 import camera_to_world
 
 MODELS = (
     ("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8), ("OPENCV_FISHEYE", 8),
@@ -46,10 +47,8 @@ class ImageRecord:
         length = float(np.linalg.norm(self.quaternion))
         if not abs(length - 1) < 1e-2:
             raise Refusal("broken pose", f"{self.name}: its quaternion has length {length:g}, a rotation's has 1")
-        pose = np.eye(4)
-        pose[:3, :3] = Rotation.from_quat(self.quaternion, scalar_first=True).as_matrix().T
-        pose[:3, 3] = -pose[:3, :3] @ self.translation
-        return pose
+        rotation = Rotation.from_quat(self.quaternion, scalar_first=True).as_matrix()
+        return camera_to_world(rotation, self.translation)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ them; `Lens.distort` leads back to the picture as it is stored. Lengths are in t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -204,16 +203,6 @@ class PosedScene:
     def poses(self) -> np.ndarray:
         """(V, 4, 4)."""
         return np.stack([view.pose for view in self.views])
-
-    def summary(self) -> dict[str, Any]:
-        """For a report: what was used, and what was left out by reason, with the first of them."""
-        return {
-            "form": self.form,
-            "frames": len(self),
-            "frames_left_out": dict(Counter(refusal.reason for refusal in self.left_out)),
-            "examples_left_out": [str(refusal) for refusal in self.left_out[:3]],
-            "landmarks": 0 if self.landmarks is None else len(self.landmarks.points),
-        }
 
 
 def _times(depth: Callable[[], np.ndarray], factor: float) -> np.ndarray:

@@ -16,6 +16,7 @@ from hatch_ray.data.images import image_size
 from hatch_ray.data.refusals import Refusal
 from hatch_ray.data.scenes.posed import PosedImage, PosedScene, gather, posed_image
 from hatch_ray.geometry.lens import Lens
+from hatch_ray.geometry.se3 import camera_to_world
 
 FORM = "realestate"
 LOOKS_LIKE = (
@@ -58,9 +59,8 @@ def _posed(path: Path, row: tuple[str, np.ndarray]) -> PosedImage:
     timestamp, values = row
     images = [path / f"{timestamp}.{ending}" for ending in ENDINGS]
     image = next((file for file in images if file.is_file()), images[0])
-    to_camera = np.vstack([values[7:].reshape(3, 4), [0, 0, 0, 1]])
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = to_camera[:3, :3].T, -to_camera[:3, :3].T @ to_camera[:3, 3]
+    to_camera = values[7:].reshape(3, 4)
+    pose = camera_to_world(to_camera[:, :3], to_camera[:, 3])
     try:
         width, height = image_size(image)
         lens = Lens.of(

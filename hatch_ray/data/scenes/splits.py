@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hatch_ray.config_sections import DataConfig
+from hatch_ray.data.rgbd import time_split
 from hatch_ray.data.scenes.forms import find_scenes, forms_of, read_scene
 from hatch_ray.data.scenes.posed import PosedScene
 from hatch_ray.data.store import Split
@@ -51,9 +52,7 @@ def _read(name: str, folder: Path, data: DataConfig, alone: Split | None) -> Pos
     scene = read_scene(folder, next((form for form in MANY_FORMS if form in forms), "") if len(forms) > 1 else "")
     keep = np.arange(0, len(scene), data.frame_step)
     if alone is not None:
-        held = int(np.ceil(data.heldout_fraction * len(keep)))
-        first = len(keep) - held
-        keep = keep[first:] if alone == "heldout" else keep[: first - int(np.ceil(data.gap_fraction * len(keep)))]
+        keep = np.array(time_split(range(len(scene)), alone, data), dtype=int)
         name = f"{name or scene.id}-{alone}"
     factor = Convention.parse(data.convention).translation
     return replace((scene if factor == 1 else scene.scaled(factor)).part(keep), id=name or scene.id)

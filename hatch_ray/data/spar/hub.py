@@ -159,7 +159,7 @@ class HubRows:
     def check(self) -> None:
         if self.data.check_geometry and self._pairs:
             verdict = judge(Pairs(self._stored, self._pairs), self._convention)
-            refuse_misread([SceneVerdict("the stream's rows", verdict, self._convention)], self.data.spar.hub)
+            refuse_misread([SceneVerdict("the stream's rows", verdict)], self.data.spar.hub)
         self._stored, self._pairs = [], []
 
     def summary(self) -> dict[str, Any]:

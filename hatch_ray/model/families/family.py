@@ -103,6 +103,10 @@ class Family(ABC):
         channels, side = vision.get("in_channels", vision.get("in_chans", 3)), int(vision.get("patch_size", self.patch))
         return int(channels), int(vision.get("temporal_patch_size", 2)), side, side
 
+    def patches_per_token(self, vision: Json) -> int:
+        """Patches that the encoder's merger makes one token of."""
+        return int(vision.get("spatial_merge_size", 2)) ** 2
+
     def shares_prefixes(self, text: Json) -> bool:
         """Whether a prompt can be computed once for all of its replies: every layer attends to all that came before."""
         return set(text.get("layer_types") or ("full_attention",)) == {"full_attention"}

@@ -58,7 +58,7 @@ class Qwen25VL(Family):
 
     def around(self, vision: Json) -> Tensors:
         eye = int(vision["hidden_size"])
-        merged = eye * int(vision.get("spatial_merge_size", 2)) ** 2
+        merged = eye * self.patches_per_token(vision)
         return (
             {"patch_embed.proj.weight": (eye, *self.patch_shape(vision)), "merger.ln_q.weight": (eye,)}
             | linear("merger.mlp.0", merged, merged)

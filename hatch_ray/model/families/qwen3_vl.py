@@ -60,7 +60,7 @@ class Qwen3VL(Family):
 
     def around(self, vision: Json) -> Tensors:
         eye = int(vision["hidden_size"])
-        merged, wide = eye * int(vision.get("spatial_merge_size", 2)) ** 2, int(vision["out_hidden_size"])
+        merged, wide = eye * self.patches_per_token(vision), int(vision["out_hidden_size"])
         found: Tensors = {
             "patch_embed.proj.weight": (eye, *self.patch_shape(vision)),
             "patch_embed.proj.bias": (eye,),

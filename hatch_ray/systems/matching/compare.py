@@ -21,10 +21,10 @@ from hatch_ray.evaluation.intervals import MIN_SCENES
 from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.sample import Sample
 from hatch_ray.systems.matching.baselines import by_matches, by_pose
-from hatch_ray.systems.matching.blind import LABELS, blind_pairs
 from hatch_ray.systems.matching.matchers import MATCHERS, check_matchers
-from hatch_ray.systems.matching.measures import LEGEND, MEASURES, Case, Measured, figure, text_table, written
+from hatch_ray.systems.matching.measures import LEGEND, MEASURES, Case, Measured, figure, text_table
 from hatch_ray.systems.matching.overlaps import BINS, bin_of
+from hatch_ray.systems.matching.reply import write_reply
 from hatch_ray.systems.matching.settings import MatchingConfig
 
 ORACLE = "oracle pose"
@@ -116,16 +116,15 @@ def compare(questions: Questions, matchers: Sequence[str], bootstrap: int, seed:
         first, second = (_marks(sample, place, photo) for place, photo in enumerate(photos))
         width = photos[0].shape[1]
         for name in matchers:
-            said[name].append(written(by_matches(matched[name], first, second, width)))
+            said[name].append(write_reply(by_matches(matched[name], first, second, width)))
         if "fundamental" in sample.meta:
             known = np.array(sample.meta["fundamental"], dtype=float)
-            said[ORACLE].append(written(by_pose(known, first, second, width)))
+            said[ORACLE].append(write_reply(by_pose(known, first, second, width)))
         progress(number, len(samples))
     for name, texts in (said | questions.models).items():
         if len(texts) == len(samples):
             measured.add(name, texts)
-    for name, pairs_said in blind_pairs([case.target for case in measured.cases]).items():
-        measured.add(LABELS[name], [written(each) for each in pairs_said])
+    measured.add_blind()
     return Compared(measured, pairs, {name: spent / pairs for name, spent in seconds.items()})
 
 
@@ -163,8 +162,7 @@ class Compared:
                 cells = (figure(measured.of(name, measure, part), True) for part in bins.values())
                 rows.append([name, figure(measured.of(name, measure), True), *cells])
             blocks += [text_table([title, "all", *bins], rows), ""]
-        wholes = ([name, *(figure(each) for each in measured.whole(name).values())] for name in measured.lines)
-        blocks += [text_table(["all questions", *MEASURES.values()], list(wholes)), ""]
+        blocks += [text_table(["all questions", *MEASURES.values()], measured.rows()), ""]
         blocks.append(f"Columns: overlap of the pair. ±: half of the 95 % interval. {LEGEND}")
         return "\n".join(blocks)
 

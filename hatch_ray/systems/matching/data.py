@@ -94,10 +94,7 @@ class _Builder:
                 return
             try:
                 made = list(self._ask(scene, i, j, thin, [*draw, i, j]))
-            except Refused as refusal:
-                self.refused[refusal.reason] += 1
-                continue
-            except Refusal as refusal:
+            except (Refused, Refusal) as refusal:
                 self.refused[refusal.reason.replace(" ", "_")] += 1
                 continue
             pairs, self.pairs = pairs - 1, self.pairs + 1

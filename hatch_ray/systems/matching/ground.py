@@ -9,6 +9,7 @@ import numpy as np
 from hatch_ray.data.pairs import Refused
 from hatch_ray.data.scene import Frame, Scene
 from hatch_ray.data.scenes.posed import Landmarks
+from hatch_ray.data.visibility import project, to_camera
 from hatch_ray.systems.matching.places import FAR, Places, place_of, places
 from hatch_ray.systems.matching.pools import Pool, depth_pool, landmark_pool
 from hatch_ray.systems.matching.sized import SizedScene
@@ -119,7 +120,5 @@ def ground_of(scene: Scene, i: int, j: int) -> Ground:
 
 def _project(points: np.ndarray, frame: Frame) -> np.ndarray:
     """(n, 2) pixels of world points; NaN behind the camera."""
-    x, y, z = ((points - frame.pose[:3, 3]) @ frame.pose[:3, :3]).T
-    z = np.where(z > 0, z, np.nan)
-    k = frame.intrinsics
-    return np.stack([k[0, 0] * x / z + k[0, 2], k[1, 1] * y / z + k[1, 2]], axis=-1)
+    seen = to_camera(frame.pose, points)
+    return project(frame.intrinsics, np.where(seen[:, 2:] > 0, seen, np.nan))

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hatch_ray.evaluation.intervals import Bootstrap, Interval
+from hatch_ray.systems.matching.blind import LABELS, blind_pairs
 from hatch_ray.systems.matching.metrics import Counts, one_to_one
 from hatch_ray.systems.matching.official import official
-from hatch_ray.systems.matching.reply import NONE, read_reply, write_pairs
+from hatch_ray.systems.matching.reply import NONE, read_reply, write_reply
 from hatch_ray.systems.matching.reward import Target
 
 UNREAD = {"mapping:no_answer", "mapping:bad_json", "mapping:no_object"}
@@ -100,6 +101,11 @@ class Measured:
             for measure in MEASURES
         }
 
+    def add_blind(self) -> None:
+        """The replies without looking to the same questions."""
+        for name, pairs in blind_pairs([case.target for case in self.cases]).items():
+            self.add(LABELS[name], [write_reply(each) for each in pairs])
+
     def whole(self, name: str) -> dict[str, Interval | None]:
         """Every measure of all questions, percent; None where it does not apply."""
         return {measure: self.of(name, measure) for measure in MEASURES}
@@ -110,15 +116,14 @@ class Measured:
         chosen = np.ones(len(self.cases)) if part is None else part.astype(float)
         return self.draws.ratio(100 * above * chosen, below * chosen)
 
+    def rows(self) -> list[list[str]]:
+        """Every measure of all questions as cells of a table, a row for who replied."""
+        return [[name, *(figure(each) for each in self.whole(name).values())] for name in self.lines]
+
     def parts(self, *kinds: str) -> dict[str, np.ndarray]:
         """By value of these kinds of parts ("L1", or "indoor L1" of two): which questions have it."""
         names = np.array([" ".join(case.parts.get(kind, "unknown") for kind in kinds) for case in self.cases])
         return {str(name): names == name for name in sorted(set(names.tolist()))}
-
-
-def written(pairs: Mapping[int, int]) -> str:
-    """The reply that says these pairs as both readers take it."""
-    return f"<answer>{write_pairs(pairs)}</answer>"
 
 
 def figure(interval: Interval | None, spread: bool = False) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.ndimage import gaussian_gradient_magnitude
 
 from hatch_ray.data.scene import Frame
-from hatch_ray.systems.matching.pools import DEPTH_TOLERANCE, depth_at, move, picture_pixels
+from hatch_ray.geometry.overlap import carry
+from hatch_ray.systems.matching.pools import DEPTH_TOLERANCE, depth_at, picture_pixels
 
 FAR = -1e6
 HIDDEN_METRES, HIDDEN_SHARE = 0.10, 0.10
@@ -79,6 +80,6 @@ def _inside(pixels: np.ndarray, frame: Frame) -> np.ndarray:
 def _carry(u: np.ndarray, v: np.ndarray, source: Frame, target: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of pixels of the depth grid: places (n, 2) in the other picture, depth there, and the depth that it shows."""
     z = depth_at(source, u, v)[0]
-    u_2, v_2, z_2 = move(u, v, z, source, target)
+    u_2, v_2, z_2 = carry(u, v, z, source.posed_depth, target.posed_depth)
     z_seen, _ = depth_at(target, np.nan_to_num(u_2, nan=FAR), np.nan_to_num(v_2, nan=FAR))
     return np.nan_to_num(picture_pixels(u_2, v_2, target), nan=FAR), z_2, z_seen

@@ -18,6 +18,7 @@ from scipy.spatial import cKDTree
 from hatch_ray.data.numbered import circle_radius
 from hatch_ray.data.scene import Frame
 from hatch_ray.data.scenes.posed import Landmarks
+from hatch_ray.geometry.overlap import carry
 
 DEPTH_TOLERANCE = 0.05
 """Of |z projected - z seen| / z projected."""
@@ -151,29 +152,17 @@ def _carried(first: Frame, second: Frame, stride: int) -> tuple[np.ndarray, floa
     v, u = np.mgrid[stride // 2 : height : stride, stride // 2 : width : stride].reshape(2, -1)
     z = first.depth[v, u].astype(float)
     u, v, z = u[z > 0], v[z > 0], z[z > 0]
-    u_2, v_2, z_2 = move(u, v, z, first, second)
+    u_2, v_2, z_2 = carry(u, v, z, first.posed_depth, second.posed_depth)
     seen_z, steady_2 = depth_at(second, u_2, v_2)
     with np.errstate(invalid="ignore"):
         seen = (seen_z > 0) & (np.abs(z_2 - seen_z) < DEPTH_TOLERANCE * z_2)
     here, there = picture_pixels(u, v, first), picture_pixels(u_2, v_2, second)
     seen[seen] = np.abs(_color_at(first, here[seen]) - _color_at(second, there[seen])).mean(axis=1) < COLOR_TOLERANCE
-    u_back, v_back, _ = move(u_2[seen], v_2[seen], seen_z[seen], second, first)
+    u_back, v_back, _ = carry(u_2[seen], v_2[seen], seen_z[seen], second.posed_depth, first.posed_depth)
     kept = seen & depth_at(first, u, v)[1] & steady_2
     kept[seen] &= np.hypot(u_back - u[seen], v_back - v[seen]) <= RETURN * width
     total = len(range(stride // 2, height, stride)) * len(range(stride // 2, width, stride))
     return np.hstack([here, there])[kept], float(seen.sum() / total), float(seen.sum() / max(1, len(u)))
-
-
-def move(
-    u: np.ndarray, v: np.ndarray, z: np.ndarray, source: Frame, target: Frame
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of a depth grid, with their depth, in the other's grid; depth NaN behind the camera."""
-    k, k_to = source.depth_intrinsics, target.depth_intrinsics
-    points = np.stack([(u - k[0, 2]) / k[0, 0] * z, (v - k[1, 2]) / k[1, 1] * z, z])
-    move = np.linalg.inv(target.pose) @ source.pose
-    x, y, z_to = move[:3, :3] @ points + move[:3, 3:]
-    z_to = np.where(z_to > 0, z_to, np.nan)
-    return k_to[0, 0] * x / z_to + k_to[0, 2], k_to[1, 1] * y / z_to + k_to[1, 2], z_to
 
 
 def depth_at(frame: Frame, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

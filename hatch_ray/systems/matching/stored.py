@@ -116,9 +116,7 @@ def write_part(scene: Scene, making: Making, part: Part) -> bytes:
     for i, j in pairs_of(len(scene), making, part):
         try:
             rows.append(_row(scene, i, j, making))
-        except Refused as refusal:
-            refused[refusal.reason] += 1
-        except Refusal as refusal:
+        except (Refused, Refusal) as refusal:
             refused[refusal.reason.replace(" ", "_")] += 1
     return _bytes(rows, {"refused": dict(refused), "left_out": ""})
 

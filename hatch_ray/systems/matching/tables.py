@@ -7,78 +7,65 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hatch_ray.config import load_config
-from hatch_ray.data.store import built_root, read_dataset
 from hatch_ray.evaluation.heldout import read_rows
-from hatch_ray.run_folder import RunFolder, read_jsonl
-from hatch_ray.systems.matching.curriculum import Curriculum, make_sampler
-from hatch_ray.systems.matching.ladder import State
-from hatch_ray.systems.matching.metrics import table
-from hatch_ray.systems.matching.questions import LEVELS, SPREADS
+from hatch_ray.run_folder import ASKS, RunFolder, read_jsonl
+from hatch_ray.systems.matching.curriculum import ladders_of
+from hatch_ray.systems.matching.measures import LEGEND, MEASURES, Case, Measured, figure, text_table
 from hatch_ray.systems.matching.reply import NONE, NONE_TEXT
 from hatch_ray.systems.matching.settings import MatchingConfig
+from hatch_ray.systems.words import standing_in_words
 
 
-def measured(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The measures (`metrics.table`) of an evaluation's rows, of all and by level."""
-    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        parts["all"].append(row)
-        parts[row["id"].split("-")[-2]].append(row)
-    return {
-        part: table([_pairs(row["parsed_answer"]) for row in found], [_pairs(row["gold_answer"]) for row in found])
-        | {"questions": len(found)}
-        for part, found in sorted(parts.items(), reverse=True)
-    }
+def measured(name: str, rows: Sequence[dict[str, Any]], bootstrap: int, seed: int) -> Measured:
+    """The replies of an evaluation's rows."""
+    found = Measured([_case(row) for row in rows], bootstrap, seed)
+    found.add(name, [row["completion"] for row in rows])
+    return found
 
 
-def way(run: RunFolder, config: MatchingConfig) -> Iterator[tuple[int, State]]:
-    """The steps after which the curriculum asks for other questions, and its state then; none in another order."""
-    built = built_root(config.data.root)
-    sampler = make_sampler(config, read_dataset(run.data("train") if built is None else built / "train"))
-    steps: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_jsonl(run.ledger):
-        if row["status"] != "set aside":
-            steps[row["step"]].append(row)
-    before = None
-    for step in sorted(steps):
-        sampler.observe(step, steps[step])
-        if isinstance(sampler, Curriculum) and _asks(sampler.state) != before:
-            before = _asks(sampler.state)
-            yield step + 1, sampler.state
+def by_level(measured: Measured) -> Iterator[list[str]]:
+    """The cells of its lines: of all questions, and of each level's."""
+    (name,) = measured.lines
+    for level, part in {"all": None, **measured.parts("level")}.items():
+        n = len(measured.cases) if part is None else int(part.sum())
+        yield [name, level, str(n), *(figure(measured.of(name, measure, part)) for measure in MEASURES)]
 
 
-def _asks(state: State) -> tuple[Any, ...]:
-    return state.bin, state.mastered, state.stage.rung, tuple(one.rung for one in state.spreads)
+def way(run: RunFolder, config: MatchingConfig) -> Iterator[tuple[int, dict[str, str]]]:
+    """The steps at which the curriculum asked for other questions than before, and which; none in another order."""
+    ladders = {name: rungs for name, rungs in ladders_of(config.curriculum).items() if rungs}
+    before: dict[str, str] = {}
+    for row in read_jsonl(run.metrics_path):
+        asks = {name.removeprefix(ASKS): value for name, value in row.items() if name.startswith(ASKS)}
+        if (now := standing_in_words(ladders, asks)) and now != before:
+            yield row["step"], now
+            before = now
 
 
-def _pairs(answer: str | None) -> dict[int, int]:
-    found = json.loads(answer or "{}")
-    return {int(key): NONE if value == NONE_TEXT else int(value) for key, value in found.items()}
+def _case(row: dict[str, Any]) -> Case:
+    answer = json.loads(row["gold_answer"]).items()
+    gold = {int(mark): NONE if partner == NONE_TEXT else int(partner) for mark, partner in answer}
+    second = sum(mark["view"] == 1 for mark in row["marks"])
+    level = row["id"].split("-")[-2]
+    return Case.of([gold[mark] for mark in sorted(gold)], second, row["scene"], {"level": level})
 
 
 def main(folder: Path) -> None:
     run, config = RunFolder(folder), load_config(folder / "config.yaml")
     if not isinstance(config, MatchingConfig):
         raise SystemExit(f"{folder} is a run of the system {config.system}, not of matching")
-    first = True
+    rows: list[list[str]] = []
     for path in sorted(folder.glob("eval/*.jsonl")):
-        for part, figures in measured(read_rows(run, path.stem)).items():
-            if first:
-                print("evaluation".ljust(22), "marks", *(name.rjust(15) for name in figures))
-            first = False
-            print(path.stem.ljust(22), part.ljust(5), *(f"{value:15.4g}" for value in figures.values()))
-    for step, state in way(run, config):
-        kinds = ", ".join(
-            f"{level} {list(SPREADS)[one.rung]}" for level, one in zip(LEVELS, state.spreads, strict=True)
-        )
-        place = "all bins" if state.mastered else f"bin {state.bin + 1} of {config.curriculum.bins}"
-        print(f"after step {step}: {place}, stage {state.stage.rung + 1} of 3, {kinds}")
+        rows += by_level(measured(path.stem, read_rows(run, path.stem), config.eval.bootstrap, config.seed))
+    if rows:
+        print(text_table(["evaluation", "level", "n", *MEASURES.values()], rows), LEGEND, sep="\n")
+    for step, asked in way(run, config):
+        print(f"step {step}: " + ", ".join(f"{name} {value}" for name, value in asked.items()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from hatch_ray.evaluation.heldout import Row, in_order_of, term
 from hatch_ray.evaluation.intervals import Bootstrap, Interval, verdict
 from hatch_ray.geometry.se3 import as_transform
 from hatch_ray.sample import Sample
-from hatch_ray.systems.viewpoint.questions import LETTERS, MOVED, SIDES, TYPES
+from hatch_ray.systems.viewpoint.questions import LETTERS, MOVED, OPPOSITE, SIDES, TYPES
 
 if TYPE_CHECKING:
     from hatch_ray.evaluation.findings import Evaluations
@@ -29,7 +29,7 @@ BY_CHANCE = 0.25
 
 def turned_round(sample: Sample) -> Sample:
     """The same question with the two photos in the other order: the right answer is the opposite one."""
-    side = SIDES[1 - SIDES.index(sample.meta["side"])]
+    side = OPPOSITE[sample.meta["side"]]
     if TYPES[sample.task].options:
         answer = LETTERS[list(sample.meta["options"]).index(MOVED[SIDES.index(side)])]
     else:

@@ -14,9 +14,7 @@ from hatch_ray.data.pairs import Refused
 from hatch_ray.geometry.actions import motion as composed
 from hatch_ray.sample import ActionFrame, Atom
 from hatch_ray.systems.viewpoint.motion import motion
-from hatch_ray.systems.viewpoint.questions import SIDES, TURNS, TYPES
-
-OPPOSITE = dict(zip(SIDES, reversed(SIDES), strict=True))
+from hatch_ray.systems.viewpoint.questions import OPPOSITE, TURNS, TYPES
 
 
 def upright(frame: ActionFrame | None) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 from hatch_ray.data.images import ImageRefused, load_stored, upright
 from hatch_ray.data.parquet import Row, columns_of, parquet_rows
 from hatch_ray.data.questions.choices import listed
-from hatch_ray.data.refusals import MAX_BAD_SHARE, BadRows, Refusal, reasons_to_stop
+from hatch_ray.data.refusals import BadRows, Refusal
 from hatch_ray.data.spar.layout import heldout
 from hatch_ray.data.store import SPLITS, Split
 from hatch_ray.data.writer import DatasetWriter
@@ -58,7 +58,7 @@ def build_published(
         raise ValueError(f"kind {data.kind}: the root {data.root} is not a folder; name that of the published files")
     wanted = data.samples if split == "train" else data.heldout_samples
     rows = (_sat_rows if data.kind == "sat" else _viewpoint_rows)(data, seed, split, wanted)
-    bad = BadRows(str(data.root))
+    bad = BadRows(str(data.root), "Check that the files are the published ones and whole")
     with DatasetWriter(out) as writer:
         for where, row in rows:
             if len(writer) == wanted:
@@ -77,12 +77,7 @@ def build_published(
                 writer.add(sample)
             if report:
                 report(len(writer), wanted)
-        if worst := reasons_to_stop(bad.reasons, bad.read):
-            told = "; ".join(f"{count} {reason} (first: {bad.examples[reason][0]})" for reason, count in worst)
-            raise ValueError(
-                f"{bad.reasons.total()} of {bad.read} rows of {data.root} cannot be used, more than "
-                f"{MAX_BAD_SHARE:.0%}: {told}; check that the files are the published ones and whole"
-            )
+        bad.check()
         if not len(writer):
             raise ValueError(f"{data.root} has no question for {split} (data.tasks: {data.tasks or 'all'})")
         writer.summary = {

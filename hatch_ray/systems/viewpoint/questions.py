@@ -15,6 +15,7 @@ STILL = "The object did not move between these two photos."
 STILL_PLACE = "Nothing moved between these two photos but the camera."
 LETTERS = "ABC"
 SIDES = ("left", "right")
+OPPOSITE = dict(zip(SIDES, reversed(SIDES), strict=True))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from hatch_ray.rewards.terms import score_answer
 from hatch_ray.run_folder import write_atomic
 from hatch_ray.sample import Sample
 from hatch_ray.systems.viewpoint.questions import SIDES
+from hatch_ray.systems.viewpoint.thoughts import tens
 
 REPEATED = re.compile(r"-thought-(\d+)$")
 """What `dataset` appends to the id of a sample that comes again with another thought."""
@@ -53,17 +54,13 @@ def asked_of_teacher(sample: Sample) -> Sample:
         parts.append(
             FACTS.format(
                 went=SIDES[meta["lateral"] > 0],
-                around=f", about {_tens(around)} degrees around the object" if around is not None else "",
+                around=f", about {tens(around)} degrees around the object" if around is not None else "",
                 turned=SIDES[meta["yaw_deg"] > 0],
-                degrees=_tens(meta["yaw_deg"]),
+                degrees=tens(meta["yaw_deg"]),
             )
         )
     parts.append(TASK.format(answer=sample.answer))
     return replace(sample, question="\n".join(parts))
-
-
-def _tens(degrees: float) -> int:
-    return max(10, 10 * round(abs(degrees) / 10))
 
 
 def kept_thought(reply: str, n_views: int, answer: str, form: str) -> tuple[str, str]:

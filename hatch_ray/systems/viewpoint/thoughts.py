@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from hatch_ray.systems.viewpoint.motion import Mode, Motion
-from hatch_ray.systems.viewpoint.questions import SIDES, TURNS, Asked, side
+from hatch_ray.systems.viewpoint.questions import OPPOSITE, TURNS, Asked, side
 
-OPPOSITE = dict(zip(SIDES, reversed(SIDES), strict=True))
 ORBIT = (
     "The second photo shows the object from about {around} degrees further to the {went}.",
     "The second photo shows more of the side that lay to the {went} in the first, by about {around} degrees.",
@@ -46,8 +45,8 @@ def think(name: str, motion: Motion, mode: Mode, asked: Asked, rng: np.random.Ge
         "turned": turned,
         "shown": OPPOSITE[turned],
         "seen": OPPOSITE[went],
-        "angle": _tens(motion.yaw_deg),
-        "around": _tens(motion.dphi_deg or 0.0),
+        "angle": tens(motion.yaw_deg),
+        "around": tens(motion.dphi_deg or 0.0),
         "answer": asked.answer,
     }
     turns = name in TURNS
@@ -60,5 +59,6 @@ def think(name: str, motion: Motion, mode: Mode, asked: Asked, rng: np.random.Ge
     return " ".join(part[int(rng.integers(len(part)))].format(**words) for part in [*parts, LAST])
 
 
-def _tens(degrees: float) -> str:
-    return f"{max(10, 10 * round(abs(degrees) / 10))}"
+def tens(degrees: float) -> int:
+    """An angle without its side, as a reader would put it."""
+    return max(10, 10 * round(abs(degrees) / 10))
