@@ -138,7 +138,7 @@ def test_datasets_are_built_and_shown(hatch, tmp_path):
     done = hatch("data", "show", str(tmp_path / "data" / "train"), "--out", str(page))
     assert done.returncode == 0, done.stderr
     assert page.read_text(encoding="utf-8").count("data:image/") >= 4
-    both = [word.replace("data.", "views.") for word in small]
+    both = [word.replace("data.", "views.").replace("samples=4", "samples=40") for word in small]
     done = hatch("data", "build", "configs/viewpoint_tiny.yaml", "--out", str(tmp_path / "two"), *small, *both)
     assert done.returncode == 0, done.stderr
     assert all((tmp_path / "two" / name / "index.jsonl").is_file() for name in ("views/train", "data/heldout"))

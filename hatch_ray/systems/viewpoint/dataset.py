@@ -47,7 +47,7 @@ def build_views(
     """
     makers = sources(data, seed, split)
     wanted = data.samples if split == "train" else data.heldout_samples
-    thinking = round(data.think_share * wanted) if mixed else 0
+    thinking = min(round(data.think_share * wanted), wanted - 1) if mixed else 0
     with DatasetWriter(out) as writer:
         builder = _Builder(data, [seed, SPLITS.index(split)], wanted - thinking, writer, mixed, report, max_pixels)
         for turn in range(ROUNDS):
