@@ -89,8 +89,7 @@ class Record:
 
     def asks(self) -> dict[str, str]:
         """The same for people, by name."""
-        said = {name.removeprefix(ASKS): value for name, value in self.standing().items()}
-        return standing_in_words(self.system.ladders(), said)
+        return standing_in_words(self.system.ladders(), self.standing())
 
     def rise(self) -> str:
         """The mean reward terms that weigh something, of the first and the last tenth of the steps, in words."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hatch_ray.rewards.score import TOTAL
+from hatch_ray.run_folder import ASKS
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class Shown:
     digits: int = 3
 
 
-def standing_in_words(ladders: Mapping[str, tuple[str, ...]], standing: Mapping[str, float]) -> dict[str, str]:
-    """What a sampler has come to (`System.ladders`): {"bin": "3 of 10", "bin mean": "0.64"}."""
+def standing_in_words(ladders: Mapping[str, tuple[str, ...]], metrics: Mapping[str, float]) -> dict[str, str]:
+    """What a sampler has come to (`System.ladders`), by a step's metrics: {"bin": "3 of 10", "bin mean": "0.64"}."""
+    standing = {name: metrics[f"{ASKS}{name}"] for name in ladders if f"{ASKS}{name}" in metrics}
     return {
-        name.replace("_", " "): rungs[round(standing[name])] if rungs else f"{standing[name]:.2f}"
-        for name, rungs in ladders.items()
-        if name in standing
+        name.replace("_", " "): ladders[name][round(value)] if ladders[name] else f"{value:.2f}"
+        for name, value in standing.items()
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hatch_ray.config import load_config
 from hatch_ray.evaluation.heldout import read_rows
-from hatch_ray.run_folder import ASKS, RunFolder, read_jsonl
+from hatch_ray.run_folder import RunFolder, read_jsonl
 from hatch_ray.systems.matching.curriculum import ladders_of
 from hatch_ray.systems.matching.measures import LEGEND, MEASURES, Case, Measured, figure, text_table
 from hatch_ray.systems.matching.reply import NONE, NONE_TEXT
@@ -41,8 +41,7 @@ def way(run: RunFolder, config: MatchingConfig) -> Iterator[tuple[int, dict[str,
     ladders = {name: rungs for name, rungs in ladders_of(config.curriculum).items() if rungs}
     before: dict[str, str] = {}
     for row in read_jsonl(run.metrics_path):
-        asks = {name.removeprefix(ASKS): value for name, value in row.items() if name.startswith(ASKS)}
-        if (now := standing_in_words(ladders, asks)) and now != before:
+        if (now := standing_in_words(ladders, row)) and now != before:
             yield row["step"], now
             before = now
 
